@@ -2,6 +2,7 @@ package balancer
 
 import (
 	"fmt"
+	"hash/maphash"
 	"net/netip"
 	"slices"
 	"sync"
@@ -26,6 +27,10 @@ type Balancer struct {
 	probed   map[Target]*probed // by Target.key
 	services map[string]*service
 	last     uint32 // the highest service number in use so far
+
+	mappings map[uint32][]mapping // of VS/NAT, by the number of the realserver
+	seed     maphash.Seed         // of frontend.tag
+	hints    *hints               // nil: not made yet
 }
 
 // Snapshot is one configuration. It doesn't change.
@@ -37,6 +42,8 @@ type Snapshot struct {
 	vips     map[netip.Addr]*ports
 	leftVIPs []netip.Addr
 	dests    []*Dest // by number; retired ones included
+	backends *backends
+	hints    *hints // nil: no Backend has several frontends
 
 	byAddr     map[netip.Addr][]*Dest // dests by address, made at the first call of DestsByAddr
 	indexDests sync.Once
@@ -55,11 +62,19 @@ type service struct {
 // its counts. Dests for the same realserver in several snapshots share these counts.
 type Dest struct {
 	Realserver
-	Via      method.Method // how packets get to it; nil: it is unreachable, see Reachable
-	overhead int           // Via's
-	number   uint32        // in the connection table
+	Via      method.Method   // how packets get to it; nil: it is unreachable, see Reachable
+	Back     method.Returner // of VS/NAT: how its replies get to clients; nil: past the director
+	overhead int             // Via's
+	number   uint32          // in the connection table
 	counts   *conntab.Counts
 	stats    *destStats
+}
+
+// CountReply counts a reply of n bytes of d, whose replies pass the director.
+func (d *Dest) CountReply(worker, n int) {
+	t := &d.stats.workers[worker]
+	t.replies.Add(1)
+	t.replyBytes.Add(uint64(n))
 }
 
 // destStats has a realserver's counts. They run from its first snapshot to its last.
@@ -70,10 +85,11 @@ type destStats struct {
 	workers     []traffic
 }
 
-// traffic is what one worker has sent to a realserver.
+// traffic is what one worker has sent to a realserver, and the replies that it has sent on from there.
 type traffic struct {
-	packets, bytes atomic.Uint64
-	_              [48]byte // no two workers in a cache line
+	packets, bytes      atomic.Uint64
+	replies, replyBytes atomic.Uint64
+	_                   [32]byte // no two workers in a cache line
 }
 
 // Count counts a packet of n bytes that worker sends to d.
@@ -92,7 +108,7 @@ const forgetAfter = time.Minute
 
 // New returns a Balancer without services. Its connections are in table. workers is the number of workers.
 func New(table *conntab.Table, workers int) *Balancer {
-	b := &Balancer{table: table, workers: workers,
+	b := &Balancer{table: table, workers: workers, seed: maphash.MakeSeed(),
 		retired: map[realserverID]*retired{}, probed: map[Target]*probed{}, services: map[string]*service{}}
 	b.current.Store(&Snapshot{balancer: b, table: table.View()})
 	return b
@@ -138,6 +154,13 @@ func (b *Balancer) Apply(cfg Config) error {
 	}
 	b.probe(cfg.Probed)
 	next.dests = append(next.dests, b.numbers...)
+	next.backends = b.backends(next.list)
+	if next.backends.several() {
+		if b.hints == nil {
+			b.hints = new(hints)
+		}
+		next.hints = b.hints
+	}
 	if cfg.Table != nil {
 		next.table = b.table.Configure(*cfg.Table)
 	}
@@ -182,14 +205,14 @@ func (s *Snapshot) add(svc *service) {
 	}
 }
 
-// byState returns the realservers that are up and the realservers that are down, by address.
-func (s *Service) byState() (up, down map[netip.Addr]Realserver) {
-	up, down = make(map[netip.Addr]Realserver, len(s.Realservers)), make(map[netip.Addr]Realserver)
+// byState returns the realservers that are up and the realservers that are down, by key.
+func (s *Service) byState() (up, down map[realserverKey]Realserver) {
+	up, down = make(map[realserverKey]Realserver, len(s.Realservers)), make(map[realserverKey]Realserver)
 	for _, r := range s.Realservers {
 		if r.Down {
-			down[r.Address] = r
+			down[r.key()] = r
 		} else {
-			up[r.Address] = r
+			up[r.key()] = r
 		}
 	}
 	return up, down
@@ -213,7 +236,7 @@ func (b *Balancer) service(former *service, c Service) *service {
 	s.sched = newScheduler(s, former)
 	want, fail := c.byState()
 	s.down = slices.DeleteFunc(s.down, func(d *Dest) bool {
-		if _, stays := fail[d.Address]; stays {
+		if _, stays := fail[d.key()]; stays {
 			return false
 		}
 		b.retire(d) // and comes back at once if it is up again
@@ -221,15 +244,15 @@ func (b *Balancer) service(former *service, c Service) *service {
 	})
 	for i := len(s.list) - 1; i >= 0; i-- {
 		d := s.list[i]
-		if _, stays := want[d.Address]; !stays {
+		if _, stays := want[d.key()]; !stays {
 			s.list = append(s.list[:i:i], s.list[i+1:]...)
 			s.sched.changed(s.list, change{changeRemoved, i})
 			b.retire(d)
 		}
 	}
 	for i, d := range s.list {
-		r := want[d.Address]
-		delete(want, d.Address)
+		r := want[d.key()]
+		delete(want, d.key())
 		if r != d.Realserver {
 			s.list[i] = b.replace(d, r)
 			if r.Weight != d.Weight {
@@ -238,18 +261,18 @@ func (b *Balancer) service(former *service, c Service) *service {
 		}
 	}
 	for i, d := range s.down {
-		if r := fail[d.Address]; r != d.Realserver {
+		if r := fail[d.key()]; r != d.Realserver {
 			s.down[i] = b.replace(d, r)
 		}
-		delete(fail, d.Address)
+		delete(fail, d.key())
 	}
 	for _, r := range c.Realservers {
-		if _, isNew := fail[r.Address]; isNew {
+		if _, isNew := fail[r.key()]; isNew {
 			s.down = append(s.down, b.enter(c.Name, r))
 		}
 	}
 	for _, r := range c.Realservers {
-		if _, isNew := want[r.Address]; isNew {
+		if _, isNew := want[r.key()]; isNew {
 			s.list = append([]*Dest{b.enter(c.Name, r)}, s.list...)
 			s.sched.changed(s.list, change{kind: changeAdded})
 		}

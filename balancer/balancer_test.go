@@ -140,6 +140,49 @@ func TestReloadKeepsWhatStays(t *testing.T) {
 	}
 }
 
+// TestMethodOfConnectionStays: a connection keeps the forwarding method that it began with. Ports of one address are
+// different realservers.
+func TestMethodOfConnectionStays(t *testing.T) {
+	nat := func(port uint16) Realserver {
+		r := rs(1, 1)
+		r.Kind, r.Port = method.NAT, port
+		return r
+	}
+	b := newBalancer(t, web("rr", rs(1, 1)))
+	began := func(n int) Realserver {
+		d, reason := b.Snapshot().Decide(flow(n, packet.FlagSYN), 0)
+		if reason != drop.Accept {
+			t.Fatal(reason)
+		}
+		return d.Realserver
+	}
+	if r := began(1); r.Kind != method.TUN {
+		t.Fatalf("%+v", r)
+	}
+	apply(t, b, web("rr", nat(0)))
+	if r := began(2); r.Kind != method.NAT || r.Port != 0 {
+		t.Errorf("a new connection goes to %+v", r)
+	}
+	apply(t, b, web("rr", nat(8080), nat(8081)))
+	if first, second := began(3), began(4); first.Port != 8081 || second.Port != 8080 {
+		t.Errorf("new connections go to %+v and %+v", first, second)
+	}
+	apply(t, b, web("rr", nat(8081)))
+	for n, want := range []Realserver{rs(1, 1), nat(0), nat(8081), nat(8080)} {
+		d, _ := b.Snapshot().Decide(flow(1+n, packet.FlagACK), 0)
+		if d == nil || d.key() != want.key() {
+			t.Errorf("connection %d goes to %+v now, want %+v", n+1, d, want)
+		}
+	}
+	if l := b.Leaving(); len(l) != 3 || l[2].Realserver != netip.AddrPortFrom(rs(1, 1).Address, 8080) {
+		t.Errorf("left are %+v", l)
+	}
+	apply(t, b, web("rr", rs(1, 1)))
+	if d := b.services["web"].list[0]; d.Kind != method.TUN || d.counts.Active() != 1 {
+		t.Errorf("it comes back as %+v with %d connections", d.Realserver, d.counts.Active())
+	}
+}
+
 func TestServiceThatLeavesKeepsItsConnections(t *testing.T) {
 	b := newBalancer(t, web("rr", rs(1, 1)))
 	sequence(b, 1, 1)

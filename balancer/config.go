@@ -13,7 +13,7 @@ import (
 )
 
 // Config is the configuration of a Balancer. The caller ensures that service names are unique, that a service's
-// realservers have different addresses, and that no two services share VIP, protocol and port.
+// realservers have different IDs, and that no two services share VIP, protocol and port.
 type Config struct {
 	Services []Service
 	Probed   []Target // targets of Pin, independent of services; each once
@@ -38,12 +38,15 @@ type Target struct {
 	method.Config
 }
 
+// ID identifies r within its service: its address, and its own port, where it has one (VS/NAT), else 0.
+func (r *Realserver) ID() netip.AddrPort { return netip.AddrPortFrom(r.Address, r.Port) }
+
 // Target is the reachability part of r.
 func (r Realserver) Target() Target { return Target{r.Address, r.Config} }
 
 // key is the identity of a target: everything except what its path gives.
 func (t Target) key() Target {
-	t.Source, t.MTU = netip.Addr{}, 0
+	t.Source, t.Link, t.MTU = netip.Addr{}, method.Link{}, 0
 	return t
 }
 
@@ -56,7 +59,7 @@ type Service struct {
 	Scheduler   string // one of Schedulers
 	Flags       Flags  // of the scheduler
 	Persistence Persistence
-	OnePacket   bool         // each UDP datagram is scheduled by itself, without a connection
+	OnePacket   bool         // each UDP datagram is scheduled by itself, without a connection, except to VS/NAT
 	Realservers []Realserver // in the order of `ipvsadm -a`
 }
 

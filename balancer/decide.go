@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	"vstun/balancer/conntab"
+	"vstun/balancer/method"
 	"vstun/encap/packet"
 	"vstun/encap/packet/drop"
 )
@@ -24,9 +25,12 @@ func (s *Snapshot) decide(p *packet.Info, now conntab.Ticks, t *Trace) (*Dest, d
 		return nil, reason
 	}
 	if t != nil {
-		t.Chosen = d.Address
+		t.Chosen = d.ID()
 	}
 	if !d.Reachable() {
+		if d.Kind == method.NAT {
+			return nil, drop.Unreachable
+		}
 		return nil, drop.SendError
 	}
 	return d, drop.Accept
@@ -99,7 +103,7 @@ func (s *Snapshot) connect(svc *service, d *Dest, template uint32, p *packet.Inf
 	if t != nil {
 		return d, drop.Accept
 	}
-	if svc.config.OnePacket && p.Flow.Proto == packet.ProtoUDP {
+	if svc.config.OnePacket && p.Flow.Proto == packet.ProtoUDP && d.Back == nil {
 		if template != 0 {
 			s.table.Release(template)
 		}
@@ -111,6 +115,9 @@ func (s *Snapshot) connect(svc *service, d *Dest, template uint32, p *packet.Inf
 		return nil, drop.TableFull
 	case conntab.Hit: // another worker was faster
 		return s.dest(n)
+	}
+	if d.Back != nil && s.hints != nil {
+		s.hint(p, d)
 	}
 	d.bound()
 	d.stats.connections.Add(1)

@@ -7,10 +7,19 @@ import (
 	"vstun/balancer/method"
 )
 
-// realserverID is the identity of a realserver of a service.
+// realserverKey identifies a Dest within its service. Another forwarding method makes another Dest: connections keep
+// the method that they began with, as in the kernel.
+type realserverKey struct {
+	id   netip.AddrPort
+	kind method.Kind
+}
+
+func (r *Realserver) key() realserverKey { return realserverKey{r.ID(), r.Kind} }
+
+// realserverID identifies a Dest.
 type realserverID struct {
 	service string
-	address netip.Addr
+	realserverKey
 }
 
 // retired is a realserver that has left the configuration, and when it was last known to have connections.
@@ -22,8 +31,8 @@ type retired struct {
 // enter returns a Dest for a realserver that is new to the service. A retired realserver gets its number and counts
 // back.
 func (b *Balancer) enter(service string, r Realserver) *Dest {
-	if l := b.retired[realserverID{service, r.Address}]; l != nil {
-		delete(b.retired, realserverID{service, r.Address})
+	if l := b.retired[realserverID{service, r.key()}]; l != nil {
+		delete(b.retired, realserverID{service, r.key()})
 		return b.replace(l.dest, r)
 	}
 	return b.replace(b.newDest(service), r)
@@ -50,22 +59,24 @@ func (b *Balancer) replace(d *Dest, r Realserver) *Dest {
 	next := &Dest{number: d.number, counts: d.counts, stats: d.stats}
 	next.reachAs(r)
 	next.counts.SetState(r.Down, !r.Down && r.Weight == 0)
+	next.counts.SetReplies(r.Kind == method.NAT)
 	b.numbers[d.number] = next
 	return next
 }
 
 // reachAs sets d's parameters to r and makes its method. Via stays nil if the method needs a source and r has none.
 func (d *Dest) reachAs(r Realserver) {
-	d.Realserver, d.Via, d.overhead = r, nil, 0
+	d.Realserver, d.Via, d.Back, d.overhead = r, nil, nil, 0
 	if m, err := method.New(r.Address, r.Config); err == nil {
 		d.Via, d.overhead = m, m.Overhead()
+		d.Back, _ = m.(method.Returner)
 	}
 }
 
-// Reachable reports whether d has a method. Tunnels over IPv6, and those with a UDP checksum over IPv4, need a source
-// address. They have none while none is configured and the kernel has no route. Other tunnels stay reachable without a
-// route; the kernel then refuses each packet.
-func (d *Dest) Reachable() bool { return d.Via != nil }
+// Reachable reports whether packets can be sent to d. Tunnels over IPv6, and those with a UDP checksum over IPv4, need
+// a source address. They have none while none is configured and the kernel has no route. Other tunnels stay reachable
+// without a route; the kernel then refuses each packet. VS/NAT needs a route: without one the MTU is 0.
+func (d *Dest) Reachable() bool { return d.Via != nil && (d.Kind != method.NAT || d.MTU > 0) }
 
 // Overhead returns the number of bytes that d's method adds to a packet.
 func (d *Dest) Overhead() int { return d.overhead }
@@ -75,7 +86,7 @@ func (d *Dest) Inner() int { return d.MTU - d.overhead }
 
 // retire notes that d has left the configuration. Its connections go on.
 func (b *Balancer) retire(d *Dest) {
-	b.retired[realserverID{d.stats.service, d.Address}] = &retired{d, time.Now()}
+	b.retired[realserverID{d.stats.service, d.key()}] = &retired{d, time.Now()}
 	d.counts.SetState(true, false)
 }
 
@@ -103,5 +114,6 @@ func (b *Balancer) forget(now time.Time) {
 // release frees d's number for another Dest.
 func (b *Balancer) release(d *Dest) {
 	b.numbers[d.number] = nil
+	delete(b.mappings, d.number)
 	b.free = append(b.free, d.number)
 }

@@ -19,9 +19,9 @@ type Trace struct {
 	Restarted  bool // it is down, and the packet restarts the flow at another realserver
 	conn       conntab.Conn
 
-	Template *Connection // the client's template at the service; nil: none, or not looked up
-	Kept     bool        // the template leads the new connection
-	Chosen   netip.Addr  // realserver that the packet goes to; the zero Addr: none
+	Template *Connection    // the client's template at the service; nil: none, or not looked up
+	Kept     bool           // the template leads the new connection
+	Chosen   netip.AddrPort // ID of the realserver that the packet goes to; the zero value: none
 }
 
 // lookup looks p up in the connection table and records the connection.
@@ -76,7 +76,7 @@ func (s *Snapshot) Explain(p *packet.Info, now conntab.Ticks) Explanation {
 	all := slices.Concat(svc.list, svc.down)
 	for _, r := range e.Service.Realservers {
 		c := Candidate{RealserverStatus: r}
-		if i := slices.IndexFunc(all, func(d *Dest) bool { return d.Address == r.Address }); i >= 0 {
+		if i := slices.IndexFunc(all, func(d *Dest) bool { return d.ID() == r.ID() }); i >= 0 {
 			d := all[i]
 			c.Overloaded, c.Reachable, c.Inner = d.overloaded(), d.Reachable(), d.Inner()
 		}
@@ -92,7 +92,8 @@ func (s *Snapshot) connection(c conntab.Conn) (_ *Connection, left bool) {
 	if d == nil {
 		return nil, false
 	}
-	return &Connection{Conn: c, Service: d.stats.service, Realserver: d.Address}, d.counts.Gone()
+	known := d.connection(c)
+	return &known, d.counts.Gone()
 }
 
 // Frontend is a VIP with a range of ports, and its service.

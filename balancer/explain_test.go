@@ -67,7 +67,7 @@ func explainForesees(t *testing.T, scheduler string, persistent bool) {
 		d, reason := asked.Snapshot().Decide(p, now)
 		fresh := e.Connection == nil || e.Fate != conntab.Followed
 		if scheduler != "twos" || !fresh {
-			if reason != e.Drop || reason == drop.Accept && d.Address != e.Chosen {
+			if reason != e.Drop || reason == drop.Accept && d.ID() != e.Chosen {
 				t.Fatalf("step %d: %v, %v is foreseen, and it is %+v, %v", step, e.Chosen, e.Drop, d, reason)
 			}
 			if !fresh && e.Chosen != e.Connection.Realserver {
@@ -116,7 +116,8 @@ func TestExplainRefusals(t *testing.T) {
 		t.Errorf("all are drained or full: %+v", e)
 	}
 	p := flow(1, packet.FlagSYN)
-	if e := b.Snapshot().Explain(p, 0); e.Connection == nil || e.Connection.Realserver != rs(2, 1).Address || e.Left {
+	if e := b.Snapshot().Explain(p, 0); e.Connection == nil ||
+		e.Connection.Realserver.Addr() != rs(2, 1).Address || e.Left {
 		t.Errorf("a connection: %+v", e)
 	}
 	p.Flow.DstPort = 8001

@@ -3,6 +3,8 @@ package balancer
 import (
 	"net/netip"
 	"slices"
+
+	"vstun/balancer/method"
 )
 
 // Path is the kernel's data about the path to a realserver.
@@ -10,6 +12,7 @@ type Path struct {
 	MTU int // largest packet, in bytes
 	// Source is the source address for tunnels that have one already or need one; the zero Addr: unknown.
 	Source netip.Addr
+	Link   method.Link // of VS/DR; Device 0: unknown
 }
 
 // Reroute sets the paths to retired realservers, by address. Apply sets the paths to the others. Retired realservers
@@ -28,6 +31,9 @@ func (b *Balancer) Reroute(paths map[netip.Addr]Path) {
 		if path.Source.IsValid() && (r.Source.IsValid() || !l.dest.Reachable()) {
 			r.Source = path.Source
 		}
+		if r.Kind == method.DR && path.Link.Device != 0 {
+			r.Link = path.Link
+		}
 		if r == l.dest.Realserver {
 			continue
 		}
@@ -39,6 +45,7 @@ func (b *Balancer) Reroute(paths map[netip.Addr]Path) {
 	if changed {
 		s := b.current.Load()
 		b.current.Store(&Snapshot{balancer: b, table: s.table, options: s.options,
-			list: s.list, vips: s.vips, leftVIPs: s.leftVIPs, dests: slices.Clone(b.numbers)})
+			list: s.list, vips: s.vips, leftVIPs: s.leftVIPs, dests: slices.Clone(b.numbers),
+			backends: s.backends, hints: s.hints})
 	}
 }

@@ -1,6 +1,7 @@
 package balancer
 
 import (
+	"cmp"
 	"math/bits"
 	"slices"
 
@@ -18,7 +19,7 @@ var maglev = []Scheduler{
 // as they are when another realserver comes or goes.
 type mh struct {
 	flags Flags
-	port  uint16   // the service's port, 0 if it has several; part of the realservers' hash, as in the kernel
+	port  uint16   // the service's port, 0 if it has several: of the realservers without a port of their own
 	dests []mhDest // in list order; a new slice for each change
 	table *mhTable // a new table for each change; nil: no realserver has ever had a weight
 	stale bool     // the table is older than dests: only until settle
@@ -68,8 +69,9 @@ func (s *mh) pick(list []*Dest, p *packet.Info, _ conntab.Ticks) *Dest {
 	return nil
 }
 
+// mhDest returns d's permutation. As in the kernel, the realserver's port is part of its hash.
 func (s *mh) mhDest(d *Dest) mhDest {
-	key := fold(d.Address) + uint32(s.port)
+	key := fold(d.Address) + uint32(cmp.Or(d.Port, s.port))
 	return mhDest{hsiphash(key, mhKey1) % mhSlots, hsiphash(key, mhKey2)%(mhSlots-1) + 1, d.Weight}
 }
 

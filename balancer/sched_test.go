@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"vstun/balancer/conntab"
+	"vstun/balancer/method"
 	"vstun/encap/packet"
 	"vstun/encap/packet/drop"
 )
@@ -215,6 +216,34 @@ func TestMaglevMoves(t *testing.T) {
 		if share > 15 {
 			t.Errorf("%.1f %% are more than 15", share)
 		}
+	}
+}
+
+// TestMaglevPort: the realserver's own port is part of its hash; the service's port is part of the others'.
+func TestMaglevPort(t *testing.T) {
+	picks := func(service, own uint16) (s string) {
+		var list []Realserver
+		for n := range 5 {
+			r := rs(n+1, 1)
+			r.Kind, r.Port = method.NAT, own
+			list = append(list, r)
+		}
+		svc := web("mh", list...)
+		svc.Ports = []PortRange{{service, service}}
+		b := newBalancer(t, svc)
+		for n := range 200 {
+			p := flow(n, 0)
+			p.Flow.Src = netip.AddrFrom4([4]byte{100, 0, 0, byte(n)})
+			list := b.services["web"].list
+			s += fmt.Sprint(b.services["web"].sched.pick(list, p, 0).Address.As4()[3])
+		}
+		return s
+	}
+	if picks(80, 8080) != picks(8080, 0) {
+		t.Error("own ports do not count as the service's port does")
+	}
+	if picks(80, 8080) == picks(80, 0) {
+		t.Error("own ports make no difference")
 	}
 }
 

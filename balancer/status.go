@@ -20,6 +20,8 @@ type RealserverStatus struct {
 	Templates        int    // clients whose persistence leads to it
 	Connections      uint64 // scheduled to it since it was configured first
 	Packets, Bytes   uint64 // of clients, without tunnel headers
+	// Replies and ReplyBytes are of the realserver, as far as they pass the director (VS/NAT).
+	Replies, ReplyBytes uint64
 }
 
 // Status returns the services in the order of the configuration.
@@ -40,40 +42,42 @@ func (s *service) status() *ServiceStatus {
 		for i := range d.stats.workers {
 			rs.Packets += d.stats.workers[i].packets.Load()
 			rs.Bytes += d.stats.workers[i].bytes.Load()
+			rs.Replies += d.stats.workers[i].replies.Load()
+			rs.ReplyBytes += d.stats.workers[i].replyBytes.Load()
 		}
 		st.Realservers = append(st.Realservers, rs)
 	}
-	order := make(map[netip.Addr]int, len(s.config.Realservers))
+	order := make(map[netip.AddrPort]int, len(s.config.Realservers))
 	for i, r := range s.config.Realservers {
-		order[r.Address] = i
+		order[r.ID()] = i
 	}
-	slices.SortFunc(st.Realservers, func(a, b RealserverStatus) int { return order[a.Address] - order[b.Address] })
+	slices.SortFunc(st.Realservers, func(a, b RealserverStatus) int { return order[a.ID()] - order[b.ID()] })
 	return st
 }
 
 // Leaving is a realserver that is not configured any more, with the connections that it still has.
 type Leaving struct {
 	Service          string
-	Address          netip.Addr
+	Realserver       netip.AddrPort // its ID
 	Active, Inactive int
 	Templates        int // clients whose next connection goes to another realserver
 }
 
-// Leaving lists the retired realservers that have connections, by service and address.
+// Leaving lists the retired realservers that have connections, by service and ID.
 func (b *Balancer) Leaving() []Leaving {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	var out []Leaving
 	for _, left := range b.retired {
 		d := left.dest
-		l := Leaving{Service: d.stats.service, Address: d.Address, Active: d.counts.Active(),
+		l := Leaving{Service: d.stats.service, Realserver: d.ID(), Active: d.counts.Active(),
 			Inactive: d.counts.Inactive(), Templates: d.counts.Templates()}
 		if l.Active+l.Inactive > 0 {
 			out = append(out, l)
 		}
 	}
 	slices.SortFunc(out, func(a, b Leaving) int {
-		return cmp.Or(strings.Compare(a.Service, b.Service), a.Address.Compare(b.Address))
+		return cmp.Or(strings.Compare(a.Service, b.Service), a.Realserver.Compare(b.Realserver))
 	})
 	return out
 }

@@ -13,13 +13,13 @@ const (
 // Fragment6HeadLen is the length of the headers of each piece that Fragment6 makes, in bytes.
 const Fragment6HeadLen = packet.IPv6HeaderLen + packet.IPv6FragmentLen
 
-// Fragment cuts an IPv4 packet without options into fragments of at most mtu bytes (RFC 791, section 3.2) and appends
-// them to segs. It writes the headers of all fragments but the first to room, 20 bytes each. It does not copy the
-// payload. id is the packet's ID. It is not 0: the kernel would replace 0 by another ID in each fragment. mtu is at
+// Fragment cuts an IPv4 packet into fragments of at most mtu bytes (RFC 791, section 3.2) and appends them to segs. It
+// writes the headers of all fragments but the first to room, with options as long as the packet's own. It does not copy
+// the payload. id is the packet's ID. It is not 0: the kernel would replace 0 by another ID in each fragment. mtu is at
 // least MinMTU. The receiver's kernel reassembles the fragments before its socket gets them. A packet that is itself a
 // fragment becomes smaller fragments of the same packet if id is its own ID.
 func Fragment(segs []packet.Segment, outer packet.IPv4, mtu int, id uint16, room []byte) []packet.Segment {
-	const hl = packet.IPv4HeaderLen
+	hl := outer.HeaderLen()
 	step := (mtu - hl) &^ 7
 	payload := outer[hl:]
 	more, first := outer.More(), outer.FragOffset()
@@ -30,6 +30,7 @@ func Fragment(segs []packet.Segment, outer packet.IPv4, mtu int, id uint16, room
 			h = packet.IPv4(room[:hl:hl])
 			room = room[hl:]
 			copy(h, outer[:hl])
+			clearOptions(h)
 		}
 		body := payload[off:min(off+step, len(payload))]
 		h.SetTotalLen(hl + len(body))
@@ -37,6 +38,27 @@ func Fragment(segs []packet.Segment, outer packet.IPv4, mtu int, id uint16, room
 		segs = append(segs, packet.Segment{Head: h, Body: body})
 	}
 	return segs
+}
+
+// clearOptions replaces the options of h that only the first fragment has by "no operation" (RFC 791, section 3.1;
+// Linux net/ipv4/ip_options.c, ip_options_fragment).
+func clearOptions(h packet.IPv4) {
+	const end, none, copied = 0, 1, 0x80
+	for o := h[packet.IPv4HeaderLen:]; len(o) > 0 && o[0] != end; {
+		n := 1
+		if o[0] != none {
+			if len(o) < 2 || o[1] < 2 || int(o[1]) > len(o) {
+				return
+			}
+			n = int(o[1])
+		}
+		if o[0]&copied == 0 {
+			for i := range n {
+				o[i] = none
+			}
+		}
+		o = o[n:]
+	}
 }
 
 // Fragment6 is Fragment for an IPv6 packet without extension headers (RFC 8200, section 4.5) that is larger than mtu.

@@ -1,6 +1,7 @@
 package routing
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -14,6 +15,10 @@ import (
 
 // table is one routing table. Each family has its own.
 type table struct{ family, id int }
+
+func (t table) compare(o table) int {
+	return cmp.Or(cmp.Compare(t.id, o.id), cmp.Compare(t.family, o.family))
+}
 
 func (r routeRecord) in() table { return table{kernel.Family(r.Dst.Addr()), r.Table} }
 

@@ -53,6 +53,7 @@ type linkRecord struct {
 	NewMTU   int    `json:"new_mtu,omitempty"` // 0: not changed
 	OldQueue int    `json:"old_txqueuelen,omitempty"`
 	NewQueue int    `json:"new_txqueuelen,omitempty"` // 0: not changed
+	Bridge   int    `json:"bridge,omitempty"`         // index of the bridge whose port we made it; 0: none
 	Raised   bool   `json:"raised,omitempty"`         // was down
 }
 
@@ -80,14 +81,20 @@ func (r routeRecord) compare(o routeRecord) int {
 		cmp.Compare(r.TOS, o.TOS))
 }
 
-// ruleRecord is a rule that we added: packets from From look up Table. The unspecified address is any of its family.
-// With Local the rule is for this host's own packets; with Link only for sockets that ask for that output device.
+// ruleRecord is a rule that we added: packets from From look up Table, or go on with the rules of the priority Goto.
+// The unspecified address is any of its family. With Local the rule is for this host's own packets; with Link only for
+// sockets that ask for that output device.
 type ruleRecord struct {
 	Priority int        `json:"priority"`
 	From     netip.Addr `json:"from"`
+	Bits     int        `json:"bits,omitempty"`  // prefix length of From; 0: From alone, or any address
 	Local    bool       `json:"local,omitempty"` // iif lo
+	In       string     `json:"in,omitempty"`    // another iif
 	Link     string     `json:"link,omitempty"`  // oif
-	Table    int        `json:"table"`
+	Protocol uint8      `json:"protocol,omitempty"`
+	SrcPorts PortRange  `json:"src_ports,omitzero"`
+	Table    int        `json:"table,omitempty"`
+	Goto     int        `json:"goto,omitempty"`
 }
 
 func (r records) count() int {
@@ -348,7 +355,7 @@ func (r records) validate() error {
 		}
 	}
 	for _, l := range r.Links {
-		if !validLink(l.Name) || l.Index <= 0 || l.OldMTU < 0 || l.OldQueue < 0 {
+		if !validLink(l.Name) || l.Index <= 0 || l.OldMTU < 0 || l.OldQueue < 0 || l.Bridge < 0 {
 			return fmt.Errorf("bad link %q", l.Name)
 		}
 	}
@@ -364,8 +371,7 @@ func (r records) validate() error {
 		}
 	}
 	for _, u := range r.Rules {
-		if !inRange(u.Table, 1, maxID) || !validAddr(u.From) || !inRange(u.Priority, 1, lastP) || u.Link != "" &&
-			!validLink(u.Link) {
+		if !u.valid() {
 			return fmt.Errorf("bad rule from %s", u.From)
 		}
 	}

@@ -21,7 +21,7 @@ func fullRecords() records {
 			Sides: []sideRecord{{Key: "net/ipv4/conf/eth0/forwarding", Link: 2, Old: "1"}},
 		}},
 		Links: []linkRecord{{Name: "vs0", Index: 7, OldMTU: 1500, NewMTU: 1480, OldQueue: 500, NewQueue: 3000,
-			Raised: true}},
+			Bridge: 3, Raised: true}},
 		Made:        []string{QuietLink},
 		Unreachable: []routeRecord{{Table: 254, Dst: netip.MustParsePrefix("198.51.100.80/32"), Metric: 4294967294}},
 		Addrs:       []addrRecord{{Link: "vs0", Index: 7, Prefix: netip.MustParsePrefix("198.51.100.80/32")}},

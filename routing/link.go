@@ -42,6 +42,15 @@ func (m *Manager) planLinks(want []Link, own []linkRecord, snap snapshot) (steps
 				do:       func() error { return m.nl.LinkSetTxQLen(l, w.TxQueueLen) },
 			})
 		}
+		if bridge := snap.links.index(w.Bridge); bridge != 0 && at.MasterIndex != bridge {
+			rec.Bridge = bridge
+			steps = append(steps, step{
+				what: fmt.Sprintf("ip link set %s master %s", w.Name, w.Bridge),
+				name: "device " + w.Name + " master", old: snap.links.master(at.MasterIndex), new: w.Bridge,
+				recorded: was.Bridge == bridge,
+				do:       func() error { return m.nl.LinkSetMasterByIndex(l, bridge) },
+			})
+		}
 		if w.Up && !kernel.IsUp(l) {
 			rec.Raised = true
 			steps = append(steps, step{
@@ -50,7 +59,7 @@ func (m *Manager) planLinks(want []Link, own []linkRecord, snap snapshot) (steps
 				do: func() error { return m.nl.LinkSetUp(l) },
 			})
 		}
-		if rec.NewMTU != 0 || rec.NewQueue != 0 || rec.Raised {
+		if rec.NewMTU != 0 || rec.NewQueue != 0 || rec.Bridge != 0 || rec.Raised {
 			next = append(next, rec)
 		}
 	}
@@ -71,6 +80,9 @@ func (m *Manager) undoLink(r linkRecord, links linkSet) error {
 	}
 	if r.Raised && kernel.IsUp(l) {
 		try("down", m.nl.LinkSetDown(l))
+	}
+	if r.Bridge != 0 && l.Attrs().MasterIndex == r.Bridge {
+		try("nomaster", m.nl.LinkSetNoMaster(l))
 	}
 	if r.NewQueue != 0 && l.Attrs().TxQLen == r.NewQueue {
 		try("txqueuelen", m.nl.LinkSetTxQLen(l, r.OldQueue))

@@ -53,6 +53,14 @@ func (s linkSet) name(index int) string {
 	return fmt.Sprintf("device %d", index)
 }
 
+// master returns the name of a device's master, or "none" for the index 0.
+func (s linkSet) master(index int) string {
+	if index == 0 {
+		return "none"
+	}
+	return s.name(index)
+}
+
 // missingDevices returns an error that names each device of s that does not exist, once. Devices of Loose and of
 // optional sysctls may be missing.
 func (s State) missingDevices(links linkSet) error {
@@ -67,6 +75,7 @@ func (s State) missingDevices(links linkSet) error {
 	}
 	for _, l := range s.Links {
 		need(l.Name)
+		need(l.Bridge)
 	}
 	for _, a := range s.Addrs {
 		need(a.Link)
@@ -129,7 +138,10 @@ func scopeOf(s State, own records) scope {
 	}
 	for _, r := range s.Rules {
 		rec := r.record()
-		sc.rules[kernel.Family(rec.From)], sc.tables[rec.in()] = true, math.MaxInt
+		sc.rules[kernel.Family(rec.From)] = true
+		if rec.Table != 0 {
+			sc.tables[rec.looksUp()] = math.MaxInt
+		}
 	}
 	if s.Replies != nil {
 		for _, a := range s.Replies.From {

@@ -74,7 +74,7 @@ func fullState() State {
 			{Dst: netip.MustParsePrefix("203.0.113.0/24"), Unreachable: true, Metric: 4294967294},
 			{Dst: netip.MustParsePrefix("203.0.113.0/24"), Link: "vs0", Table: 5091},
 		},
-		Rules: []Rule{{Table: 5091, Priority: 1091}},
+		Rules: []Rule{{In: Loopback, Table: 5091, Priority: 1091}},
 		Replies: &Replies{
 			From: []netip.Addr{vip, netip.MustParseAddr("198.51.100.81")}, Table: 5080, Priority: 1080, AdvMSS: 1440,
 		},

@@ -23,7 +23,8 @@ func localState() State {
 	s := State{
 		Sysctls: []Sysctl{{Key: "net/ipv4/ip_forward", Value: "1"}, {Key: "net/ipv6/conf/all/forwarding", Value: "1"}},
 		Links:   []Link{{Name: "vs0", Up: true}, {Name: "vs1", Up: true}},
-		Rules:   []Rule{{Table: 5081, Priority: 10}, {IPv6: true, Table: 5081, Priority: 10}},
+		Rules: []Rule{{In: Loopback, Table: 5081, Priority: 10},
+			{IPv6: true, In: Loopback, Table: 5081, Priority: 10}},
 	}
 	for _, vip := range []netip.Addr{localVIP4, localVIP6} {
 		s.Routes = append(s.Routes, Route{Dst: kernel.HostPrefix(vip), Link: "vs0"},

@@ -61,8 +61,9 @@ type State struct {
 // Link is a device that exists already, such as a TUN device of the caller.
 type Link struct {
 	Name       string
-	MTU        int // bytes; 0: unchanged
-	TxQueueLen int // packets; 0: unchanged
+	MTU        int    // bytes; 0: unchanged
+	TxQueueLen int    // packets; 0: unchanged
+	Bridge     string // whose port the device is; "": unchanged
 	Up         bool
 }
 
@@ -89,13 +90,38 @@ type Route struct {
 	AdvMSS      int    // MSS that TCP advertises on this route, bytes; 0 = from the MTU; not with Unreachable
 }
 
-// Rule makes the kernel look up a table of Routes for the packets that this host itself sends (`ip rule … iif lo`),
-// before the rules of a larger priority. Packets that the host forwards don't match it.
+// Rule makes the kernel look up a table of Routes for the packets that match all of its selectors (`ip rule`). Rules of
+// a larger priority come later. A selector that is unset matches every packet. If the table has no route for a packet,
+// the kernel goes on with the next rule.
+//
+// With Goto, the kernel goes on with the rules of that priority instead. While there is no such rule, it goes on with
+// the next one. A rule without Table and Goto is a target of Gotos and has no other effect.
 type Rule struct {
-	IPv6     bool
+	IPv6 bool
+	// In is the device by which packets come in; Loopback: this host sends them. To check the source of a packet
+	// (rp_filter), the kernel looks up its way back, as of a packet that comes in by the device to which it would send
+	// this one; for a packet to this host, by Loopback.
+	In       string
+	From     netip.Prefix // source
+	Protocol uint8        // of the IP packet, also if that is a fragment
+	// SrcPorts is the range of source ports. A fragment and an ICMP packet have no port, and match no range.
+	SrcPorts PortRange
 	Table    int // 1–252, or above 255; other programs' routes are an error
+	Goto     int // a priority that is larger than Priority
 	Priority int // 1–32765; other rules may have it too
 }
+
+// Loopback is the input device of the packets that this host sends.
+const Loopback = "lo"
+
+// PortRange is an inclusive range of ports. The kernel takes ranges with 1 ≤ First ≤ Last ≤ MaxRulePort.
+type PortRange struct {
+	First uint16 `json:"first"`
+	Last  uint16 `json:"last"`
+}
+
+// MaxRulePort is the largest port that a rule can select (fib_rule_port_range_valid in include/net/fib_rules.h).
+const MaxRulePort = 65534
 
 // Sysctl is one value below /proc/sys.
 //

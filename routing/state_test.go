@@ -35,6 +35,17 @@ func TestValidate(t *testing.T) {
 		"want a priority of 1 to 32765":   func(s *State) { s.Rules[0].Priority = 0 },
 		"5091 priority 1091: given twice": func(s *State) { s.Rules = append(s.Rules, s.Rules[0]) },
 		"is the one for replies":          func(s *State) { s.Rules[0].Table = 5080 },
+		"either a table or a goto":        func(s *State) { s.Rules[0].Goto = 2000 },
+		"goto 1091: want a larger":        func(s *State) { s.Rules[0].Table, s.Rules[0].Goto = 0, 1091 },
+		"goto 32766: want 32765":          func(s *State) { s.Rules[0].Table, s.Rules[0].Goto = 0, 32766 },
+		"bad device name \"a b\"":         func(s *State) { s.Rules[0].In = "a b" },
+		"not a prefix of the rule's":      func(s *State) { s.Rules[0].From = netip.MustParsePrefix("fd00::/64") },
+		"source 0.0.0.0/0":                func(s *State) { s.Rules[0].From = netip.MustParsePrefix("0.0.0.0/0") },
+		"source 10.0.0.1/24":              func(s *State) { s.Rules[0].From = netip.MustParsePrefix("10.0.0.1/24") },
+		"ports without a protocol":        func(s *State) { s.Rules[0].SrcPorts = PortRange{80, 80} },
+		"source ports 80 to 65535": func(s *State) {
+			s.Rules[0].Protocol, s.Rules[0].SrcPorts = 6, PortRange{80, 65535}
+		},
 		"replies: no addresses":           func(s *State) { s.Replies.From = nil },
 		"replies from 198.51.100.81: giv": func(s *State) { s.Replies.From[0] = s.Replies.From[1] },
 		"table 254: want":                 func(s *State) { s.Replies.Table = 254 },

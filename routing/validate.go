@@ -53,6 +53,8 @@ func (s State) validate() error {
 		f.check(validLink(l.Name), "link %q: want a device name of 1 to 15 bytes", l.Name)
 		f.check(l.MTU == 0 || inRange(l.MTU, minMTU, maxMTU), "link %s: MTU %d: want %d to %d", l.Name, l.MTU, minMTU,
 			maxMTU)
+		f.check(l.Bridge == "" || validLink(l.Bridge), "link %s: bridge %q: want a device name of 1 to 15 bytes",
+			l.Name, l.Bridge)
 		f.check(inRange(l.TxQueueLen, 0, maxQL), "link %s: queue length %d: want 0 to %d", l.Name, l.TxQueueLen, maxQL)
 	}
 	for _, a := range s.Addrs {
@@ -67,10 +69,7 @@ func (s State) validate() error {
 			r.Table)
 	}
 	for _, r := range s.Rules {
-		f.once(fmt.Sprintf("rule %s", r.record()))
-		f.check(validTable(r.Table), "rule %s: table %d: want %s", r.record(), r.Table, wantTable)
-		f.check(inRange(r.Priority, 1, lastP), "rule %s: want a priority of 1 to %d, in front of the main table's",
-			r.record(), lastP)
+		f.rule(r)
 		f.check(s.Replies == nil || s.Replies.Table != r.Table, "rule %s: table %d is the one for replies", r.record(),
 			r.Table)
 	}
@@ -96,6 +95,32 @@ func (f *faults) route(r Route) {
 		maxMTU)
 	f.check(r.AdvMSS == 0 || inRange(r.AdvMSS, minMSS, maxMSS), "route %s: advmss %d: want %d to %d", r.Dst, r.AdvMSS,
 		minMSS, maxMSS)
+}
+
+func (f *faults) rule(r Rule) {
+	rec := r.record()
+	f.once(fmt.Sprintf("rule %s", rec))
+	f.check(inRange(r.Priority, 1, lastP), "rule %s: want a priority of 1 to %d, in front of the main table's", rec,
+		lastP)
+	f.check(r.In == "" || validLink(r.In), "rule %s: bad device name %q", rec, r.In)
+	f.check(!r.From.IsValid() || validPrefix(r.From) && r.From == r.From.Masked() && r.From.Bits() > 0 &&
+		r.From.Addr().Is6() == r.IPv6, "rule %s: source %s: not a prefix of the rule's family, without host bits", rec,
+		r.From)
+	f.check(validPorts(r.SrcPorts), "rule %s: source ports %d to %d: want a range of 1 to %d", rec, r.SrcPorts.First,
+		r.SrcPorts.Last, MaxRulePort)
+	f.check(r.SrcPorts == PortRange{} || r.Protocol != 0, "rule %s: ports without a protocol", rec)
+	switch {
+	case r.Goto != 0:
+		f.check(r.Table == 0, "rule %s: either a table or a goto", rec)
+		f.check(r.Goto > r.Priority, "rule %s: goto %d: want a larger priority than the rule's", rec, r.Goto)
+		f.check(r.Goto <= lastP, "rule %s: goto %d: want %d at most", rec, r.Goto, lastP)
+	case r.Table != 0:
+		f.check(validTable(r.Table), "rule %s: table %d: want %s", rec, r.Table, wantTable)
+	}
+}
+
+func validPorts(p PortRange) bool {
+	return p == PortRange{} || p.First >= 1 && p.First <= p.Last && p.Last <= MaxRulePort
 }
 
 func (f *faults) replies(r *Replies) {

@@ -19,12 +19,16 @@ var openMu sync.Mutex
 
 // openPlain opens a queue without offloads, with water. It closes water's file, which is in Go's poller, and returns a
 // duplicate of the descriptor.
-func openPlain(name string) (int, error) {
+func openPlain(name string, tap bool) (int, error) {
+	kind := water.DeviceType(water.TUN)
+	if tap {
+		kind = water.TAP
+	}
 	openMu.Lock()
 	defer openMu.Unlock()
 	syscall.ForkLock.RLock()
 	defer syscall.ForkLock.RUnlock()
-	ifc, err := water.New(water.Config{DeviceType: water.TUN,
+	ifc, err := water.New(water.Config{DeviceType: kind,
 		PlatformSpecificParams: water.PlatformSpecificParams{Name: name, MultiQueue: true}})
 	if err != nil {
 		closeUnattached() // water leaks its descriptor
@@ -69,14 +73,18 @@ func closeUnattached() {
 }
 
 // openVnet opens a queue whose packets come with a struct virtio_net_hdr (IFF_VNET_HDR, linux/if_tun.h).
-func openVnet(name string) (int, error) {
+func openVnet(name string, tap bool) (int, error) {
+	var kind uint16 = unix.IFF_TUN
+	if tap {
+		kind = unix.IFF_TAP
+	}
 	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return -1, err
 	}
 	ifr, err := unix.NewIfreq(name)
 	if err == nil {
-		ifr.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI | unix.IFF_MULTI_QUEUE | unix.IFF_VNET_HDR)
+		ifr.SetUint16(kind | unix.IFF_NO_PI | unix.IFF_MULTI_QUEUE | unix.IFF_VNET_HDR)
 		err = unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr)
 	}
 	if err != nil {
@@ -86,9 +94,10 @@ func openVnet(name string) (int, error) {
 	return fd, nil
 }
 
-// noMulticast clears the device's IFF_MULTICAST (netdevice(7)). Otherwise the kernel sends the groups that this host
-// has joined into the device (RFC 3810), as soon as it has IPv6.
-func noMulticast(name string) error {
+// setUp clears the device's IFF_MULTICAST (netdevice(7)). Otherwise the kernel sends the groups that this host has
+// joined into the device (RFC 3810), as soon as it has IPv6. A TAP device also gets its MAC address and IFF_NOARP: the
+// host's own ARP has no part in it.
+func setUp(name string, o Options) error {
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return err
@@ -101,8 +110,52 @@ func noMulticast(name string) error {
 	if err := unix.IoctlIfreq(fd, unix.SIOCGIFFLAGS, ifr); err != nil {
 		return err
 	}
-	ifr.SetUint16(ifr.Uint16() &^ unix.IFF_MULTICAST)
-	return unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, ifr)
+	flags := ifr.Uint16() &^ unix.IFF_MULTICAST
+	if o.TAP {
+		flags |= unix.IFF_NOARP
+	}
+	ifr.SetUint16(flags)
+	if err := unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, ifr); err != nil {
+		return err
+	}
+	if err := leaveGroups(fd, ifr); err != nil || !o.TAP {
+		return err
+	}
+	return setMAC(fd, name, o.MAC)
+}
+
+// leaveGroups makes the device, whose name is in ifr, leave the routers' group. On a host that forwards, a new device
+// has joined it already (ipv6_add_dev in Linux net/ipv6/addrconf.c). An MTU that is too small for IPv6 removes the
+// device's part of IPv6, with the group, and the next one makes it anew. fd is any socket.
+func leaveGroups(fd int, ifr *unix.Ifreq) error {
+	if err := unix.IoctlIfreq(fd, unix.SIOCGIFMTU, ifr); err != nil {
+		return err
+	}
+	const tooSmall = 1279
+	for _, mtu := range []uint32{tooSmall, ifr.Uint32()} {
+		ifr.SetUint32(mtu)
+		if err := unix.IoctlIfreq(fd, unix.SIOCSIFMTU, ifr); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// setMAC sets the MAC address of a device (SIOCSIFHWADDR in netdevice(7)). fd is any socket.
+func setMAC(fd int, name string, mac [6]byte) error {
+	var ifr struct { // struct ifreq
+		name   [unix.IFNAMSIZ]byte
+		family uint16 // struct sockaddr
+		mac    [6]byte
+		_      [16]byte
+	}
+	copy(ifr.name[:unix.IFNAMSIZ-1], name)
+	ifr.family, ifr.mac = unix.ARPHRD_ETHER, mac
+	_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCSIFHWADDR, uintptr(unsafe.Pointer(&ifr)))
+	if errno != 0 {
+		return errno
+	}
+	return nil
 }
 
 // offloadSteps are the sets of offloads to try, the best first (linux/if_tun.h). Linux has USO since 6.2.

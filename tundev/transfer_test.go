@@ -21,12 +21,13 @@ import (
 	"vstun/encap/packet"
 )
 
-// end is one of two hosts that are joined by their TUN devices: what one's kernel sends is read here and written to the
-// other.
+// end is one of two hosts that are joined by their TUN or TAP devices: what one's kernel sends is read here and written
+// to the other.
 type end struct {
 	ns     netns.NsHandle
 	device *Device
 	addr   string
+	mac    [6]byte // of a TAP device
 }
 
 // do runs fn on a thread in e's namespace, which ends with it.
@@ -44,20 +45,21 @@ func (e *end) do(fn func() error) error {
 }
 
 // join makes two ends, and moves packets between them until the test ends. super counts the GSO packets.
-func join(t *testing.T, plainA, plainB bool) (a, b *end, super *sync.Map) {
+func join(t *testing.T, tap, plainA, plainB bool) (a, b *end, super *sync.Map) {
 	t.Helper()
 	super = new(sync.Map)
-	ends := []*end{{addr: "10.99.0.1"}, {addr: "10.99.0.2"}}
+	ends := []*end{{addr: "10.99.0.1", mac: [6]byte{2, 0, 0, 0, 0, 1}}, {addr: "10.99.0.2",
+		mac: [6]byte{2, 0, 0, 0, 0, 2}}}
 	for i, plain := range []bool{plainA, plainB} {
 		e := ends[i]
-		if err := e.make(plain); err != nil {
+		if err := e.make(tap, plain); err != nil {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { e.ns.Close() })
 	}
 	var wg sync.WaitGroup
-	for i := range ends {
-		from, to := ends[i].device.Queues()[0], ends[1-i].device.Queues()[0]
+	for side := range ends {
+		from, to := ends[side].device.Queues()[0], ends[1-side].device.Queues()[0]
 		wg.Go(func() {
 			bufs := packet.NewBufs(64)
 			out := make([]*packet.Buf, 0, 64)
@@ -72,6 +74,9 @@ func join(t *testing.T, plainA, plainB bool) (a, b *end, super *sync.Map) {
 				out = out[:0]
 				for i := range bufs[:n] {
 					if bufs[i].Bytes()[0]>>4 == 4 {
+						if tap { // a device without ARP sends to its own address
+							packet.Ethernet(bufs[i].Before(packet.EthernetHeaderLen)).SetDst(ends[1-side].mac)
+						}
 						if g := bufs[i].Offload.GSO; g != packet.GSONone {
 							super.Store(g, true)
 						}
@@ -96,7 +101,7 @@ func join(t *testing.T, plainA, plainB bool) (a, b *end, super *sync.Map) {
 }
 
 // make gives e a namespace and a device that is up.
-func (e *end) make(plain bool) error {
+func (e *end) make(tap, plain bool) error {
 	c := make(chan error)
 	go func() {
 		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
@@ -106,7 +111,7 @@ func (e *end) make(plain bool) error {
 			return
 		}
 		c <- func() error {
-			if e.device, err = Open("vt0", Options{Queues: 1, Plain: plain}); err != nil {
+			if e.device, err = Open("vt0", Options{Queues: 1, Plain: plain, TAP: tap, MAC: e.mac}); err != nil {
 				return err
 			}
 			link, err := netlink.LinkByName("vt0")
@@ -127,12 +132,15 @@ func pairs(t *testing.T, fn func(t *testing.T, a, b *end, super *sync.Map, plain
 	if os.Geteuid() != 0 {
 		t.Skip("SKIPPED: needs root, to make network namespaces and TUN devices")
 	}
-	for _, a := range []bool{false, true} {
-		for _, b := range []bool{false, true} {
-			t.Run(fmt.Sprintf("%s-to-%s", kind(a), kind(b)), func(t *testing.T) {
-				x, y, super := join(t, a, b)
-				fn(t, x, y, super, a)
-			})
+	for _, tap := range []bool{false, true} {
+		for _, a := range []bool{false, true} {
+			for _, b := range []bool{false, true} {
+				o := Options{TAP: tap}
+				t.Run(fmt.Sprintf("%s-%s-to-%s", o.kind(), kind(a), kind(b)), func(t *testing.T) {
+					x, y, super := join(t, tap, a, b)
+					fn(t, x, y, super, a)
+				})
+			}
 		}
 	}
 }

@@ -1,6 +1,10 @@
-// Package tundev opens TUN devices with several queues, and reads and writes their packets in batches. With offloads a
-// packet may be a GSO packet or have an unfinished checksum (packet.Offload). For a device without offloads the package
-// completes and splits packets itself.
+// Package tundev opens TUN and TAP devices with several queues, and reads and writes their packets in batches. With
+// offloads a packet may be a GSO packet or have an unfinished checksum (packet.Offload). For a device without offloads
+// the package completes and splits packets itself.
+//
+// A TUN device has IP packets, a TAP device Ethernet frames. A frame is a packet.Buf, too: the Buf holds the frame's
+// payload, such as an IP packet, and the Ethernet header stands in front of it (packet.Buf.Before). The offsets of
+// packet.Offload are those of the payload.
 package tundev
 
 import (
@@ -19,45 +23,63 @@ import (
 type Options struct {
 	Queues int  // at least 1
 	Plain  bool // without offloads, even if the kernel has them
+	TAP    bool
+	MAC    [6]byte // of a TAP device: its address for the host
 }
 
-// Device is a TUN device, which exists as long as it is open.
+// link returns the length of the link-layer header, in bytes.
+func (o *Options) link() int {
+	if o.TAP {
+		return packet.EthernetHeaderLen
+	}
+	return 0
+}
+
+// kind names the device for people.
+func (o *Options) kind() string {
+	if o.TAP {
+		return "TAP"
+	}
+	return "TUN"
+}
+
+// Device is a TUN or TAP device, which exists as long as it is open.
 type Device struct {
 	name     string
 	queues   []*Queue
 	offloads string
 }
 
-// Open makes the TUN device called name, of 1 to 15 bytes. It needs CAP_NET_ADMIN and /dev/net/tun. The device is down
-// and has no address. The name must be free: a persistent TUN device of that name would be taken over.
+// Open makes the device called name, of 1 to 15 bytes. It needs CAP_NET_ADMIN and /dev/net/tun. The device is down and
+// has no IP address. The name must be free: a persistent device of that name would be taken over.
 func Open(name string, o Options) (*Device, error) {
 	if len(name) == 0 || len(name) >= unix.IFNAMSIZ {
-		return nil, fmt.Errorf("TUN device %q: want a name of 1 to %d bytes", name, unix.IFNAMSIZ-1)
+		return nil, fmt.Errorf("%s device %q: want a name of 1 to %d bytes", o.kind(), name, unix.IFNAMSIZ-1)
 	}
 	d := &Device{name: name}
 	err := error(nil)
 	if !o.Plain {
-		err = d.open(o.Queues, openVnet, true)
+		err = d.open(o, openVnet, true)
 	}
 	if o.Plain || errors.Is(err, unix.EINVAL) { // a kernel without IFF_VNET_HDR
-		err = d.open(o.Queues, openPlain, false)
+		err = d.open(o, openPlain, false)
 	}
 	if err == nil {
-		if err = noMulticast(name); err != nil {
+		if err = setUp(name, o); err != nil {
 			err = errors.Join(err, d.Close())
 		}
 	}
 	if err != nil {
-		return nil, fmt.Errorf("TUN device %s: %w", name, explain(err))
+		return nil, fmt.Errorf("%s device %s: %w", o.kind(), name, explain(err))
 	}
 	return d, nil
 }
 
-func (d *Device) open(queues int, open func(string) (int, error), vnet bool) error {
-	for range queues {
-		fd, err := open(d.name)
+func (d *Device) open(o Options, open func(name string, tap bool) (int, error), vnet bool) error {
+	for range o.Queues {
+		fd, err := open(d.name, o.TAP)
 		if err == nil {
-			err = d.add(fd, vnet)
+			err = d.add(fd, vnet, o.link())
 		}
 		if err != nil {
 			return errors.Join(err, d.Close())
@@ -66,7 +88,7 @@ func (d *Device) open(queues int, open func(string) (int, error), vnet bool) err
 	return nil
 }
 
-func (d *Device) add(fd int, vnet bool) error {
+func (d *Device) add(fd int, vnet bool, link int) error {
 	if vnet {
 		set, err := setOffloads(fd)
 		if err != nil {
@@ -79,7 +101,7 @@ func (d *Device) add(fd int, vnet bool) error {
 	if err != nil {
 		return err
 	}
-	d.queues = append(d.queues, newQueue(f, vnet))
+	d.queues = append(d.queues, newQueue(f, vnet, link))
 	return nil
 }
 
@@ -107,11 +129,12 @@ func (d *Device) Close() error {
 type Queue struct {
 	fd   *pollfd.FD
 	vnet bool
+	link int // length of the link-layer header
 	out  writing
 }
 
-func newQueue(fd *pollfd.FD, vnet bool) *Queue {
-	q := &Queue{fd: fd, vnet: vnet}
+func newQueue(fd *pollfd.FD, vnet bool, link int) *Queue {
+	q := &Queue{fd: fd, vnet: vnet, link: link}
 	if !vnet {
 		q.out.segs = make([]packet.Segment, 0, packet.MaxPieces)
 		q.out.room = make([]byte, packet.PieceRoom)
@@ -120,16 +143,17 @@ func newQueue(fd *pollfd.FD, vnet bool) *Queue {
 }
 
 // Writer returns a queue for another writing goroutine. It shares q's descriptor, and the device closes it with q.
-func (q *Queue) Writer() *Queue { return newQueue(q.fd, q.vnet) }
+func (q *Queue) Writer() *Queue { return newQueue(q.fd, q.vnet, q.link) }
 
 // writing is the state of a writer.
 type writing struct {
 	err  error            // after which the device cannot be used any more
+	last unix.Errno       // of the last write that the kernel refused
 	info packet.Info      // for a device without offloads: of a GSO packet
 	segs []packet.Segment // its segments
 	room []byte           // their headers
-	vnet vnetHeader
-	iovs [1 + packet.MaxChain]unix.Iovec
+	vnet packet.VirtioHeader
+	iovs [2 + packet.MaxChain]unix.Iovec
 }
 
 // batchBytes is the number of bytes after which a read returns. A batch of this size is still in the processor's cache
@@ -157,26 +181,28 @@ func (q *Queue) ReadBatch(bufs []packet.Buf) (int, error) {
 
 // read reads until the kernel has no more packets or bufs is full.
 func (q *Queue) read(fd uintptr, bufs []packet.Buf) (n int, err error) {
+	front := q.link
+	if q.vnet {
+		front += packet.VirtioLen
+	}
 	for size := 0; n < len(bufs) && size < batchBytes; {
 		b := &bufs[n]
-		room := b.Room()
-		if q.vnet {
-			room = b.RoomBehind(vnetLen)
-		}
+		room := b.RoomBehind(front)
 		// The call never waits, so it may bypass Go's scheduler.
 		r, _, errno := unix.RawSyscall(unix.SYS_READ, fd, uintptr(unsafe.Pointer(unsafe.SliceData(room))),
 			uintptr(len(room)))
 		switch errno {
 		case 0:
-			length := int(r)
+			length := int(r) - front
+			if length < 0 {
+				continue
+			}
+			b.SetLen(length)
 			if q.vnet {
-				if length -= vnetLen; length < 0 {
-					continue
+				b.Offload = (*packet.VirtioHeader)(room).Offload()
+				if b.Offload.Partial { // a start in the link-layer header becomes one beyond the packet
+					b.Offload.CsumStart -= uint16(q.link)
 				}
-				b.SetLen(length)
-				b.Offload = (*vnetHeader)(room).offload()
-			} else {
-				b.SetLen(length)
 			}
 			size += length
 			n++
@@ -193,11 +219,12 @@ func (q *Queue) read(fd uintptr, bufs []packet.Buf) (n int, err error) {
 	return n, nil
 }
 
-// WriteBatch gives IP packets to the kernel, as if they had come in through the device. It returns the number of
-// packets that the kernel took, and their bytes. A packet that the kernel refuses does not affect the others. While the
-// device is down, the kernel refuses all packets. An error means that the device can no longer be used. A GSO packet
-// counts as one packet. A device without offloads gets its segments; the packet counts if the kernel took all of them.
-// A packet in several pieces (packet.Buf, Next) counts as that number of packets; a device without offloads refuses it.
+// WriteBatch gives packets to the kernel, as if they had come in through the device. It returns the number of packets
+// that the kernel took, and their bytes, without link-layer headers. A packet that the kernel refuses does not affect
+// the others. While the device is down, the kernel refuses all packets. An error means that the device can no longer be
+// used. A GSO packet counts as one packet. A device without offloads gets its segments; the packet counts if the kernel
+// took all of them. A packet in several pieces (packet.Buf, Next) counts as that number of packets; a device without
+// offloads refuses it.
 func (q *Queue) WriteBatch(bufs []*packet.Buf) (n, bytes int, err error) {
 	fd, err := q.fd.Acquire()
 	if err != nil {
@@ -207,7 +234,7 @@ func (q *Queue) WriteBatch(bufs []*packet.Buf) (n, bytes int, err error) {
 	q.out.err = nil
 	for _, b := range bufs {
 		pieces, size := b.Pieces(), b.ChainLen()
-		if q.write(fd, b) {
+		if q.write(fd, b.Before(q.link), b) {
 			n += pieces
 			bytes += size
 		}
@@ -215,24 +242,43 @@ func (q *Queue) WriteBatch(bufs []*packet.Buf) (n, bytes int, err error) {
 	return n, bytes, q.out.err
 }
 
+// Send is WriteBatch for one packet, with its own link-layer header in place of the one in front of b. It returns the
+// kernel's error if the kernel refuses the packet, an unwrapped unix.Errno, and os.ErrClosed after Close.
+func (q *Queue) Send(link []byte, b *packet.Buf) error {
+	fd, err := q.fd.Acquire()
+	if err != nil {
+		return err
+	}
+	defer q.fd.Release()
+	q.out.err, q.out.last = nil, unix.EINVAL // of a packet that is refused before the kernel sees it
+	if q.write(fd, link, b) {
+		return nil
+	}
+	if q.out.err != nil {
+		return q.out.err
+	}
+	return q.out.last
+}
+
 // gone describes an error after which the device cannot be used any more.
 func gone(op string, err unix.Errno) error {
 	if err == unix.EBADFD || err == unix.EFAULT { // EFAULT from a read that waits during the removal
-		return errors.New("the TUN device has been removed by another program: start this program again")
+		return errors.New("the device has been removed by another program: start this program again")
 	}
-	return fmt.Errorf("TUN device: %s: %w", op, err)
+	return fmt.Errorf("/dev/net/tun: %s: %w", op, err)
 }
 
-func (q *Queue) write(fd uintptr, b *packet.Buf) bool {
+// write writes the packet in b behind a link-layer header, which is empty for a TUN device.
+func (q *Queue) write(fd uintptr, link []byte, b *packet.Buf) bool {
 	out := &q.out
 	if q.vnet {
-		return q.writeVnet(fd, b)
+		return q.writeVnet(fd, link, b)
 	}
 	if b.Next != nil {
 		return false
 	}
 	if b.Offload.GSO == packet.GSONone {
-		return b.Finish() == drop.Accept && q.writePieces(fd, b.Bytes(), nil)
+		return b.Finish() == drop.Accept && q.writePieces(fd, link, b.Bytes(), nil)
 	}
 	if out.info.Parse(b.Bytes()) != drop.Accept {
 		return false
@@ -244,16 +290,17 @@ func (q *Queue) write(fd uintptr, b *packet.Buf) bool {
 	out.segs, _ = packet.Split(out.segs[:0], b, &out.info, cut, out.room)
 	ok := true
 	for _, s := range out.segs {
-		ok = q.writePieces(fd, s.Head, s.Body) && ok
+		ok = q.writePieces(fd, link, s.Head, s.Body) && ok
 	}
 	return ok
 }
 
 // writeVnet writes a packet of any number of pieces behind its struct virtio_net_hdr.
-func (q *Queue) writeVnet(fd uintptr, b *packet.Buf) bool {
-	iovs, n := &q.out.iovs, 1
-	q.out.vnet.encode(b)
+func (q *Queue) writeVnet(fd uintptr, link []byte, b *packet.Buf) bool {
+	iovs := &q.out.iovs
+	q.out.vnet.Encode(b, q.link)
 	iovs[0] = iovec(q.out.vnet[:])
+	n := q.putLink(link, 1)
 	for ; b != nil; b = b.Next {
 		if b.Len() == 0 || n == len(iovs) {
 			return false
@@ -265,16 +312,27 @@ func (q *Queue) writeVnet(fd uintptr, b *packet.Buf) bool {
 }
 
 // writePieces writes a packet of one or two pieces.
-func (q *Queue) writePieces(fd uintptr, head, body []byte) bool {
+func (q *Queue) writePieces(fd uintptr, link, head, body []byte) bool {
 	if len(head) == 0 {
 		return false
 	}
-	iovs, n := &q.out.iovs, 1
-	iovs[0] = iovec(head)
+	iovs, n := &q.out.iovs, q.putLink(link, 0)
+	iovs[n] = iovec(head)
+	n++
 	if len(body) > 0 {
-		iovs[1], n = iovec(body), 2
+		iovs[n] = iovec(body)
+		n++
 	}
 	return q.writev(fd, n)
+}
+
+// putLink puts a link-layer header, if it is not empty, into out.iovs at n. It returns the next index.
+func (q *Queue) putLink(link []byte, n int) int {
+	if len(link) == 0 {
+		return n
+	}
+	q.out.iovs[n] = iovec(link)
+	return n + 1
 }
 
 // writev writes the packet in the first n of out.iovs.
@@ -289,6 +347,7 @@ func (q *Queue) writev(fd uintptr, n int) bool {
 			q.out.err = gone("write", errno)
 			return false
 		default:
+			q.out.last = errno
 			return false
 		}
 	}

@@ -298,3 +298,80 @@ func TestOpenFailsCleanly(t *testing.T) {
 		}
 	})
 }
+
+// TestNoGroups: on a host that forwards IPv6, the device is in no multicast group beside those of every device, and so
+// the kernel reports none into it.
+func TestNoGroups(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("SKIPPED: needs root")
+	}
+	testkit.NewNamespace(t)
+	for _, conf := range []string{"all", "default"} {
+		if err := os.WriteFile("/proc/sys/net/ipv6/conf/"+conf+"/forwarding", []byte("1"), 0); err != nil {
+			t.Skipf("SKIPPED: needs IPv6: %v", err)
+		}
+	}
+	d, err := Open("tun0", Options{Queues: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	groups, err := os.ReadFile("/proc/thread-self/net/igmp6")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const routers = "ff020000000000000000000000000002"
+	for line := range strings.Lines(string(groups)) {
+		if strings.Contains(line, " tun0 ") && strings.Contains(line, routers) {
+			t.Errorf("it is in the routers' group: %s", line)
+		}
+	}
+	if !strings.Contains(string(groups), " tun0 ") {
+		t.Errorf("the device has no IPv6 at all: %s", groups)
+	}
+}
+
+// TestTAPDevice: a TAP device has its MAC address, and takes no part in ARP. Send returns the kernel's error.
+func TestTAPDevice(t *testing.T) {
+	both(t, func(t *testing.T, plain bool) {
+		mac := [6]byte{0xfe, 1, 2, 3, 4, 5}
+		d, err := Open("tap0", Options{Queues: 2, Plain: plain, TAP: true, MAC: mac})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer d.Close()
+		link, err := netlink.LinkByName("tap0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if a := link.Attrs(); [6]byte(a.HardwareAddr) != mac || a.RawFlags&unix.IFF_NOARP == 0 ||
+			a.RawFlags&unix.IFF_MULTICAST != 0 {
+			t.Errorf("address %v, flags %#x", a.HardwareAddr, a.RawFlags)
+		}
+		p := make([]byte, 40)
+		packet.IPv4(p).Encode(packet.IPv4Fields{
+			TotalLen: 40, TTL: 64, Protocol: packet.ProtoUDP, Src: [4]byte{10, 0, 0, 1}, Dst: [4]byte{10, 0, 0, 2},
+		})
+		b, q := bufsOf(p)[0], d.Queues()[1].Writer()
+		h := make(packet.Ethernet, packet.EthernetHeaderLen)
+		h.SetDst([6]byte{2, 0, 0, 0, 0, 1})
+		h.SetSrc([6]byte{2, 0, 0, 0, 0, 2})
+		h.SetType(packet.EtherTypeIPv4)
+		if err := q.Send(h, b); err != unix.EIO {
+			t.Errorf("while the device is down: %v", err)
+		}
+		up(t, "tap0")
+		if err := q.Send(h, b); err != nil {
+			t.Error(err)
+		}
+		if err := q.Send(h, bufsOf(nil)[0]); err != unix.EINVAL {
+			t.Errorf("without bytes: %v", err)
+		}
+		if err := d.Close(); err != nil {
+			t.Error(err)
+		}
+		if err := q.Send(h, b); !errors.Is(err, os.ErrClosed) {
+			t.Errorf("after Close: %v", err)
+		}
+	})
+}

@@ -71,15 +71,15 @@ func gsoPacket(t testing.TB, six bool, proto byte, n, size int, options ...byte)
 
 // read puts a packet behind its struct virtio_net_hdr into b, as Queue.read does.
 func read(b *packet.Buf, data []byte) {
-	room := b.RoomBehind(vnetLen)
-	b.SetLen(copy(room, data) - vnetLen)
-	b.Offload = (*vnetHeader)(room).offload()
+	room := b.RoomBehind(packet.VirtioLen)
+	b.SetLen(copy(room, data) - packet.VirtioLen)
+	b.Offload = (*packet.VirtioHeader)(room).Offload()
 }
 
 // withVnet is the packet in b behind its struct virtio_net_hdr.
 func withVnet(b *packet.Buf) []byte {
-	var h vnetHeader
-	h.encode(b)
+	var h packet.VirtioHeader
+	h.Encode(b, 0)
 	return append(h[:], b.Bytes()...)
 }
 
@@ -97,20 +97,20 @@ func TestVnet(t *testing.T) {
 		options []byte
 		size    uint16
 	}{
-		{false, packet.ProtoTCP, vnetTCPv4, 52, nil, 1428},
-		{true, packet.ProtoTCP, vnetTCPv6, 72, nil, 1428},
-		{true, packet.ProtoTCP, vnetTCPv6, 80, destOptions(packet.ProtoTCP), 1428},
-		{false, packet.ProtoUDP, vnetUDPL4, 28, nil, 1200},
-		{true, packet.ProtoUDP, vnetUDPL4, 48, nil, 1200},
+		{false, packet.ProtoTCP, packet.VirtioTCPv4, 52, nil, 1428},
+		{true, packet.ProtoTCP, packet.VirtioTCPv6, 72, nil, 1428},
+		{true, packet.ProtoTCP, packet.VirtioTCPv6, 80, destOptions(packet.ProtoTCP), 1428},
+		{false, packet.ProtoUDP, packet.VirtioUDPL4, 28, nil, 1200},
+		{true, packet.ProtoUDP, packet.VirtioUDPL4, 48, nil, 1200},
 	} {
 		b := gsoPacket(t, c.six, c.proto, 5000, int(c.size), c.options...)
 		want, pk := b.Offload, bytes.Clone(b.Bytes())
 		got := withVnet(b)
-		h := got[:vnetLen]
+		h := got[:packet.VirtioLen]
 		native := binary.NativeEndian
-		if h[0] != vnetNeedsCsum || h[1] != c.kind || native.Uint16(h[2:]) != c.headers ||
+		if h[0] != packet.VirtioNeedsCsum || h[1] != c.kind || native.Uint16(h[2:]) != c.headers ||
 			native.Uint16(h[4:]) != c.size || native.Uint16(h[6:]) != want.CsumStart ||
-			native.Uint16(h[8:]) != want.CsumOffset || !bytes.Equal(got[vnetLen:], pk) {
+			native.Uint16(h[8:]) != want.CsumOffset || !bytes.Equal(got[packet.VirtioLen:], pk) {
 			t.Errorf("%+v: %x", c, h)
 		}
 		back := &packet.NewBufs(1)[0]
@@ -118,10 +118,10 @@ func TestVnet(t *testing.T) {
 		if back.Offload != want || !bytes.Equal(back.Bytes(), pk) {
 			t.Errorf("read back: %+v, want %+v", back.Offload, want)
 		}
-		var vnet vnetHeader
+		var vnet packet.VirtioHeader
 		if n := testing.AllocsPerRun(20, func() {
-			vnet.encode(b)
-			back.Offload = vnet.offload()
+			vnet.Encode(b, 0)
+			back.Offload = vnet.Offload()
 		}); n != 0 {
 			t.Errorf("%v allocations", n)
 		}
@@ -151,7 +151,7 @@ func FuzzSplit(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Fuzz(func(t *testing.T, vnet, b []byte) {
-		if len(vnet) != vnetLen || len(b) > packet.MaxLen {
+		if len(vnet) != packet.VirtioLen || len(b) > packet.MaxLen {
 			return
 		}
 		p := &bufs[0]
@@ -164,7 +164,7 @@ func FuzzSplit(f *testing.F) {
 		p.SetLen(info.Len)
 		if p.Offload.GSO == packet.GSONone {
 			p.Finish()
-			new(vnetHeader).encode(p)
+			new(packet.VirtioHeader).Encode(p, 0)
 			return
 		}
 		cut, d := packet.NewCut(p, &info, 1480)
@@ -204,7 +204,7 @@ func FuzzSplit6(f *testing.F) {
 	bufs, room := packet.NewBufs(1), make([]byte, packet.PieceRoom)
 	segs := make([]packet.Segment, 0, packet.MaxPieces)
 	f.Fuzz(func(t *testing.T, data []byte) {
-		if len(data) < vnetLen || len(data) > packet.MaxLen {
+		if len(data) < packet.VirtioLen || len(data) > packet.MaxLen {
 			return
 		}
 		b := &bufs[0]
@@ -215,7 +215,7 @@ func FuzzSplit6(f *testing.F) {
 			return
 		}
 		b.SetLen(p.Len)
-		new(vnetHeader).encode(b)
+		new(packet.VirtioHeader).Encode(b, 0)
 		if b.Offload.GSO == packet.GSONone {
 			b.Finish()
 			return

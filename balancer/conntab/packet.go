@@ -41,6 +41,35 @@ func (v View) Packet(p *packet.Info, dir Direction, now Ticks) (dest uint32, r R
 	return 0, v.rules.unknown(p, dir)
 }
 
+// Reply is Packet for a packet from the server with the destination number dest. It reports whether the connection
+// exists and goes to dest. Otherwise it changes nothing.
+func (v View) Reply(p *packet.Info, dest uint32, now Ticks) bool {
+	if p.Flow.Src.Is4() {
+		k := v.key4(&p.Flow, p.Hash)
+		return v.four.reply(&k, p, dest, v.rules, now)
+	}
+	if s := v.ipv6(false); s != nil {
+		k := v.key6(&p.Flow, p.Hash)
+		return s.reply(&k, p, dest, v.rules, now)
+	}
+	return false
+}
+
+func (s *store[A]) reply(k *key[A], p *packet.Info, dest uint32, by *rules, now Ticks) bool {
+	sh := s.shard(k.hash)
+	sh.mu.Lock()
+	i, found := sh.find(k)
+	if found {
+		if e := &sh.slots[i]; e.dest != dest || e.state == Pinned || e.expires.reached(now) {
+			found = false
+		} else {
+			s.seen(sh, e, p, FromServer, by, now)
+		}
+	}
+	sh.mu.Unlock()
+	return found
+}
+
 // unknown returns the result for a packet of no connection.
 func (r *rules) unknown(p *packet.Info, dir Direction) Result {
 	if dir == FromClient && r.opens(p) {

@@ -172,18 +172,23 @@ func (t *Table) Counts(dest uint32) *Counts {
 	return &p[dest%destBlock]
 }
 
+// Hash returns a keyed hash of f. It is the same for all flows that are equal.
+func (t *Table) Hash(f packet.Flow) uint64 {
+	if f.Src.Is4() {
+		return t.hash4(f.Src.As4(), f.Dst.As4(), f.SrcPort, f.DstPort, f.Proto)
+	}
+	src, dst := f.Src.As16(), f.Dst.As16()
+	return t.hash6(&src, &dst, f.SrcPort, f.DstPort, f.Proto)
+}
+
 // Prefetch loads the place of p's flow in the table into the cache, and notes p's hash. In a table that is larger than
 // the cache a lookup waits for memory longer than it works, and behind its lock the processor cannot begin with the
 // next one; the loads of several Prefetches in a row overlap. So a worker prefetches for a whole batch before the first
 // lookup. The result only keeps the load alive.
 func (t *Table) Prefetch(p *packet.Info) uint8 {
-	f := &p.Flow
-	if f.Src.Is4() {
-		p.Hash = t.hash4(f.Src.As4(), f.Dst.As4(), f.SrcPort, f.DstPort, f.Proto)
+	if p.Hash = t.Hash(p.Flow); p.Flow.Src.Is4() {
 		return t.four.prefetch(p.Hash)
 	}
-	src, dst := f.Src.As16(), f.Dst.As16()
-	p.Hash = t.hash6(&src, &dst, f.SrcPort, f.DstPort, f.Proto)
 	if s := t.ipv6(false); s != nil {
 		return s.prefetch(p.Hash)
 	}

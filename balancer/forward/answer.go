@@ -47,7 +47,7 @@ func (w *Worker) tooBig(b *packet.Buf, p *packet.Info, mtu int, now conntab.Tick
 		return drop.TooBig
 	}
 	if room := w.answers.reserve(&w.answers.sizes, p.Flow.Src, now); room != nil {
-		w.answer(room[:putTooBig(room, b.Bytes(), p.Flow.Dst, mtu)], p)
+		w.answer(room[:putTooBig(room, b.Bytes(), p.Flow.Dst, mtu)], b, p)
 	}
 	return drop.TooBig
 }
@@ -67,6 +67,7 @@ func putTooBig(room, b []byte, from netip.Addr, mtu int) int {
 //	no_connection   TCP: RST
 //	no_service      if it is for a VIP: to TCP without SYN a RST, which ends the connection; else port unreachable
 //	no_realserver   ICMP port unreachable, as IPVS (Linux net/netfilter/ipvs/ip_vs_core.c, ip_vs_leave)
+//	unreachable     ICMP host or address unreachable, as IPVS (ip_vs_xmit.c, __ip_vs_get_out_rt)
 //
 // A RST is never answered. Former VIPs (balancer.Config.LeftVIPs) count as VIPs here.
 func (w *Worker) refuse(snap *balancer.Snapshot, d drop.Reason, b *packet.Buf, p *packet.Info, now conntab.Ticks) {
@@ -81,23 +82,39 @@ func (w *Worker) refuse(snap *balancer.Snapshot, d drop.Reason, b *packet.Buf, p
 		case p.Flow.Proto == packet.ProtoTCP && p.TCPFlags&packet.FlagSYN == 0:
 			w.reset(b, p, now)
 		default:
-			w.portUnreachable(b, p, now)
+			w.unreachable(b, p, packet.PortUnreachable, now)
 		}
 	case drop.NoRealserver:
 		if !snap.Silent() {
-			w.portUnreachable(b, p, now)
+			w.unreachable(b, p, packet.PortUnreachable, now)
+		}
+	case drop.Unreachable:
+		if !snap.Silent() {
+			w.unreachable(b, p, packet.HostUnreachable, now)
 		}
 	}
 }
 
-// portUnreachable sends the sender of the packet in b ICMP port unreachable.
-func (w *Worker) portUnreachable(b *packet.Buf, p *packet.Info, now conntab.Ticks) {
+// unreachable sends the sender of the packet in b the ICMP error that write writes: destination unreachable.
+func (w *Worker) unreachable(b *packet.Buf, p *packet.Info, write func(dst, b []byte, from netip.Addr) int,
+	now conntab.Ticks) {
 	if p.Flow.Proto == packet.ProtoTCP && p.TCPFlags&packet.FlagRST != 0 || !packet.MayAnswer(b.Bytes()) {
 		return
 	}
 	if room := w.answers.reserve(&w.answers.others, p.Flow.Src, now); room != nil {
-		w.answer(room[:packet.PortUnreachable(room, b.Bytes(), p.Flow.Dst)], p)
+		w.answer(room[:write(room, b.Bytes(), p.Flow.Dst)], b, p)
 	}
+}
+
+// timeExceeded sends the sender of the packet in b, whose TTL is used up, an ICMP time exceeded (Linux
+// net/netfilter/ipvs/ip_vs_xmit.c, decrement_ttl).
+func (w *Worker) timeExceeded(b *packet.Buf, p *packet.Info, now conntab.Ticks) drop.Reason {
+	if packet.MayAnswer(b.Bytes()) {
+		if room := w.answers.reserve(&w.answers.others, p.Flow.Src, now); room != nil {
+			w.answer(room[:packet.TimeExceeded(room, b.Bytes(), p.Flow.Dst)], b, p)
+		}
+	}
+	return drop.TTL
 }
 
 // minMTU returns the smallest MTU of any path for p. No ICMP error names a smaller one. A packet that is no larger and

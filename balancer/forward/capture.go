@@ -20,7 +20,7 @@ type CaptureFilter struct {
 	ClientPort uint16     // 0: all
 	VIP        netip.Addr
 	Port       uint16
-	Realserver netip.Addr
+	Realserver netip.AddrPort // port 0: all; else the port of packets at the realserver
 }
 
 // Capture takes copies of packets as workers read them, and as they send them. Workers never wait for the reader:
@@ -188,26 +188,69 @@ func (w *Worker) observe(c *Capture) {
 	}
 }
 
-// look sets the capture's interest in the packet b, and captures it if it is wanted.
-func (w *Worker) look(b []byte) {
-	w.lookAgain(b)
+// look sets the capture's interest in the packet b, and captures it if it is wanted. It leaves a packet that may be a
+// reply of VS/NAT to lookAtReply: the packet does not have the addresses that its client sees.
+func (w *Worker) look(b []byte, reply bool) {
+	w.lookAgain(b, reply)
 	if w.interest == wanted {
 		w.capture.put(false, b, nil)
 	}
 }
 
 // lookAgain is look for a reassembled packet, whose fragments have been captured already.
-func (w *Worker) lookAgain(b []byte) {
-	w.interest = w.capture.interest(b)
+func (w *Worker) lookAgain(b []byte, reply bool) {
+	if w.interest = ignored; !reply {
+		w.interest = w.capture.interest(b)
+	}
 	w.out.Mark = w.interest == wanted
+}
+
+// lookAtReply is look for the packet b, which may be a reply of VS/NAT. p.Flow is its connection's flow if d, its
+// realserver, is not nil.
+func (w *Worker) lookAtReply(b []byte, p *packet.Info, d *balancer.Dest) {
+	if d != nil {
+		w.lookAt(p.Flow, d, b)
+		return
+	}
+	w.look(b, false)
+}
+
+// lookAt is look for the packet b of the connection f, whose realserver is d, if it is not captured already.
+func (w *Worker) lookAt(f packet.Flow, d *balancer.Dest, b []byte) {
+	c := w.capture
+	if w.interest == wanted || !c.match(f, true) || c.filter.Realserver.IsValid() && !c.filter.has(d, f) {
+		return
+	}
+	w.interest, w.out.Mark = wanted, true
+	if w.largest == 0 || c.filter != (CaptureFilter{}) { // otherwise its fragments have been captured
+		c.put(false, b, nil)
+	}
 }
 
 // decided captures the packet in b, which goes to d, if d is the realserver of the filter.
 func (w *Worker) decided(d *balancer.Dest, b []byte) {
-	if w.interest == byRealserver && d.Address == w.capture.filter.Realserver {
+	if w.interest == byRealserver && w.capture.filter.goesTo(d, b) {
 		w.capture.put(false, b, nil)
 		w.out.Mark = true
 	}
+}
+
+// goesTo reports whether the packet in b, which goes to d, goes to the realserver of the filter.
+func (f *CaptureFilter) goesTo(d *balancer.Dest, b []byte) bool {
+	if f.Realserver.Port() == 0 || d.Address != f.Realserver.Addr() {
+		return d.Address == f.Realserver.Addr()
+	}
+	if q, reason := packet.QuotedFlow(b); reason == drop.Accept {
+		return f.has(d, q.Flow.Reverse()) // a client's error is about an answer
+	}
+	q, reason := packet.QuotedPacket(b)
+	return reason == drop.Accept && f.has(d, q.Flow)
+}
+
+// has reports whether d is the realserver of the filter for the connection c.
+func (f *CaptureFilter) has(d *balancer.Dest, c packet.Flow) bool {
+	port := f.Realserver.Port()
+	return d.Address == f.Realserver.Addr() && (port == 0 || port == d.Real(c).DstPort)
 }
 
 // dropped captures the packet in b, which is dropped, if its connection's realserver is that of the filter.

@@ -62,9 +62,9 @@ func TestCapture(t *testing.T) {
 		{"port", CaptureFilter{VIP: vip, Port: 80}, 3, 3},
 		{"port without service", CaptureFilter{VIP: vip, Port: 99}, 1, 1},
 		{"unknown connection", CaptureFilter{VIP: vip, Port: 81}, 1, 1},
-		{"realserver", CaptureFilter{Realserver: real1}, 4, 4},
-		{"realserver and port", CaptureFilter{Realserver: real1, Port: 53}, 1, 1},
-		{"no such realserver", CaptureFilter{Realserver: away}, 0, 0},
+		{"realserver", CaptureFilter{Realserver: netip.AddrPortFrom(real1, 0)}, 4, 4},
+		{"realserver and port", CaptureFilter{Realserver: netip.AddrPortFrom(real1, 0), Port: 53}, 1, 1},
+		{"no such realserver", CaptureFilter{Realserver: netip.AddrPortFrom(away, 0)}, 0, 0},
 	} {
 		before, after, out := captured(t, c.filter, 1500, clone(all)...)
 		if len(before) != c.before || len(after) != c.after {
@@ -147,7 +147,7 @@ func TestCaptureAllocatesNothing(t *testing.T) {
 	w := newWorker(t, &script{}, 1500)
 	w.sendBy(discard{})
 	p := tcp(80, packet.FlagSYN, 100)
-	c := NewCapture(CaptureFilter{Realserver: real1}, 1<<30, 1<<40)
+	c := NewCapture(CaptureFilter{Realserver: netip.AddrPortFrom(real1, 0)}, 1<<30, 1<<40)
 	for _, on := range []bool{false, true} {
 		if on {
 			w.shared.StartCapture(c)

@@ -1,13 +1,15 @@
-// Package forward is the director's loop: read → decide → encapsulate for the realserver → send.
+// Package forward is the director's loop: read → decide → encapsulate or translate for the realserver → send.
 package forward
 
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 
 	"vstun/balancer"
 	"vstun/balancer/conntab"
+	"vstun/balancer/method"
 	"vstun/encap"
 	"vstun/encap/egress"
 	"vstun/encap/packet"
@@ -28,9 +30,13 @@ const batch = stats.MaxBatch
 //
 //	             ┌──────────────────── a batch ─────────────────────┐
 //	TUN queue →  ReadBatch → Parse ⇒ Decide → Out → (Split, Fragment) → Send → realserver
-//	                           │  ↑     │                                ↑
-//	                 fragments └──┘     └ counted reason                 │
-//	          echo request, too big, no server, unknown connection ──────┘ answers to the client
+//	    ↑                      │  ↑  │  │      └ DR: whole ───────────→ Send → neighbour
+//	    │            fragments └──┘  │  └ counted reason                 ↑
+//	    │     echo request, too big, │ no server, unknown connection ────┘ answers to the client
+//	    │                            └→ Reply → Back ─┐
+//	    └── WriteBatch ← VS/NAT: requests, replies, ──┴─ packets of no connection
+//
+// Packets of VS/NAT come from both sides and are written back into the TUN device: see translate.go.
 //
 // The whole batch is parsed and prefetched before the first decision (⇒), so that the table's memory is in the cache by
 // then. Nothing on this path allocates, logs, or waits for another worker longer than a shard of the connection table
@@ -46,17 +52,23 @@ type Worker struct {
 	out      egress.Output
 
 	bufs  []packet.Buf
-	infos []packet.Info // of a batch; local variables would escape to the heap through the scheduler interface
-	drops []drop.Reason // results of parsing them
+	infos []packet.Info       // of a batch; local variables would escape to the heap through the scheduler interface
+	drops []drop.Reason       // results of parsing them
+	from  []*balancer.Backend // of replies of VS/NAT; nil: it is none
 	sink  uint8
 	tally stats.Tally
+
+	written  bool // packets can be written back into the TUN device
+	ethernet bool // WorkerConfig.Ethernet
+	largest  int  // size of the largest fragment in which the current packet came; 0: it came whole
+	loops    loops
 
 	capture  *Capture // of the batch; nil: none
 	interest interest // of the capture in the current packet
 
 	answers  answers
 	resets   resets
-	clients  [batch]egress.Peer // clients that get answers
+	clients  [batch]egress.Peer // receivers of answers, and of packets of VS/NAT that do not leave by the TUN device
 	answered int                // number of clients in use in this batch
 }
 
@@ -65,8 +77,14 @@ type WorkerConfig struct {
 	ID       int // from 0, less than the balancer's number of workers
 	Source   Source
 	Raw      egress.Port
-	UDP      egress.Port // for tunnels over UDP; nil: Raw sends their packets, too
-	UDPPorts []uint16    // source ports of UDP
+	UDP      egress.Port   // for tunnels over UDP; nil: Raw sends their packets, too
+	UDPPorts []uint16      // source ports of UDP
+	Link     egress.Port   // for VS/DR; with Ethernet for answers to clients, too
+	TUN      egress.Writer // for VS/NAT: the queue's writer; nil: no realserver of VS/NAT is reachable
+	// Ethernet: the source's packets come from an Ethernet network, with their Ethernet header in front
+	// (packet.Buf.Before), and no kernel has lowered their TTL. Answers go back to the frame's source: the client, or
+	// its router. The host need not have a route to the client.
+	Ethernet bool
 	Balancer *balancer.Balancer
 	Shared   *Shared
 	Clock    func() conntab.Ticks
@@ -75,10 +93,13 @@ type WorkerConfig struct {
 // NewWorker makes the worker that c describes.
 func NewWorker(c WorkerConfig) *Worker {
 	w := &Worker{id: c.ID, source: c.Source, balancer: c.Balancer, shared: c.Shared, clock: c.Clock,
-		bufs: packet.NewBufs(batch), infos: make([]packet.Info, batch), drops: make([]drop.Reason, batch)}
+		bufs: packet.NewBufs(batch), infos: make([]packet.Info, batch), drops: make([]drop.Reason, batch),
+		from: make([]*balancer.Backend, batch)}
+	w.written, w.ethernet = c.TUN != nil, c.Ethernet
 	w.answers.init()
 	w.resets.init()
-	w.out.Init(egress.Config{Raw: c.Raw, UDP: c.UDP, UDPPorts: c.UDPPorts, IDs: c.Shared.ids, Tally: &w.tally,
+	w.out.Init(egress.Config{Raw: c.Raw, UDP: c.UDP, UDPPorts: c.UDPPorts, Link: c.Link, TUN: c.TUN,
+		IDs: c.Shared.ids, Tally: &w.tally,
 		TooBig: c.Shared.tooBig})
 	return w
 }
@@ -120,18 +141,20 @@ func (w *Worker) forward(bufs []packet.Buf) {
 		w.drops[i] = p.Parse(b.Bytes())
 	}
 	for i := range bufs { // a short loop of its own, so that several loads overlap
+		w.from[i] = nil
 		if w.drops[i] == drop.Accept {
+			w.from[i] = snap.Backend(&w.infos[i])
 			w.sink |= snap.Prefetch(&w.infos[i])
 		}
 	}
 	for i := range bufs {
 		b, p, d := &bufs[i], &w.infos[i], w.drops[i]
 		if w.capture != nil {
-			w.look(b.Bytes())
+			w.look(b.Bytes(), w.from[i] != nil)
 		}
 		switch d {
 		case drop.Accept:
-			d = w.packet(snap, b, p, now)
+			d = w.packet(snap, b, p, w.from[i], now)
 		case drop.Fragment:
 			d = w.fragment(snap, b, p, now)
 		}
@@ -144,8 +167,10 @@ func (w *Worker) forward(bufs []packet.Buf) {
 	w.batches.End()
 }
 
-// packet processes the packet in b. p describes its headers. It adds the packets to send to w.out.
-func (w *Worker) packet(snap *balancer.Snapshot, b *packet.Buf, p *packet.Info, now conntab.Ticks) drop.Reason {
+// packet processes the packet in b. p describes its headers. from is snap.Backend's result. It adds the packets to send
+// to w.out.
+func (w *Worker) packet(snap *balancer.Snapshot, b *packet.Buf, p *packet.Info, from *balancer.Backend,
+	now conntab.Ticks) drop.Reason {
 	b.SetLen(p.Len) // removes a link's padding
 	if b.Offload.Misplaced(p) {
 		return drop.Offload
@@ -157,7 +182,19 @@ func (w *Worker) packet(snap *balancer.Snapshot, b *packet.Buf, p *packet.Info, 
 	default:
 		return drop.Protocol
 	}
+	if from != nil {
+		dest := snap.Reply(p, from, now)
+		if w.capture != nil {
+			w.lookAtReply(b.Bytes(), p, dest)
+		}
+		if dest != nil {
+			return w.reply(b, p, dest)
+		}
+	}
 	dest, d := snap.Decide(p, now)
+	if d == drop.NoService && w.foreign(snap, p) {
+		return w.plain(b, p, now)
+	}
 	if d != drop.Accept {
 		if w.interest == byRealserver {
 			w.dropped(snap, b, p, now)
@@ -168,7 +205,19 @@ func (w *Worker) packet(snap *balancer.Snapshot, b *packet.Buf, p *packet.Info, 
 	if w.interest == byRealserver {
 		w.decided(dest, b.Bytes())
 	}
+	if w.ethernet && !packet.LowerTTL(b.Bytes()) {
+		return w.timeExceeded(b, p, now)
+	}
 	inner := dest.Inner()
+	switch dest.Kind {
+	case method.DR:
+		return w.toNeighbour(b, p, dest, now)
+	case method.NAT:
+		if d = w.request(b, p, dest, now); d == drop.Unreachable {
+			w.refuse(snap, d, b, p, now)
+		}
+		return d
+	}
 	if b.Offload.GSO != packet.GSONone {
 		return w.super(b, p, dest, inner, now)
 	}
@@ -215,20 +264,24 @@ func (w *Worker) super(b *packet.Buf, p *packet.Info, dest *balancer.Dest, inner
 // fragment processes a fragment. When its packet is complete, the packet is processed like any other. Its DF bit is
 // ignored: a packet that came in fragments is sent in outer fragments if it doesn't fit the tunnel.
 func (w *Worker) fragment(snap *balancer.Snapshot, b *packet.Buf, p *packet.Info, now conntab.Ticks) drop.Reason {
-	if !w.shared.fragments.add(b, now, &w.tally) {
+	largest := w.shared.fragments.add(b, now, &w.tally)
+	if largest == 0 {
 		return drop.Accept // it waits, or is counted as dropped
 	}
 	if d := p.Parse(b.Bytes()); d != drop.Accept {
 		return d
 	}
+	w.largest = largest
+	defer func() { w.largest = 0 }()
+	from := snap.Backend(p)
 	if w.capture != nil {
-		w.lookAgain(b.Bytes())
+		w.lookAgain(b.Bytes(), from != nil)
 	}
 	if p.Flow.Proto == packet.ProtoICMP || p.Flow.Proto == packet.ProtoICMPv6 {
 		return w.icmp(snap, b, p, pingMTU, now)
 	}
 	p.DF = false
-	return w.packet(snap, b, p, now)
+	return w.packet(snap, b, p, from, now)
 }
 
 // pingMTU is the size of the fragments of an echo reply, if the request came in fragments. The path MTU to the client
@@ -236,20 +289,31 @@ func (w *Worker) fragment(snap *balancer.Snapshot, b *packet.Buf, p *packet.Info
 const pingMTU = encap.MinMTU6
 
 // icmp answers a ping of a VIP. A ping of the director's own checks goes to its realserver instead. An error from a
-// client's path goes to the realserver whose packet it quotes. The echo reply is sent in fragments of mtu bytes if it
-// is longer and has no options.
+// client's path goes to the realserver whose packet it quotes, and one from a VS/NAT realserver's path to the client.
+// An echo reply, or an error of VS/NAT, is sent in fragments of mtu bytes if it is longer and has no options.
 func (w *Worker) icmp(snap *balancer.Snapshot, b *packet.Buf, p *packet.Info, mtu int, now conntab.Ticks) drop.Reason {
 	if d := b.Finish(); d != drop.Accept {
 		return d
 	}
 	q, d := packet.QuotedFlow(b.Bytes())
 	if d == drop.Accept {
-		dest := snap.Find(q.Flow.Reverse(), now)
-		if dest == nil {
-			return drop.NoConnection
+		if dest := snap.Find(q.Flow.Reverse(), now); dest != nil {
+			w.decided(dest, b.Bytes())
+			if dest.Kind == method.NAT {
+				return w.errorToServer(b, p, &q, dest, mtu)
+			}
+			if w.ethernet && !packet.LowerTTL(b.Bytes()) {
+				return drop.TTL
+			}
+			return w.sendICMP(b, p, dest, now)
 		}
-		w.decided(dest, b.Bytes())
-		return w.send(b, p, dest)
+		if w.errorToClient(snap, b, p, &q, mtu, now) {
+			return drop.Accept
+		}
+		d = drop.NoConnection
+	}
+	if w.foreign(snap, p) {
+		return w.plain(b, p, now)
 	}
 	if d != drop.ICMP {
 		return d
@@ -257,7 +321,7 @@ func (w *Worker) icmp(snap *balancer.Snapshot, b *packet.Buf, p *packet.Info, mt
 	if f, ok := packet.EchoFlow(b.Bytes(), p); ok {
 		if dest := snap.Pinned(f, now); dest != nil {
 			w.decided(dest, b.Bytes())
-			return w.send(b, p, dest)
+			return w.sendICMP(b, p, dest, now)
 		}
 	}
 	if !snap.HasVIP(p.Flow.Dst) {
@@ -266,26 +330,51 @@ func (w *Worker) icmp(snap *balancer.Snapshot, b *packet.Buf, p *packet.Info, mt
 	if d := packet.EchoReply(b.Bytes()); d != drop.Accept {
 		return d
 	}
-	hop := w.toClient(p)
-	if p.Len > mtu && (p.Offset == packet.IPv4HeaderLen || p.Offset == packet.IPv6HeaderLen) { // no options
-		w.out.AddFragments(b.Bytes(), &hop, mtu)
-	} else {
-		w.out.Add(b.Bytes(), &hop)
-	}
+	hop := w.toClient(b, p)
+	w.sendWhole(b, p, &hop, mtu)
 	return drop.Accept
 }
 
-// answer adds b, an answer to the packet that p describes, to w.out.
-func (w *Worker) answer(b []byte, p *packet.Info) {
-	w.out.Mark = w.interest == wanted
-	hop := w.toClient(p)
-	w.out.Add(b, &hop)
+// sendICMP sends the complete ICMP message in b to a realserver.
+func (w *Worker) sendICMP(b *packet.Buf, p *packet.Info, dest *balancer.Dest, now conntab.Ticks) drop.Reason {
+	if dest.Kind == method.DR {
+		return w.toNeighbour(b, p, dest, now)
+	}
+	return w.send(b, p, dest)
 }
 
-// toClient returns the hop of an answer to the packet that p describes. It is called at most once for a packet.
-func (w *Worker) toClient(p *packet.Info) egress.Hop {
+// sendWhole adds the packet in b to w.out, in fragments of mtu bytes if it is longer and has no options. p describes
+// the lengths of its headers.
+func (w *Worker) sendWhole(b *packet.Buf, p *packet.Info, hop *egress.Hop, mtu int) {
+	if p.Len > mtu && (p.Offset == packet.IPv4HeaderLen || p.Offset == packet.IPv6HeaderLen) { // no options
+		w.out.AddFragments(b.Bytes(), hop, mtu)
+	} else {
+		w.out.Add(b.Bytes(), hop)
+	}
+}
+
+// answer adds a, an answer to the packet in b that p describes, to w.out.
+func (w *Worker) answer(a []byte, b *packet.Buf, p *packet.Info) {
+	w.out.Mark = w.interest == wanted
+	hop := w.toClient(b, p)
+	w.out.Add(a, &hop)
+}
+
+// toClient returns the hop of an answer to the packet in b that p describes. It is called before b changes.
+func (w *Worker) toClient(b *packet.Buf, p *packet.Info) egress.Hop {
+	h := w.hop(p.Flow.Src, p.Flow.Dst)
+	if w.ethernet {
+		w.clients[w.answered-1].MAC = packet.Ethernet(b.Before(packet.EthernetHeaderLen)).Src()
+		h.Kind = egress.Link
+	}
+	return h
+}
+
+// hop returns the hop of a packet from src to dst without a tunnel. It is called at most once for a packet that was
+// read.
+func (w *Worker) hop(dst, src netip.Addr) egress.Hop {
 	to := &w.clients[w.answered]
 	w.answered++
-	*to = egress.Peer{Dst: p.Flow.Src, Src: p.Flow.Dst}
+	*to = egress.Peer{Dst: dst, Src: src}
 	return egress.Hop{To: to}
 }

@@ -50,7 +50,7 @@ func newFuzzSite(t testing.TB, kind uint8, mtu int, now *conntab.Ticks) *fuzzSit
 	}
 	r.Address, r.MTU, r.Checksum = s.real, s.mtu, kind&8 != 0 && r.Encap != encap.KindIPIP
 	if r.Encap.UDP() {
-		r.Port = 6080
+		r.EncapPort = 6080
 	}
 	b := balancer.New(conntab.New(conntab.Config{Max: 2048, SloppyTCP: true}), 1)
 	service := func(name string, proto uint8) balancer.Service {

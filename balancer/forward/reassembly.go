@@ -62,6 +62,7 @@ type slot struct {
 	total          int    // bytes of data; 0: the last fragment has not come
 	end            int    // end of the data that has come
 	have           int    // bytes of it
+	largest        int    // bytes of the largest fragment
 	head           int    // bytes in header; 0: the first fragment has not come
 	ecn            uint8  // a bit for each codepoint that a fragment had
 	df             bool   // all fragments have it
@@ -89,13 +90,14 @@ func (r *reassembler) init() {
 	r.seed = newSeed()
 }
 
-// add adds the fragment in b. When its packet is complete, add puts the packet into b and returns true. Otherwise the
-// fragment waits, or is refused. t counts refused fragments, together with those whose packet they end.
-func (r *reassembler) add(b *packet.Buf, now conntab.Ticks, t *stats.Tally) (whole bool) {
+// add adds the fragment in b. When its packet is complete, add puts the packet into b and returns the size of its
+// largest fragment in bytes. Otherwise it returns 0: the fragment waits, or is refused. t counts refused fragments,
+// together with those whose packet they end.
+func (r *reassembler) add(b *packet.Buf, now conntab.Ticks, t *stats.Tally) (largest int) {
 	f, ok := readFragment(b.Bytes())
 	if !ok {
 		t.Drop(drop.Fragment)
-		return false
+		return 0
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -111,24 +113,25 @@ func (r *reassembler) add(b *packet.Buf, now conntab.Ticks, t *stats.Tally) (who
 	switch r.place(i, &f, t) {
 	case useless:
 		t.Drop(drop.Fragment)
-		return false
+		return 0
 	case wrong:
 		t.Drop(drop.Fragment)
 		r.drop(i, drop.Fragment, t)
-		return false
+		return 0
 	}
 	s.fragments++
 	r.waiting++
+	s.largest = max(s.largest, f.size)
 	if s.total == 0 || s.have < s.total {
-		return false
+		return 0
 	}
-	whole = r.finish(s, b)
-	if !whole {
+	largest = s.largest
+	if !r.finish(s, b) {
 		r.drop(i, drop.Fragment, t)
-		return false
+		return 0
 	}
 	r.release(i)
-	return true
+	return largest
 }
 
 // sweep drops the packets that have waited too long.
@@ -151,6 +154,7 @@ type piece struct {
 	more   bool
 	ecn    uint8
 	df     bool
+	size   int // of the fragment
 }
 
 // readFragment parses the fragment b. ok is false if it is malformed, its TTL is 0, or its headers exceed headRoom.
@@ -168,13 +172,13 @@ func readFragment(b []byte) (f piece, ok bool) {
 		}
 		f.key = fragKey{src: h.Src(), dst: h.Dst(), id: at.ID}
 		f.ecn = h.TrafficClass() & 3
-		f.head, f.data = b[:x.FragHeader], b[x.FragHeader+8:h.TotalLen()]
+		f.head, f.data, f.size = b[:x.FragHeader], b[x.FragHeader+8:h.TotalLen()], h.TotalLen()
 		f.proto, f.name = at.Proto, x.FragName
 	} else {
 		h := packet.IPv4(b)
 		f.key = fragKey{src: h.Src(), dst: h.Dst(), id: at.ID, proto: at.Proto}
 		f.ecn, f.df = h.TOS()&3, h.DF()
-		f.head, f.data = b[:h.HeaderLen()], h.Payload()
+		f.head, f.data, f.size = b[:h.HeaderLen()], h.Payload(), h.TotalLen()
 		if h.TTL() == 0 {
 			return f, false
 		}

@@ -165,7 +165,7 @@ func TestReassemblyAgainstModel(t *testing.T) {
 				continue
 			}
 			b.SetLen(copy(b.Room(), q.f))
-			got := r.add(b, 1, &tally)
+			got := r.add(b, 1, &tally) > 0
 			duplicate, wrong, whole := models[q.which].add(q.f)
 			switch {
 			case wrong:
@@ -210,7 +210,7 @@ func TestReassemblyIsBounded(t *testing.T) {
 		b := &packet.NewBufs(1)[0]
 		add := func(f []byte, now conntab.Ticks) bool {
 			b.SetLen(copy(b.Room(), f))
-			return r.add(b, now, &tally)
+			return r.add(b, now, &tally) > 0
 		}
 		const n = 3000
 		waiting := func() (n int) {
@@ -275,7 +275,7 @@ func TestReassembledHeaders(t *testing.T) {
 				b.SetLen(copy(b.Room(), fs[1]))
 				r.add(b, 1, &tally)
 				b.SetLen(copy(b.Room(), fs[0]))
-				whole := r.add(b, 1, &tally)
+				whole := r.add(b, 1, &tally) > 0
 				if whole != (c.want >= 0) || !whole && tally.Drops[drop.Fragment] != 2 {
 					t.Fatalf("whole: %v, counted %v", whole, tally.Drops)
 				}
@@ -312,7 +312,7 @@ func TestReassembledHeaders(t *testing.T) {
 		}
 		for i, f := range fs {
 			b.SetLen(copy(b.Room(), f))
-			if got := r.add(b, 1, &tally); got != (i == 1) {
+			if got := r.add(b, 1, &tally) > 0; got != (i == 1) {
 				t.Fatalf("before %v: %v at fragment %d; %v", before, got, i, tally.Drops)
 			}
 		}
@@ -455,7 +455,7 @@ func FuzzReassembly(f *testing.F) {
 			in++
 			b := &bufs[0]
 			b.SetLen(copy(b.Room(), part))
-			if r.add(b, now, &tally) {
+			if r.add(b, now, &tally) > 0 {
 				if d := i.Parse(b.Bytes()); d == drop.Fragment || i.Len != b.Len() && d == drop.Accept {
 					t.Errorf("%v: %x", d, b.Bytes())
 				}

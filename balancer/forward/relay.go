@@ -185,23 +185,18 @@ func relayed(outer *packet.Quoted, inner []byte, overhead int) packet.ICMPFields
 	case six && !outer6 && outer.Type == packet.ICMPUnreachable && outer.Code == packet.ICMPCodePort:
 		return packet.ICMPFields{Type: packet.ICMPv6Unreachable, Code: packet.ICMPv6CodePort}
 	case six && !outer6 && outer.Type == packet.ICMPUnreachable:
-		return packet.ICMPFields{Type: packet.ICMPv6Unreachable, Code: addressUnreachable}
+		return packet.ICMPFields{Type: packet.ICMPv6Unreachable, Code: packet.ICMPv6CodeAddress}
 	case six && !outer6 && outer.Type == packet.ICMPTimeExceeded:
 		return packet.ICMPFields{Type: packet.ICMPv6TimeExceeded}
 	case !six && outer6 && outer.Type == packet.ICMPv6Unreachable && outer.Code == packet.ICMPv6CodePort:
 		return packet.ICMPFields{Type: packet.ICMPUnreachable, Code: packet.ICMPCodePort}
 	case !six && outer6 && outer.Type == packet.ICMPv6Unreachable:
-		return packet.ICMPFields{Type: packet.ICMPUnreachable, Code: hostUnreachable}
+		return packet.ICMPFields{Type: packet.ICMPUnreachable, Code: packet.ICMPCodeHost}
 	case !six && outer6 && outer.Type == packet.ICMPv6TimeExceeded:
 		return packet.ICMPFields{Type: packet.ICMPTimeExceeded}
 	}
 	return packet.ICMPFields{}
 }
-
-const (
-	hostUnreachable    = 1 // code of ICMPUnreachable
-	addressUnreachable = 3 // code of ICMPv6Unreachable
-)
 
 // size returns the ICMP error about inner for a path with an MTU of mtu. It returns type 0, none, if inner fits, if it
 // is IPv4 without DF, or if an IPv4 mtu is below encap.MinMTU.

@@ -45,7 +45,7 @@ func siteConfig(real netip.Addr, kind encap.Kind, mtu int) balancer.Config {
 		rs.Source = source6
 	}
 	if kind.UDP() {
-		rs.Port = 6080
+		rs.EncapPort = 6080
 	}
 	return balancer.Config{Services: []balancer.Service{
 		{Name: "dns", VIPs: []netip.Addr{vip, vip6}, Protocol: packet.ProtoUDP,

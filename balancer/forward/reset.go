@@ -30,7 +30,7 @@ func (w *Worker) reset(b *packet.Buf, p *packet.Info, now conntab.Ticks) {
 	if n == 0 {
 		return
 	}
-	w.answer(r.free[:n], p)
+	w.answer(r.free[:n], b, p)
 	r.free = r.free[n:]
 	r.all.tokens -= message
 	w.tally.Resets++

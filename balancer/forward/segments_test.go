@@ -48,7 +48,8 @@ func TestSegmentsOverUDP(t *testing.T) {
 			VIPs: w.balancer.Snapshot().Status()[0].VIPs, Protocol: packet.ProtoTCP,
 			Ports: []balancer.PortRange{{First: 80, Last: 80}}, Scheduler: "rr",
 			Realservers: []balancer.Realserver{{Address: real1, Weight: 1,
-				Config: method.Config{Source: source, Encap: encap.KindGUE, Port: 6080, MTU: 1500}}}}}}); err != nil {
+				Config: method.Config{Source: source, Encap: encap.KindGUE, EncapPort: 6080,
+					MTU: 1500}}}}}}); err != nil {
 			t.Fatal(err)
 		}
 		w.out = egress.Output{}
@@ -119,7 +120,7 @@ func TestDatagramsStayApart(t *testing.T) {
 			rs.Address, rs.Source = netip.MustParseAddr("fd00::2"), netip.MustParseAddr("fd00::1")
 		}
 		if c.kind.UDP() {
-			rs.Port = 6080
+			rs.EncapPort = 6080
 		}
 		var s script
 		w := newWorker(t, &s, 1500)

@@ -15,10 +15,11 @@ type Shared struct {
 	// MTU in the balancer's configuration is then out of date.
 	TooBig chan struct{}
 
-	fragments reassembler
-	counters  stats.Counters          // of fragments that Sweep drops
-	capture   atomic.Pointer[Capture] // nil: there is none
-	ids       *egress.IDs
+	fragments  reassembler
+	unresolved unresolved
+	counters   stats.Counters          // of fragments that Sweep drops
+	capture    atomic.Pointer[Capture] // nil: there is none
+	ids        *egress.IDs
 }
 
 // NewShared makes the Shared for all workers of one director.
@@ -41,8 +42,11 @@ func (s *Shared) Waiting() int {
 	return s.fragments.waiting
 }
 
-// Read adds the counts of Sweep to t.
-func (s *Shared) Read(t *stats.Tally) { s.counters.Read(t) }
+// Read adds the counts of Sweep and SendResolved to t.
+func (s *Shared) Read(t *stats.Tally) {
+	s.counters.Read(t)
+	s.unresolved.counters.Read(t)
+}
 
 func (s *Shared) tooBig() {
 	select {

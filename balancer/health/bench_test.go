@@ -91,8 +91,9 @@ func benchmarkMonitor(b *testing.B, server string, probe Probe) {
 		n = 100
 	}
 	for i := range n {
-		all = append(all, Subject{Service: "web", Realserver: netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}),
-			Targets: []netip.Addr{at.Addr()}, Port: at.Port(),
+		all = append(all, Subject{Service: "web",
+			Realserver: plain(netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)})),
+			Targets:    []netip.Addr{at.Addr()}, Port: at.Port(),
 			Path: Direct{}, Check: &Check{Probe: probe, Interval: time.Second, Timeout: time.Second, Rise: 2, Fall: 3}})
 	}
 	m := New(func([]Change) {})

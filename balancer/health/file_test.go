@@ -102,7 +102,7 @@ func TestOffsets(t *testing.T) {
 	}
 	a := netip.MustParseAddr("127.0.0.1")
 	subject := func(service string, factor int) Subject {
-		return Subject{Service: service, Realserver: a, Targets: []netip.Addr{a}, Path: Direct{}, Way: "direct",
+		return Subject{Service: service, Realserver: plain(a), Targets: []netip.Addr{a}, Path: Direct{}, Way: "direct",
 			Check: &Check{Probe: File{Path: path, Factor: factor}, Interval: 20 * time.Millisecond, Timeout: patience,
 				Rise: 1, Fall: 1, Up: true}}
 	}

@@ -75,8 +75,8 @@ func (e endpoint) dial(ctx context.Context, network string) (conn net.Conn, end 
 // Subject is one realserver of one service, and its check.
 type Subject struct {
 	Service    string
-	Realserver netip.Addr
-	Check      *Check // nil: it is not checked, and always up
+	Realserver netip.AddrPort // its address, and its own port, where it has one, else 0
+	Check      *Check         // nil: it is not checked, and always up
 	// Targets are the addresses to check: VIPs, through the tunnel, or the realserver's own. The realserver is up when
 	// all are.
 	Targets []netip.Addr
@@ -86,10 +86,18 @@ type Subject struct {
 	Way string
 }
 
+// name writes the realserver's address, and its own port, where it has one.
+func (s *Subject) name() string {
+	if s.Realserver.Port() == 0 {
+		return s.Realserver.Addr().String()
+	}
+	return s.Realserver.String()
+}
+
 // State is a subject's state.
 type State struct {
 	Service    string
-	Realserver netip.Addr
+	Realserver netip.AddrPort
 	Checked    bool
 	Up         bool
 	Known      bool      // a check has confirmed or changed Up, or there is no check; else Up is Check.Up
@@ -109,7 +117,7 @@ type State struct {
 // weight changes, or its checks become inconclusive.
 type Change struct {
 	Service    string
-	Realserver netip.Addr
+	Realserver netip.AddrPort
 	Checked    bool
 	Up         bool
 	First      bool // Up is known for the first time: see State.Known

@@ -133,3 +133,6 @@ func noneLeft(t *testing.T, goroutines, fds int) {
 			testkit.Descriptors(t, "") <= fds
 	})
 }
+
+// plain returns the identity of a realserver without a port of its own.
+func plain(a netip.Addr) netip.AddrPort { return netip.AddrPortFrom(a, 0) }

@@ -195,7 +195,7 @@ func prepare(subjects []Subject) (map[*Check]checker, error) {
 		}
 		c, err := s.Check.Probe.prepare()
 		if err != nil {
-			return nil, fmt.Errorf("service %q: realserver %v: check: %w", s.Service, s.Realserver, err)
+			return nil, fmt.Errorf("service %q: realserver %s: check: %w", s.Service, s.name(), err)
 		}
 		checkers[s.Check] = c
 	}
@@ -205,7 +205,7 @@ func prepare(subjects []Subject) (map[*Check]checker, error) {
 // target returns the target for the check of s at the address to, and adds it to next. It is one of next, one of m, or
 // a new one. old is the former subject of the same realserver, or nil.
 func (m *Monitor) target(next map[checkKey][]*target, s, old *subject, to netip.Addr) (_ *target, isNew bool) {
-	at := checkKey{realserver: s.Realserver, to: to, port: s.Port, way: s.Way}
+	at := checkKey{realserver: s.Realserver.Addr(), to: to, port: s.Port, way: s.Way}
 	same := func(t *target) bool { return reflect.DeepEqual(t.config, *s.Check) }
 	if i := slices.IndexFunc(next[at], same); i >= 0 {
 		return next[at][i], false
@@ -230,7 +230,7 @@ func (m *Monitor) target(next map[checkKey][]*target, s, old *subject, to netip.
 // subjectKey identifies a subject.
 type subjectKey struct {
 	service    string
-	realserver netip.Addr
+	realserver netip.AddrPort
 }
 
 func (s *subject) key() subjectKey { return subjectKey{s.Service, s.Realserver} }

@@ -21,7 +21,7 @@ import (
 
 // tcpSubject is a realserver of web at that address, checked by connecting to it.
 func tcpSubject(at netip.AddrPort, interval time.Duration) Subject {
-	return Subject{Service: "web", Realserver: at.Addr(), Targets: []netip.Addr{at.Addr()}, Port: at.Port(),
+	return Subject{Service: "web", Realserver: plain(at.Addr()), Targets: []netip.Addr{at.Addr()}, Port: at.Port(),
 		Path: Direct{}, Way: "direct",
 		Check: &Check{Probe: TCP{}, Interval: interval, Timeout: patience, Rise: 2, Fall: 3}}
 }
@@ -43,7 +43,7 @@ func (l *changeLog) String() string {
 	defer l.mu.Unlock()
 	s := ""
 	for _, c := range l.all {
-		s += fmt.Sprintf("%s %v %v: %s\n", c.Service, c.Realserver, c.Up, c.Reason)
+		s += fmt.Sprintf("%s %v %v: %s\n", c.Service, c.Realserver.Addr(), c.Up, c.Reason)
 	}
 	return s
 }
@@ -548,7 +548,7 @@ func (l *changeLog) firsts() map[string]int {
 	all := map[string]int{}
 	for _, c := range l.all {
 		if c.First {
-			all[fmt.Sprintf("%s %v %v: %s", c.Service, c.Realserver, c.Up, c.Reason)]++
+			all[fmt.Sprintf("%s %v %v: %s", c.Service, c.Realserver.Addr(), c.Up, c.Reason)]++
 		}
 	}
 	return all
@@ -566,7 +566,7 @@ func TestFirstState(t *testing.T) {
 	}
 	both := named("two places, one bad", bad, false)
 	both.Targets = append(both.Targets, netip.MustParseAddr("127.0.0.2"))
-	unchecked := Subject{Service: "unchecked", Realserver: netip.MustParseAddr("127.0.0.1")}
+	unchecked := Subject{Service: "unchecked", Realserver: plain(netip.MustParseAddr("127.0.0.1"))}
 	subjects := []Subject{named("down, is up", good, false), named("up, is up", good, true),
 		named("down, is down", bad, false), named("up, is down", bad, true), both, unchecked}
 	want := map[string]int{}

@@ -63,7 +63,7 @@ func TestRoom(t *testing.T) {
 	check := &Check{Probe: TCP{Send: "ping\n", Expect: "pong"}, Interval: patience, Timeout: patience, Rise: 2, Fall: 1}
 	var all []Subject
 	for i := range subjects {
-		all = append(all, Subject{Service: "web", Realserver: netip.AddrFrom4([4]byte{10, 0, 0, byte(i)}),
+		all = append(all, Subject{Service: "web", Realserver: plain(netip.AddrFrom4([4]byte{10, 0, 0, byte(i)})),
 			Targets: []netip.Addr{at.Addr()},
 			Port:    at.Port(), Path: path, Way: "direct", Check: check})
 	}
@@ -100,7 +100,7 @@ func TestRoom(t *testing.T) {
 func TestRoomForOne(t *testing.T) {
 	t.Parallel()
 	m := New(func([]Change) {})
-	mustSet(t, m, Subject{Service: "web", Realserver: netip.MustParseAddr("10.0.0.1"),
+	mustSet(t, m, Subject{Service: "web", Realserver: plain(netip.MustParseAddr("10.0.0.1")),
 		Targets: []netip.Addr{netip.MustParseAddr("10.0.0.1")},
 		Way:     "direct", Path: Direct{}, Check: &Check{
 			Probe: Exec{Command: []string{"/bin/true"}}, Interval: patience, Timeout: patience, Rise: 1, Fall: 1}})

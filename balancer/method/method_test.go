@@ -22,7 +22,7 @@ func TestTUN(t *testing.T) {
 		for kind := encap.KindIPIP; kind <= encap.KindFOU; kind++ {
 			c := Config{Encap: kind, Source: netip.MustParseAddr("10.0.2.2"), MTU: 1500}
 			if kind.UDP() {
-				c.Port = 6080
+				c.EncapPort = 6080
 			}
 			to := netip.MustParseAddr(address)
 			if to.Is6() {
@@ -42,8 +42,8 @@ func TestTUN(t *testing.T) {
 				t.Fatal(d)
 			}
 			h := m.Out(b, &p, 40000)
-			if (h.Kind == egress.UDP) != kind.UDP() || h.To.DstPort != c.Port || h.SrcPort != 40000 || h.To.Dst != to ||
-				h.To.Src != c.Source || h.Class != 0 || h.TTL != 63 || h.DF != to.Is6() {
+			if (h.Kind == egress.UDP) != kind.UDP() || h.To.DstPort != c.EncapPort || h.SrcPort != 40000 ||
+				h.To.Dst != to || h.To.Src != c.Source || h.Class != 0 || h.TTL != 63 || h.DF != to.Is6() {
 				t.Errorf("%v to %v: hop %+v", kind, to, h)
 			}
 			n := b.Len() - len(request)

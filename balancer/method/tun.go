@@ -16,12 +16,12 @@ type tun struct {
 }
 
 func newTUN(address netip.Addr, c Config) (Method, error) {
-	tunnel, err := encap.New(encap.Config{Kind: c.Encap, Source: c.Source, Destination: address, Port: c.Port,
+	tunnel, err := encap.New(encap.Config{Kind: c.Encap, Source: c.Source, Destination: address, Port: c.EncapPort,
 		Key: c.Key, HasKey: c.HasKey, Checksum: c.Checksum})
 	if err != nil {
 		return nil, err
 	}
-	t := &tun{tunnel: tunnel, end: egress.Peer{Dst: address, Src: c.Source, DstPort: c.Port}}
+	t := &tun{tunnel: tunnel, end: egress.Peer{Dst: address, Src: c.Source, DstPort: c.EncapPort}}
 	if !c.Source.IsValid() {
 		t.end.Src = netip.IPv4Unspecified()
 	}

@@ -22,6 +22,7 @@ const (
 type options struct {
 	stay bool
 	ipv6 bool
+	lan  bool
 	bin  string
 }
 
@@ -30,6 +31,7 @@ type show struct {
 	out  io.Writer
 	bin  string // directory of the programs
 	ipv6 bool
+	lan  bool // the VIP is in the director's subnet, and the method is VS/DR; else it is VS/TUN
 	lab  *lab.Lab
 
 	director *program
@@ -38,7 +40,11 @@ type show struct {
 
 // demo runs the whole demo. It cleans up after success, failure, and interruption through the context.
 func demo(ctx context.Context, out io.Writer, o options) (err error) {
-	s := &show{bin: o.bin, ipv6: o.ipv6}
+	s := &show{bin: o.bin, ipv6: o.ipv6, lan: o.lan}
+	network := lab.Routed
+	if s.lan {
+		network = lab.LAN
+	}
 	if err := s.check(); err != nil {
 		return err
 	}
@@ -48,7 +54,7 @@ func demo(ctx context.Context, out io.Writer, o options) (err error) {
 	s.out = &watched{out, cancel}
 
 	undo := func(f func() error) { err = errors.Join(err, f()) }
-	if s.lab, err = lab.New(lab.Spec{Prefix: prefix, Webs: 2}); err != nil {
+	if s.lab, err = lab.New(lab.Spec{Prefix: prefix, Webs: 2, Network: network}); err != nil {
 		return err
 	}
 	defer undo(s.lab.Close)
@@ -91,7 +97,10 @@ func (s *show) play(ctx context.Context, stay bool) error {
 	}
 	defer counters.Close()
 
-	faults := errors.Join(s.requests(ctx), s.datagrams(ctx))
+	faults := errors.Join(s.requests(ctx, s.lab.Client), s.datagrams(ctx))
+	if s.lan {
+		faults = errors.Join(faults, s.requests(ctx, s.lab.Insider))
+	}
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
@@ -140,8 +149,7 @@ func (s *show) showLogs() {
 
 // stay waits for Ctrl-C or the end of a program.
 func (s *show) stay(ctx context.Context) error {
-	s.printf(stayText, prefix, s.vip(), filepath.Join(s.bin, s.director.name), s.director.config, dir, s.url(),
-		s.tunnelFilter())
+	s.describeStay(filepath.Join(s.bin, s.director.name), s.director.config)
 	ended := make(chan *program, 1+len(s.agents))
 	for _, p := range s.programs() {
 		go func() {

@@ -40,12 +40,14 @@ func demoCommand() *cobra.Command {
 		Long: "demo makes five hosts out of network namespaces (client, router, director, two web servers), runs\n" +
 			"the programs director and realserver in them, makes requests to the virtual address, and counts the\n" +
 			"packets on their paths. It takes a few seconds and cleans up. Exit status 0: every request was\n" +
-			"answered as expected.",
+			"answered as expected.\n\nWith --lan the director, the web servers and the virtual address are in one " +
+			"subnet, as in the\nusual layout of LVS, and a sixth host there makes requests, too.",
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error { return demo(c.Context(), c.OutOrStdout(), o) },
 	}
 	c.Flags().BoolVar(&o.stay, "stay", false, "keep everything running until Ctrl-C")
 	c.Flags().BoolVar(&o.ipv6, "ipv6", false, "use IPv6, inside the tunnel and outside")
+	c.Flags().BoolVar(&o.lan, "lan", false, "put the virtual address into the director's subnet, and use VS/DR")
 	c.Flags().StringVar(&o.bin, "bin", "", "`DIR` of the programs director and realserver (default: where lab "+
 		"itself is)")
 	return c

@@ -32,6 +32,11 @@ const drawing = `vstun demo: a virtual address (VIP), one director, two web serv
 
 // draw prints the topology and the paths of request and reply.
 func (s *show) draw() {
+	if s.lan {
+		s.printf(lanDrawing, s.vip(), s.addr(s.lab.Client), s.addr(s.lab.Director), s.addr(s.lab.Webs[0]),
+			s.addr(s.lab.Webs[1]), s.addr(s.lab.Insider))
+		return
+	}
 	s.printf(drawing, s.vip(), s.addr(s.lab.Client), s.addr(s.lab.Director), s.addr(s.lab.Webs[0]),
 		s.addr(s.lab.Webs[1]))
 }
@@ -42,6 +47,9 @@ func (s *show) directorTOML(socket string) string {
 	service := func(name, protocol string, port int, scheduler string, weights []int) {
 		text += fmt.Sprintf("\n[[service]]\nname = %q\nvip = %q\nprotocol = %q\nport = %d\nscheduler = %q\n",
 			name, s.vip(), protocol, port, scheduler)
+		if s.lan {
+			text += "forward = \"dr\"\n"
+		}
 		for i, web := range s.lab.Webs {
 			text += fmt.Sprintf("  [[service.realserver]]\n  address = %q\n  weight = %d\n", s.addr(web), weights[i])
 		}
@@ -53,8 +61,21 @@ func (s *show) directorTOML(socket string) string {
 
 // agentTOML is a realserver's configuration.
 func (s *show) agentTOML(socket string) string {
-	return fmt.Sprintf("[realserver]\nvips = [%q]\ndirectors = [%q]\nencap = [\"ipip\"]\ncontrol = %q\n",
-		s.vip(), s.addr(s.lab.Director), socket)
+	encap := `["ipip"]`
+	if s.lan {
+		encap = "[]"
+	}
+	return fmt.Sprintf("[realserver]\nvips = [%q]\ndirectors = [%q]\nencap = %s\ncontrol = %q\n",
+		s.vip(), s.addr(s.lab.Director), encap, socket)
+}
+
+// describeStay prints what to look at while everything runs.
+func (s *show) describeStay(director, config string) {
+	if s.lan {
+		s.printf(lanStayText, prefix, s.vip(), director, config, dir, s.url())
+		return
+	}
+	s.printf(stayText, prefix, s.vip(), director, config, dir, s.url(), s.tunnelFilter())
 }
 
 // tunnelFilter returns tcpdump's filter for the tunnel's packets.

@@ -11,11 +11,12 @@ import (
 	"vstun/testdata/testkit"
 )
 
-func testShow(out *bytes.Buffer, ipv6 bool) *show {
+func testShow(out *bytes.Buffer, ipv6, lan bool) *show {
 	host := func(addr, addr6 string) *lab.Host {
 		return &lab.Host{Addr: netip.MustParseAddr(addr), Addr6: netip.MustParseAddr(addr6)}
 	}
-	return &show{out: out, ipv6: ipv6, lab: &lab.Lab{
+	return &show{out: out, ipv6: ipv6, lan: lan, lab: &lab.Lab{
+		Insider:  host("10.0.2.9", "fd00:0:2::9"),
 		VIP:      netip.MustParseAddr("198.51.100.80"),
 		VIP6:     netip.MustParseAddr("2001:db8:100::80"),
 		Client:   host("10.0.1.2", "fd00:0:1::2"),
@@ -27,7 +28,12 @@ func testShow(out *bytes.Buffer, ipv6 bool) *show {
 func TestConfigurationsAreValid(t *testing.T) { testkit.Families(t, testConfigurations) }
 
 func testConfigurations(t *testing.T, ipv6 bool) {
-	s := testShow(nil, ipv6)
+	testConfigurationsOf(t, testShow(nil, ipv6, false))
+	testConfigurationsOf(t, testShow(nil, ipv6, true))
+}
+
+func testConfigurationsOf(t *testing.T, s *show) {
+	t.Helper()
 	d, err := config.ParseDirector("director.toml", []byte(s.directorTOML("/tmp/d.sock")))
 	if err != nil {
 		t.Fatal(err)
@@ -47,10 +53,16 @@ func testConfigurations(t *testing.T, ipv6 bool) {
 func TestDrawingFits(t *testing.T) { testkit.Families(t, testDrawing) }
 
 func testDrawing(t *testing.T, ipv6 bool) {
+	testDrawingOf(t, ipv6, false)
+	testDrawingOf(t, ipv6, true)
+}
+
+func testDrawingOf(t *testing.T, ipv6, lan bool) {
+	t.Helper()
 	var out bytes.Buffer
-	s := testShow(&out, ipv6)
+	s := testShow(&out, ipv6, lan)
 	s.draw()
-	s.printf(stayText, prefix, s.vip(), "bin/director", dir+"/director.toml", dir, s.url(), s.tunnelFilter())
+	s.describeStay("bin/director", dir+"/director.toml")
 	want := []string{"198.51.100.80", "10.0.1.2", "10.0.2.2", "10.0.11.2", "10.0.12.2"}
 	if ipv6 {
 		want = []string{"2001:db8:100::80", "[2001:db8:100::80]", "fd00:0:1::2", "fd00:0:2::2", "fd00:0:11::2",

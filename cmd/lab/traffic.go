@@ -85,15 +85,19 @@ type answer struct {
 	from   string // the address at the other end of the client's socket
 }
 
-// requests makes HTTP requests, each on a new connection, and prints the answers. Its error names answers that are
-// missing or come from another address than the VIP.
-func (s *show) requests(ctx context.Context) error {
+// requests makes HTTP requests from a host, each on a new connection, and prints the answers. Its error names answers
+// that are missing or come from another address than the VIP.
+func (s *show) requests(ctx context.Context, from *lab.Host) error {
 	vip := netip.AddrPortFrom(s.vip(), httpPort)
-	s.printf("%d requests for %s, each on a new connection (wrr, weights %d and %d):\n\n",
-		requestCount, s.url(), weights()[0], weights()[1])
+	by := ""
+	if s.lan { // there are two clients
+		by = " from the " + from.Name
+	}
+	s.printf("%d requests for %s%s, each on a new connection (wrr, weights %d and %d):\n\n",
+		requestCount, s.url(), by, weights()[0], weights()[1])
 	s.printf("   #   answered by   from                    the server sees     time\n")
 	client := &http.Client{Timeout: requestTimeout, Transport: &http.Transport{
-		DialContext: s.lab.Client.DialContext, DisableKeepAlives: true,
+		DialContext: from.DialContext, DisableKeepAlives: true,
 	}}
 	return s.ask(ctx, "request", requestCount, vip, func() (answer, error) { return get(ctx, client, s.url()) })
 }

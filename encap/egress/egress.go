@@ -4,6 +4,7 @@
 //	decision → Hop ┐
 //	wrapped packet ┴→ Output: (Split, Fragment) → batch ─┬→ packets of one five-tuple → Port of UDP sockets (GSO)
 //	                                                     └→ packets one by one ──────→ Port of raw sockets
+//	packet without tunnel → Output: whole ───────→ batches → Port of packet sockets, Writer of the TUN device
 //
 // A Hop is the decision about a packet. Output does not read these fields from the packet's bytes again.
 package egress
@@ -24,6 +25,10 @@ const (
 	// UDP packets are whole IP packets with a UDP header. Packets of one five-tuple may leave together by a UDP socket;
 	// the kernel then makes the IP and UDP headers. Otherwise they leave like Raw packets.
 	UDP
+	// Link packets leave by a packet socket, to the link-layer address of a neighbour. GSO packets leave whole.
+	Link
+	// TUN packets are written back into the TUN device, GSO packets whole. The kernel routes them.
+	TUN
 )
 
 // Peer is the receiver of packets: the end of a tunnel, or a client. It is immutable while a Hop refers to it.
@@ -31,11 +36,14 @@ type Peer struct {
 	Dst     netip.Addr
 	Src     netip.Addr // of Dst's family; the kernel replaces an unspecified one by the source of its route
 	DstPort uint16     // of UDP
+	Device  int        // of Link: the index of the neighbour's interface
+	MAC     [6]byte    // of Link: the neighbour's link-layer address; all zero: not known yet
+	OwnMAC  [6]byte    // of Link: the interface's own
 }
 
 // Hop is a packet's receiver, and fields of its outermost headers.
 type Hop struct {
-	To         *Peer
+	To         *Peer // nil for Kind TUN: the kernel routes the packet
 	Kind       Kind
 	SrcPort    uint16 // SrcPort, Class, TTL and DF are only for Kind UDP
 	Class, TTL uint8  // TOS or traffic class; TTL or hop limit
@@ -51,6 +59,9 @@ func (h *Hop) sameTuple(o *Hop) bool {
 type Outgoing struct {
 	packet.Segment
 	Hop
+	// Buf is, for Link and TUN, the whole packet with its Offload; Segment.Head is its bytes. It is nil for a fragment,
+	// which has no work left.
+	Buf  *packet.Buf
 	Mark bool // Output.Mark at the time of Add
 }
 
@@ -77,6 +88,13 @@ type Port interface {
 	// length, except that the last may be shorter. An error applies to all of them: EOPNOTSUPP or EIO if they cannot be
 	// sent together.
 	Send(out []Outgoing) (int, error)
+}
+
+// A Writer takes whole packets, as a queue of a TUN device does. It returns the number of packets that it took, and
+// their bytes. A packet that it refuses does not affect the others. An error means that the device can no longer be
+// used.
+type Writer interface {
+	WriteBatch(bufs []*packet.Buf) (n, bytes int, err error)
 }
 
 // A Tunnel completes the outer headers of the segments of a wrapped GSO packet: lengths and checksums.

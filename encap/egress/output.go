@@ -21,6 +21,8 @@ const sendBatch = 64
 type Config struct {
 	Raw      Port
 	UDP      Port     // nil: none
+	Link     Port     // nil: none
+	TUN      Writer   // nil: none
 	UDPPorts []uint16 // source ports of UDP, at least one
 	IDs      *IDs
 	Tally    *stats.Tally // counts packets that are sent or refused
@@ -40,6 +42,8 @@ type Output struct {
 	Mark     bool     // of packets that are added from now on, for the Observer
 
 	raw, udp   Port
+	link       Port
+	tun        Writer
 	ports      []uint16 // of udp
 	ids        *IDs
 	tally      *stats.Tally
@@ -47,6 +51,9 @@ type Output struct {
 	refusals   int          // consecutive calls that udp has refused
 	lastErr    atomic.Int32 // errno of the last packet that the kernel refused
 
+	toLink      []Outgoing
+	toTUN       []Outgoing
+	written     []*packet.Buf // of toTUN
 	batch       []Outgoing
 	inUDP       int    // packets of Kind UDP in batch
 	headerArena []byte // for the headers of segments and fragments
@@ -61,6 +68,9 @@ type Output struct {
 
 // Init prepares o. It is called once, before all other methods.
 func (o *Output) Init(c Config) {
+	o.link, o.tun = c.Link, c.TUN
+	o.toLink, o.toTUN = make([]Outgoing, 0, sendBatch+packet.MaxPieces), make([]Outgoing, 0, sendBatch)
+	o.written = make([]*packet.Buf, 0, sendBatch)
 	o.raw, o.udp, o.ids, o.tally, o.pathShrunk = c.Raw, c.UDP, c.IDs, c.Tally, c.TooBig
 	if c.UDP != nil {
 		o.ports = c.UDPPorts
@@ -90,8 +100,13 @@ func (o *Output) SourcePort(hash uint64) uint16 {
 	return o.ports[n]
 }
 
-// Add adds the packet b.
+// Add adds the packet b. One of Kind Link is complete, except for the ID of an IPv4 packet, which may be 0: the kernel
+// fills in nothing.
 func (o *Output) Add(b []byte, h *Hop) {
+	if h.Kind == Link {
+		o.addLink(b, h)
+		return
+	}
 	if len(o.batch) >= sendBatch {
 		o.Flush()
 	}
@@ -99,6 +114,18 @@ func (o *Output) Add(b []byte, h *Hop) {
 	if h.Kind == UDP {
 		o.inUDP++
 	}
+}
+
+// addLink is Add for Kind Link.
+func (o *Output) addLink(b []byte, h *Hop) {
+	if ip := packet.IPv4(b); ip.Version() == 4 && ip.ID() == 0 && !ip.DF() { // RFC 6864, section 4.1
+		ip.SetID(o.ids.next())
+		ip.SetChecksum()
+	}
+	if len(o.toLink) >= sendBatch {
+		o.Flush()
+	}
+	o.extend(&o.toLink, h).Head = b
 }
 
 // push appends a packet to the batch. It copies h field by field: a wide load of a Hop whose fields were just stored
@@ -110,8 +137,9 @@ func (o *Output) push(head, body []byte, h *Hop) {
 	p.To, p.Kind, p.SrcPort, p.Class, p.TTL, p.DF = h.To, h.Kind, h.SrcPort, h.Class, h.TTL, h.DF
 }
 
-// AddFragments adds the packet b, whose IP header has no options or extension headers, as fragments of at most mtu
-// bytes.
+// AddFragments adds the packet b as fragments of at most mtu bytes. Its IP header has no extension headers that routers
+// read, and options only if mtu is not small: the room for the fragments' headers is fragmentRoom. Fragments of Kind
+// Link have the packet's own ID.
 func (o *Output) AddFragments(b []byte, h *Hop, mtu int) {
 	o.reserve(fragmentRoom)
 	o.fragment(b, h, mtu)
@@ -177,6 +205,7 @@ func (o *Output) addFragmentedSegments(t Tunnel, b *packet.Buf, p *packet.Info, 
 		left := o.free
 		o.fragment(w.Bytes(), h, mtu)
 		o.send()
+		o.sendLink()
 		o.free = left
 	}
 	o.Flush()
@@ -188,15 +217,35 @@ const fragmentRoom = packet.MaxPieces * encap.Fragment6HeadLen
 // fragment is AddFragments without a check for room.
 func (o *Output) fragment(b []byte, h *Hop, mtu int) {
 	if h.To.Dst.Is4() {
-		o.fragments = encap.Fragment(o.fragments[:0], b, max(mtu, encap.MinMTU), o.ids.next(), o.free)
-		o.free = o.free[(len(o.fragments)-1)*packet.IPv4HeaderLen:]
+		ip := packet.IPv4(b)
+		id := ip.ID()
+		if h.Kind != Link || id == 0 {
+			id = o.ids.next()
+		}
+		o.fragments = encap.Fragment(o.fragments[:0], ip, max(mtu, encap.MinMTU), id, o.free)
+		o.free = o.free[(len(o.fragments)-1)*ip.HeaderLen():]
 	} else {
 		o.fragments = encap.Fragment6(o.fragments[:0], b, max(mtu, encap.MinMTU6), o.ids.next6(), o.free)
 		o.free = o.free[len(o.fragments)*encap.Fragment6HeadLen:]
 	}
+	if h.Kind == Link {
+		o.queueLink(o.fragments, h)
+		return
+	}
 	raw := *h
 	raw.Kind = Raw
 	o.queue(o.fragments, &raw)
+}
+
+// queueLink appends segs, fragments of a packet of Kind Link, to its batch. It computes their IPv4 header checksums.
+func (o *Output) queueLink(segs []packet.Segment, h *Hop) {
+	for _, s := range segs {
+		if h.To.Dst.Is4() {
+			packet.IPv4(s.Head).SetChecksum()
+		}
+		p := o.extend(&o.toLink, h)
+		p.Head, p.Body = s.Head, s.Body
+	}
 }
 
 // mayMerge reports whether GRO at the tunnel's far end may merge p with other packets.
@@ -258,7 +307,7 @@ func (o *Output) sendSegments() bool {
 
 // reserve makes sure that there is room for n bytes of headers.
 func (o *Output) reserve(n int) {
-	if len(o.batch) >= sendBatch || len(o.free) < n {
+	if len(o.batch) >= sendBatch || len(o.toLink) >= sendBatch || len(o.free) < n {
 		o.Flush()
 	}
 }
@@ -266,7 +315,60 @@ func (o *Output) reserve(n int) {
 // Flush sends all packets that have been added.
 func (o *Output) Flush() {
 	o.send()
+	o.sendLink()
 	o.free = o.headerArena
+	if len(o.toTUN) > 0 {
+		o.write()
+	}
+}
+
+// AddWhole adds the packet in b, whose hop is of Kind Link or TUN. A GSO packet stays whole, and an unfinished checksum
+// unfinished. b must not change until Flush.
+func (o *Output) AddWhole(b *packet.Buf, h *Hop) {
+	to := &o.toTUN
+	if h.Kind == Link {
+		to = &o.toLink
+	}
+	if len(*to) >= sendBatch {
+		o.Flush()
+	}
+	p := o.extend(to, h)
+	p.Head, p.Buf = b.Bytes(), b
+}
+
+// extend appends a packet with the hop h, whose bytes are not set, to a batch.
+func (o *Output) extend(to *[]Outgoing, h *Hop) *Outgoing {
+	*to = append(*to, Outgoing{})
+	p := &(*to)[len(*to)-1]
+	p.Mark, p.To, p.Kind = o.Mark, h.To, h.Kind
+	return p
+}
+
+// sendLink sends the packets of Kind Link.
+func (o *Output) sendLink() {
+	o.sendTo(o.link, o.toLink)
+	o.toLink = o.toLink[:0]
+}
+
+// write writes the packets of Kind TUN.
+func (o *Output) write() {
+	o.written = o.written[:0]
+	for i := range o.toTUN {
+		o.written = append(o.written, o.toTUN[i].Buf)
+	}
+	n, bytes, _ := o.tun.WriteBatch(o.written) // the reader of the device reports its end
+	o.tally.OutPackets += uint64(n)
+	o.tally.OutBytes += uint64(bytes)
+	if n == len(o.toTUN) {
+		if o.Observer != nil {
+			o.Observer.Sent(o.toTUN)
+		}
+	} else {
+		for range len(o.toTUN) - n {
+			o.tally.Drop(drop.SendError)
+		}
+	}
+	o.toTUN = o.toTUN[:0]
 }
 
 // send sends the batch. A packet that the kernel refuses does not affect the others.
@@ -275,8 +377,14 @@ func (o *Output) send() {
 		o.sendTogether()
 	}
 	o.inUDP = 0
-	for out := o.batch; len(out) > 0; {
-		n, err := o.raw.Send(out)
+	o.sendTo(o.raw, o.batch)
+	o.batch = o.batch[:0]
+}
+
+// sendTo sends packets by a port.
+func (o *Output) sendTo(port Port, out []Outgoing) {
+	for len(out) > 0 {
+		n, err := port.Send(out)
 		o.sent(out[:n])
 		out = out[n:]
 		if err == nil {
@@ -288,7 +396,6 @@ func (o *Output) send() {
 		o.refused(err)
 		out = out[1:]
 	}
-	o.batch = o.batch[:0]
 }
 
 // sent counts packets that the kernel has accepted.

@@ -166,7 +166,7 @@ func (w *AnswerWorker) packet(b *packet.Buf) (drop.Reason, error) {
 	if !w.policy.answers(p.Flow.Src, p.Flow.Dst) {
 		return drop.NotAnswer, nil
 	}
-	if b.Offload.GSO == packet.GSONone && w.sent.has(b.Bytes(), p) || !lowerTTL(b.Bytes()) {
+	if b.Offload.GSO == packet.GSONone && w.sent.has(b.Bytes(), p) || !packet.LowerTTL(b.Bytes()) {
 		return drop.AnswerLoop, nil
 	}
 	if fragment {
@@ -402,24 +402,6 @@ func ends(p []byte) (src, dst netip.Addr, n int) {
 	}
 	h := packet.IPv4(p)
 	return h.Src(), h.Dst(), h.TotalLen()
-}
-
-// lowerTTL decrements a packet's TTL or hop limit. It reports whether the packet may be forwarded.
-func lowerTTL(p []byte) bool {
-	if h := packet.IPv6(p); h.Version() == 6 {
-		if h.HopLimit() <= 1 {
-			return false
-		}
-		h.SetHopLimit(h.HopLimit() - 1)
-		return true
-	}
-	h := packet.IPv4(p)
-	if h.TTL() <= 1 {
-		return false
-	}
-	h.SetTTL(h.TTL() - 1)
-	h.SetChecksum()
-	return true
 }
 
 // smallestMTU is the smallest MTU that a path to dst can have, in bytes.

@@ -59,9 +59,20 @@ func (b *Buf) Prepend(n int) []byte {
 	return b.mem[b.off : b.off+n : b.off+n]
 }
 
+// Before returns the n bytes in front of the packet, at most Headroom. A device's reader has put a link-layer header
+// there, or its writer takes one from there. Prepend overwrites it.
+func (b *Buf) Before(n int) []byte { return b.mem[b.off-n : b.off : b.off] }
+
 // Part returns the n bytes of b's packet from offset at on as a packet. It stays in b's memory, has no room in front,
 // and is valid until b is used again.
 func (b *Buf) Part(at, n int) Buf { return Buf{mem: b.mem, off: b.off + at, end: b.off + at + n} }
+
+// Clone returns a copy of the packet in memory of its own, with its Offload and without room in front. The packet is in
+// one piece.
+func (b *Buf) Clone() *Buf {
+	mem := append([]byte(nil), b.Bytes()...)
+	return &Buf{mem: mem, end: len(mem), Offload: b.Offload}
+}
 
 // ChainLen is the length of the packet with all its pieces, in bytes.
 func (b *Buf) ChainLen() (n int) {

@@ -125,7 +125,7 @@ func randomPacket(t testing.TB, rnd *rand.Rand) []byte {
 		}
 	}
 	if rnd.IntN(3) == 0 {
-		parts, next = append(parts, options(next, 5, 2, 0, 0)), extHopByHop
+		parts, next = append(parts, options(next, 5, 2, 0, 0)), ExtHopByHop
 	}
 	slices.Reverse(parts)
 	b := six(next, parts...)
@@ -248,7 +248,7 @@ func FuzzQuoted(f *testing.F) {
 	four, six6 := netip.MustParseAddr("192.0.2.9"), netip.MustParseAddr("2001:db8::9")
 	f.Add(bytes.Clone(room[:FragmentationNeeded(room, tcpPacket(f), four, 1400)]))
 	f.Add(bytes.Clone(room[:PacketTooBig(room, tcp6(80), six6, 1400)]))
-	f.Add(bytes.Clone(room[:ICMPError(room, six(extHopByHop, options(ProtoUDP), ports(1, 2, 4)), six6,
+	f.Add(bytes.Clone(room[:ICMPError(room, six(ExtHopByHop, options(ProtoUDP), ports(1, 2, 4)), six6,
 		ICMPFields{Type: ICMPv6TimeExceeded})]))
 	f.Add(bytes.Clone(room[:PortUnreachable(room, six(ProtoFragment, fragment(ProtoUDP, 0, true, 1), ports(1, 2, 4)),
 		six6)]))

@@ -4,7 +4,7 @@ import "vstun/encap/packet/drop"
 
 // Extension headers (RFC 8200, section 4; IANA).
 const (
-	extHopByHop   = 0
+	ExtHopByHop   = 0
 	extRouting    = 43
 	ProtoFragment = 44
 	extAuth       = 51 // RFC 4302
@@ -42,7 +42,7 @@ func (h IPv6) Transport() (Transport, drop.Reason) { return h.walk(h.TotalLen())
 // extension reports whether proto is an extension header that can be walked over.
 func extension(proto uint8) bool {
 	switch proto {
-	case extHopByHop, extRouting, ProtoFragment, extAuth, extDestOpts:
+	case ExtHopByHop, extRouting, ProtoFragment, extAuth, extDestOpts:
 		return true
 	}
 	return false
@@ -74,7 +74,7 @@ func (h IPv6) walk(end int) (t Transport, d drop.Reason) {
 			return t, drop.Truncated
 		}
 		switch t.Proto {
-		case extHopByHop:
+		case ExtHopByHop:
 			if count > 0 { // RFC 8200, section 4.1
 				return t, drop.BadHeader
 			}

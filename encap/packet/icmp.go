@@ -15,6 +15,7 @@ const (
 	ICMPEcho         = 8
 	ICMPTimeExceeded = 11
 
+	ICMPCodeHost       = 1
 	ICMPCodePort       = 3
 	ICMPCodeFragNeeded = 4
 
@@ -24,8 +25,11 @@ const (
 	ownTTL       = 64   // RFC 1700; for packets that this host creates
 )
 
-// ICMPHeaderLen is the length of the header of an ICMP message of either family, in bytes.
-const ICMPHeaderLen = 8
+// Sizes of ICMP messages of either family, in bytes.
+const (
+	ICMPHeaderLen  = 8
+	icmpChecksumAt = 2 // offset of the checksum
+)
 
 // ICMP is a view over an ICMP message of either family (RFC 792; RFC 4443, section 2.1). Its methods need the first 8
 // bytes to be there, but for Type, which needs 1.
@@ -155,4 +159,22 @@ func PortUnreachable(dst, b []byte, from netip.Addr) int {
 		return ICMPError(dst, b, from, ICMPFields{Type: ICMPv6Unreachable, Code: ICMPv6CodePort})
 	}
 	return ICMPError(dst, b, from, ICMPFields{Type: ICMPUnreachable, Code: ICMPCodePort})
+}
+
+// HostUnreachable writes the ICMPError "host unreachable" or "address unreachable" about the packet b, of either family
+// (RFC 792, page 4; RFC 4443, section 3.1).
+func HostUnreachable(dst, b []byte, from netip.Addr) int {
+	if Version(b) == 6 {
+		return ICMPError(dst, b, from, ICMPFields{Type: ICMPv6Unreachable, Code: ICMPv6CodeAddress})
+	}
+	return ICMPError(dst, b, from, ICMPFields{Type: ICMPUnreachable, Code: ICMPCodeHost})
+}
+
+// TimeExceeded writes the ICMPError "time exceeded" in transit about the packet b, of either family (RFC 792, page 6;
+// RFC 4443, section 3.3).
+func TimeExceeded(dst, b []byte, from netip.Addr) int {
+	if Version(b) == 6 {
+		return ICMPError(dst, b, from, ICMPFields{Type: ICMPv6TimeExceeded})
+	}
+	return ICMPError(dst, b, from, ICMPFields{Type: ICMPTimeExceeded})
 }

@@ -15,7 +15,8 @@ const (
 	ICMPv6Echo         = 128
 	ICMPv6EchoReply    = 129
 
-	ICMPv6CodePort = 4
+	ICMPv6CodeAddress = 3
+	ICMPv6CodePort    = 4
 
 	icmp6Redirect = 137  // RFC 4861, section 4.5
 	icmp6MaxLen   = 1280 // of an ICMPv6 error in all: IPv6's smallest MTU, RFC 4443, section 2.4 (c)

@@ -305,7 +305,7 @@ func TestQuotedFlow(t *testing.T) {
 // TestNoAllocations: the functions that a worker calls for a packet, and for an error, do not allocate.
 func TestNoAllocations(t *testing.T) {
 	four, room := tcpPacket(t), make([]byte, ICMPRoom)
-	chain := []byte(six(extHopByHop, options(ProtoFragment), fragment(ProtoTCP, 0, false, 1), tcp6(80)[40:]))
+	chain := []byte(six(ExtHopByHop, options(ProtoFragment), fragment(ProtoTCP, 0, false, 1), tcp6(80)[40:]))
 	quote4 := bytes.Clone(room[:FragmentationNeeded(room, four, vip4, 1400)])
 	quote6 := bytes.Clone(room[:PacketTooBig(room, chain, vip6, 1400)])
 	var p Info

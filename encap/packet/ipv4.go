@@ -17,6 +17,7 @@ const (
 	ProtoSCTP = 132
 
 	IPv4HeaderLen = 20 // without options
+	ipChecksumAt  = 10 // offset of the header's checksum
 )
 
 // Flags and offset of the fragment field.

@@ -121,7 +121,7 @@ func TestParse6(t *testing.T) {
 		r.Reverse() != p.Flow {
 		t.Error(r)
 	}
-	b = six(extHopByHop, options(extDestOpts), options(ProtoSCTP), ports(1, 2, 8), []byte{ChunkInit, 0, 0, 4})
+	b = six(ExtHopByHop, options(extDestOpts), options(ProtoSCTP), ports(1, 2, 8), []byte{ChunkInit, 0, 0, 4})
 	if d := p.Parse(b); d != drop.Accept || p.Offset != 56 || p.SCTPChunk != ChunkInit || p.Flow.DstPort != 2 ||
 		p.TCPFlags != 0 {
 		t.Errorf("%v %+v", d, p)
@@ -180,7 +180,7 @@ func TestParse6Refuses(t *testing.T) {
 		"ended source route":    {six(extRouting, routing(ProtoUDP, 0, 0), ports(1, 2, 4)), drop.SourceRoute},
 		"segment routing":       {six(extRouting, routing(ProtoUDP, 4, 1), ports(1, 2, 4)), drop.SourceRoute},
 		"ended segment routing": {six(extRouting, routing(ProtoUDP, 4, 0), ports(1, 2, 4)), drop.Accept},
-		"late hop-by-hop": {six(extDestOpts, options(extHopByHop), options(ProtoUDP), ports(1, 2, 4)),
+		"late hop-by-hop": {six(extDestOpts, options(ExtHopByHop), options(ProtoUDP), ports(1, 2, 4)),
 			drop.BadHeader},
 		"two fragment headers": {six(ProtoFragment, fragment(ProtoFragment, 0, false, 1), fragment(ProtoUDP, 0, false,
 			1), ports(1, 2, 4)), drop.BadHeader},
@@ -191,9 +191,9 @@ func TestParse6Refuses(t *testing.T) {
 			drop.BadHeader},
 		"option of one byte": {six(extDestOpts, options(ProtoUDP, 1, 3, 0, 0, 0, 1), ports(1, 2, 4)),
 			drop.BadHeader},
-		"jumbogram": {six(extHopByHop, options(ProtoUDP, optJumbo, 4, 0, 1, 0, 0), ports(1, 2, 4)),
+		"jumbogram": {six(ExtHopByHop, options(ProtoUDP, optJumbo, 4, 0, 1, 0, 0), ports(1, 2, 4)),
 			drop.BadHeader},
-		"unknown option": {six(extHopByHop, options(ProtoUDP, 0x1e, 4, 0, 1, 0, 0), ports(1, 2, 4)), drop.Accept},
+		"unknown option": {six(ExtHopByHop, options(ProtoUDP, 0x1e, 4, 0, 1, 0, 0), ports(1, 2, 4)), drop.Accept},
 		"AH":             {six(extAuth, auth(ProtoUDP, 24), ports(1, 2, 4)), drop.Accept},
 		"AH of 12 bytes": {six(extAuth, auth(ProtoUDP, 12), ports(1, 2, 4)), drop.BadHeader},
 		"AH of 20 bytes": {six(extAuth, auth(ProtoUDP, 20), ports(1, 2, 4)), drop.BadHeader},
@@ -226,7 +226,7 @@ func TestTransport(t *testing.T) {
 		want Transport
 	}{
 		"plain": {tcp6(80), Transport{Proto: ProtoTCP, Offset: 40}},
-		"all": {six(extHopByHop, options(extDestOpts),
+		"all": {six(ExtHopByHop, options(extDestOpts),
 			options(extRouting, append([]byte{1, 12}, make([]byte, 12)...)...), routing(ProtoFragment, 3, 0),
 			fragment(extAuth, 0, true, 0xdeadbeef),
 			auth(extDestOpts, 24), options(ProtoUDP), ports(1, 2, 4)),
@@ -284,7 +284,7 @@ func TestParseFragment(t *testing.T) {
 		"6, beyond the end": {six(ProtoFragment, fragment(ProtoUDP, 65528, false, 1), make([]byte, 8)), Fragment{}},
 		"6, beyond, by header": {six(extDestOpts, options(ProtoFragment), fragment(ProtoUDP, 65528, false, 1),
 			make([]byte, 1)), Fragment{}},
-		"6, headers behind": {six(extHopByHop, options(ProtoFragment), fragment(extDestOpts, 0, true, 1),
+		"6, headers behind": {six(ExtHopByHop, options(ProtoFragment), fragment(extDestOpts, 0, true, 1),
 			options(ProtoUDP), ports(1, 2, 4)),
 			Fragment{1, 0, true, extDestOpts}},
 	} {

@@ -1,6 +1,9 @@
 package packet
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+	"hash/crc32"
+)
 
 // Types of SCTP chunks (RFC 9260, section 3.2).
 const (
@@ -20,6 +23,7 @@ const (
 const (
 	sctpHeaderLen  = 12
 	chunkHeaderLen = 4
+	sctpChecksumAt = 8 // offset of the checksum
 )
 
 // sctpChunk is the type of the chunk that determines the connection's state: the first one, or an ABORT behind a cookie
@@ -36,4 +40,30 @@ func sctpChunk(b []byte) uint8 {
 		return ChunkAbort
 	}
 	return first[0]
+}
+
+var (
+	castagnoli = crc32.MakeTable(crc32.Castagnoli)
+	noChecksum [4]byte
+)
+
+// sctpChecksum is the checksum of the SCTP packet t, from its SCTP header on (RFC 9260, appendix A): the CRC32c of the
+// packet with a checksum of 0. It covers the ports and no addresses.
+func sctpChecksum(t []byte) uint32 {
+	c := crc32.Update(0, castagnoli, t[:sctpChecksumAt])
+	c = crc32.Update(c, castagnoli, noChecksum[:])
+	return crc32.Update(c, castagnoli, t[sctpHeaderLen:])
+}
+
+// replaceSCTP writes a port to offset at of the SCTP packet t, and changes its checksum. The CRC is linear: a wrong
+// checksum stays wrong by the same bits.
+func replaceSCTP(t []byte, at int, port uint16) {
+	if binary.BigEndian.Uint16(t[at:]) == port {
+		return
+	}
+	change := sctpChecksum(t)
+	binary.BigEndian.PutUint16(t[at:], port)
+	change ^= sctpChecksum(t)
+	checksum := t[sctpChecksumAt:]
+	binary.LittleEndian.PutUint32(checksum, binary.LittleEndian.Uint32(checksum)^change)
 }

@@ -90,21 +90,22 @@ func (s *Sender) SendVia(neighbour netip.Addr, device int, b []byte) error {
 // SetPriority sets the priority of packets that are sent from now on (SO_PRIORITY in socket(7)), from 0, the default,
 // to 6. Queueing disciplines use it.
 func (s *Sender) SetPriority(priority int) error {
-	err := s.four.setPriority(priority)
+	err := setPriority(s.four.fd, priority)
 	if s.six != nil {
-		err = errors.Join(err, s.six.setPriority(priority))
+		err = errors.Join(err, setPriority(s.six.fd, priority))
 	}
 	return err
 }
 
-func (s *rawSender) setPriority(priority int) error {
-	fd, err := s.fd.Acquire()
+// setPriority sets the priority of the packets of a socket.
+func setPriority(f *pollfd.FD, priority int) error {
+	fd, err := f.Acquire()
 	if err != nil {
 		return err
 	}
-	defer s.fd.Release()
+	defer f.Release()
 	if err := unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_PRIORITY, priority); err != nil {
-		return fmt.Errorf("priority of a raw socket: %w", err)
+		return fmt.Errorf("priority of a socket: %w", err)
 	}
 	return nil
 }

@@ -1,61 +1,12 @@
-// Package neigh resolves addresses of this host's neighbours by ARP.
 package neigh
 
 import (
-	"bytes"
 	"encoding/binary"
-	"errors"
-	"fmt"
-	"net"
 	"net/netip"
-	"os"
-	"time"
-
-	"github.com/mdlayher/packet"
-	"golang.org/x/sys/unix"
 )
 
-// Resolve sends an ARP request for the IPv4 address a on a link. from, an address of this host, is the sender's
-// address. Resolve returns the MAC addresses that answer before wait is over, each one once. A link without MAC
-// addresses or broadcast has no neighbours to ask. Resolve needs CAP_NET_RAW.
-func Resolve(link string, a, from netip.Addr, wait time.Duration) (answers []net.HardwareAddr, err error) {
-	dev, err := net.InterfaceByName(link)
-	if err != nil {
-		return nil, fmt.Errorf("device %s: %w", link, err)
-	}
-	if len(dev.HardwareAddr) != macLen || dev.Flags&net.FlagBroadcast == 0 {
-		return nil, nil
-	}
-	c, err := packet.Listen(dev, packet.Datagram, unix.ETH_P_ARP, nil)
-	if err != nil {
-		return nil, fmt.Errorf("packet socket on %s: %w: run as root, or with CAP_NET_RAW", link, err)
-	}
-	defer c.Close()
-	broadcast := &packet.Addr{HardwareAddr: bytes.Repeat([]byte{0xff}, macLen)}
-	if _, err := c.WriteTo(arpRequest(dev.HardwareAddr, from, a), broadcast); err != nil {
-		return nil, fmt.Errorf("ask on %s for %s: %w", link, a, err)
-	}
-	if err := c.SetReadDeadline(time.Now().Add(wait)); err != nil {
-		return nil, err
-	}
-	buf := make([]byte, 128)
-	for seen := map[string]bool{}; ; {
-		n, _, err := c.ReadFrom(buf)
-		if errors.Is(err, os.ErrDeadlineExceeded) {
-			return answers, nil
-		}
-		if err != nil {
-			return answers, fmt.Errorf("answers on %s for %s: %w", link, a, err)
-		}
-		if mac, ok := arpAnswer(buf[:n], a); ok && !seen[mac.String()] && !bytes.Equal(mac, dev.HardwareAddr) {
-			seen[mac.String()] = true
-			answers = append(answers, mac)
-		}
-	}
-}
-
-// Fields of an ARP packet for IPv4 over Ethernet (RFC 826). It is built and parsed by hand: mdlayher/arp has no release
-// and no commit since 2022.
+// arpPacket is an ARP packet for IPv4 over Ethernet (RFC 826). It is built and parsed by hand: mdlayher/arp has no
+// release and no commit since 2022.
 //
 //	 0                   1                   2                   3
 //	 0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1
@@ -65,26 +16,54 @@ func Resolve(link string, a, from netip.Addr, wait time.Duration) (answers []net
 //	|  MAC length 6 | IP length 4   | opcode: 1 request, 2 reply    |  4
 //	+---------------+---------------+-------------------------------+
 //	|      sender's MAC (6), sender's IP (4), target's MAC (6), target's IP (4)      8
-const (
-	macLen       = 6
-	arpLen       = 28
-	opcodeAsk    = 1
-	opcodeAnswer = 2
-)
-
-func arpRequest(mac net.HardwareAddr, from, a netip.Addr) []byte {
-	b := []byte{0, 1, 0x08, 0x00, macLen, 4, 0, opcodeAsk}
-	b = append(b, mac...)
-	b = append(b, from.AsSlice()...)
-	b = append(b, make([]byte, macLen)...)
-	return append(b, a.AsSlice()...)
+type arpPacket struct {
+	op        uint16
+	senderMAC MAC
+	sender    netip.Addr
+	targetMAC MAC
+	target    netip.Addr
 }
 
-// arpAnswer returns the sender's MAC address if b is a reply from the owner of a.
-func arpAnswer(b []byte, a netip.Addr) (net.HardwareAddr, bool) {
-	if len(b) < arpLen || binary.BigEndian.Uint16(b[2:]) != 0x0800 || b[4] != macLen || b[5] != 4 ||
-		b[7] != opcodeAnswer || netip.AddrFrom4([4]byte(b[14:18])) != a {
-		return nil, false
+const (
+	arpLen     = 28
+	arpSender  = 14 // offset of the sender's IP
+	arpTarget  = 24 // offset of the target's IP
+	arpAsk     = 1
+	arpReply   = 2
+	arpSpaces  = 0x0001_0800 // the first four bytes: Ethernet and IPv4
+	arpLengths = 0x0604      // the next two: the lengths of their addresses
+)
+
+// parseARP returns b as an ARP request or reply for IPv4 over Ethernet. It ignores the padding of short frames.
+func parseARP(b []byte) (p arpPacket, ok bool) {
+	if len(b) < arpLen || binary.BigEndian.Uint32(b) != arpSpaces || binary.BigEndian.Uint16(b[4:]) != arpLengths {
+		return p, false
 	}
-	return bytes.Clone(b[8:14]), true
+	p = arpPacket{
+		op:        binary.BigEndian.Uint16(b[6:]),
+		senderMAC: MAC(b[8:]), sender: netip.AddrFrom4([4]byte(b[arpSender:])),
+		targetMAC: MAC(b[18:]), target: netip.AddrFrom4([4]byte(b[arpTarget:])),
+	}
+	return p, p.op == arpAsk || p.op == arpReply
+}
+
+func (p *arpPacket) bytes() []byte {
+	b := make([]byte, 0, arpLen)
+	b = binary.BigEndian.AppendUint32(b, arpSpaces)
+	b = binary.BigEndian.AppendUint16(b, arpLengths)
+	b = binary.BigEndian.AppendUint16(b, p.op)
+	b = append(append(b, p.senderMAC[:]...), p.sender.AsSlice()...)
+	return append(append(b, p.targetMAC[:]...), p.target.AsSlice()...)
+}
+
+// arpRequest returns a request for a. The sender 0.0.0.0 makes it a probe, the sender a an announcement (RFC 5227,
+// sections 1.1 and 3).
+func arpRequest(mac MAC, from, a netip.Addr) []byte {
+	return (&arpPacket{op: arpAsk, senderMAC: mac, sender: from, target: a}).bytes()
+}
+
+// answer returns the reply of the owner of p's target, who has the address mac.
+func (p *arpPacket) answer(mac MAC) []byte {
+	return (&arpPacket{op: arpReply, senderMAC: mac, sender: p.target, targetMAC: p.senderMAC, target: p.sender}).
+		bytes()
 }

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"vstun/routing/kernel"
 )
@@ -18,6 +19,15 @@ type Device struct {
 	Up       bool
 	Loopback bool
 	Addrs    []netip.Prefix // with the host's bits
+	MAC      [6]byte        // of Ethernet; all zero: it has none
+
+	Running bool // it is up and has a link
+	// Neighbours reports whether hosts on its link are found by ARP and neighbour discovery: it is Ethernet, and has
+	// broadcast and a MAC address.
+	Neighbours bool
+	MTU        int // bytes
+	Master     int // index of the bridge whose port it is; 0: none
+	Losses     int // how often Running has ended, as a DeviceWatch has seen it
 }
 
 // Devices lists the network devices with their addresses.
@@ -34,7 +44,13 @@ func Devices() ([]Device, error) {
 		var all []Device
 		for _, l := range links {
 			at := l.Attrs()
-			d := Device{Name: at.Name, Index: at.Index, Up: kernel.IsUp(l), Loopback: at.Flags&net.FlagLoopback != 0}
+			d := Device{Name: at.Name, Index: at.Index, Up: kernel.IsUp(l), Loopback: at.Flags&net.FlagLoopback != 0,
+				Running: at.RawFlags&unix.IFF_RUNNING != 0, MTU: at.MTU, Master: at.MasterIndex}
+			if len(at.HardwareAddr) == len(d.MAC) {
+				d.MAC = [6]byte(at.HardwareAddr)
+				d.Neighbours = at.EncapType == "ether" && at.Flags&net.FlagBroadcast != 0 &&
+					at.RawFlags&unix.IFF_NOARP == 0
+			}
 			for _, a := range addrs {
 				if a.LinkIndex == d.Index {
 					d.Addrs = append(d.Addrs, kernel.PrefixOf(a.IPNet))
@@ -57,6 +73,32 @@ func LinkExists(name string) (bool, error) {
 			return false, fmt.Errorf("device %s: %w", name, err)
 		}
 		return true, nil
+	})
+}
+
+// Bridge is a bridge device.
+type Bridge struct {
+	MAC [6]byte
+	MTU int // of its ports' packets, in bytes
+	Up  bool
+}
+
+// FindBridge returns the bridge of this name. It is an error if there is no such device, or if it is no bridge.
+func FindBridge(name string) (Bridge, error) {
+	return ask(func(h *netlink.Handle) (b Bridge, err error) {
+		l, err := h.LinkByName(name)
+		if errors.As(err, new(netlink.LinkNotFoundError)) {
+			return b, fmt.Errorf("bridge %s: there is no such device: make it (ip link add %s type bridge), or name "+
+				"another", name, name)
+		}
+		if err != nil {
+			return b, fmt.Errorf("bridge %s: %w", name, err)
+		}
+		at := l.Attrs()
+		if l.Type() != "bridge" || len(at.HardwareAddr) != len(b.MAC) {
+			return b, fmt.Errorf("bridge %s: the device is no bridge (%s): name a bridge", name, l.Type())
+		}
+		return Bridge{MAC: [6]byte(at.HardwareAddr), MTU: at.MTU, Up: kernel.IsUp(l)}, nil
 	})
 }
 
@@ -88,6 +130,11 @@ func AnswersFor(link string, a netip.Addr) (bool, error) {
 			}
 		}
 	}
+	return HasProxy(link, a)
+}
+
+// HasProxy reports whether the device has an entry for an address (ip neigh add proxy).
+func HasProxy(link string, a netip.Addr) (bool, error) {
 	return ask(func(h *netlink.Handle) (bool, error) {
 		l, err := h.LinkByName(link)
 		if errors.As(err, new(netlink.LinkNotFoundError)) {

@@ -95,3 +95,17 @@ func TestDropped(t *testing.T) {
 		t.Errorf("counters of no device: %v", err)
 	}
 }
+
+func TestFindBridge(t *testing.T) {
+	newHost(t)
+	mac := net.HardwareAddr{2, 0, 0, 0, 0, 7}
+	must(t, netlink.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "br7", MTU: 9000, HardwareAddr: mac}}))
+	if b, err := FindBridge("br7"); err != nil || b != (Bridge{MAC: [6]byte(mac), MTU: 9000}) {
+		t.Errorf("%+v, %v", b, err)
+	}
+	for name, want := range map[string]string{"east": "is no bridge (veth)", "br8": "there is no such device"} {
+		if _, err := FindBridge(name); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}

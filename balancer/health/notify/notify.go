@@ -28,7 +28,7 @@ type Event struct {
 	Time       time.Time `json:"time"`
 	Kind       string    `json:"kind"` // "service" or "realserver"
 	Service    string    `json:"service"`
-	Realserver string    `json:"realserver,omitempty"` // its address; "" if a service has changed
+	Realserver string    `json:"realserver,omitempty"` // its address, and its own port; "": a service has changed
 	Old        string    `json:"old"`                  // "up", "down", or "unknown" in a first event
 	New        string    `json:"new"`                  // "up" or "down"
 	Reason     string    `json:"reason"`

@@ -15,13 +15,14 @@ import (
 	"vstun/cmd/internal/daemon"
 	"vstun/cmd/internal/doctor"
 	"vstun/routing"
+	"vstun/routing/query"
 )
 
 // Command is the realserver agent's command line.
 func Command() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "realserver",
-		Short: "Agent on a realserver of LVS/TUN in user space",
+		Short: "Agent on a realserver of LVS in user space",
 		Long: "realserver takes the packets that directors tunnel to this host, lets in what is for its virtual " +
 			"addresses and nothing else,\n" +
 			"and sets the host up so that its servers answer the clients directly.",
@@ -84,7 +85,23 @@ func load(file string) (*config.Realserver, error) {
 	if err != nil {
 		return nil, cli.UsageError{Err: err}
 	}
+	if cfg.AnyTUN && besideDirector(cfg.TUN) {
+		cfg.TUN = secondTUN
+	}
 	return cfg, nil
+}
+
+// secondTUN is the default name of the device on a host where a director has the usual one.
+const secondTUN = "vs1"
+
+// besideDirector reports whether a director of this host has a TUN device of this name. A director has a second one.
+func besideDirector(name string) bool {
+	for _, device := range []string{name, (&config.Director{TUN: name}).LocalTUN()} {
+		if there, err := query.LinkExists(device); err != nil || !there {
+			return false
+		}
+	}
+	return true
 }
 
 // controlSocket finds the control socket of the agent that runs with a configuration file.

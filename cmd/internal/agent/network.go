@@ -26,6 +26,9 @@ func mss(cfg *config.Realserver) (v4, v6 int, known bool) {
 		}
 		asked = append(asked, a)
 	}
+	if len(asked) == 0 { // no tunnel is accepted
+		return 0, 0, false
+	}
 	// The MTU of the path to a director is the best guess for the path back. Without that MTU the agent runs, too.
 	paths, _ := query.Paths(asked)
 	least := 0

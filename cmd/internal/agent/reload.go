@@ -26,6 +26,9 @@ func (a *agent) reload() ([]api.Change, error) {
 		if err != nil {
 			return reload.Result{}, err
 		}
+		if cfg.AnyTUN { // whether a director has come or gone
+			cfg.TUN = was.TUN
+		}
 		if err := a.apply(cfg); err != nil {
 			return reload.Result{}, err
 		}

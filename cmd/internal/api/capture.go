@@ -15,7 +15,7 @@ type Capture struct {
 	ClientPort uint16     // 0: all
 	VIP        netip.Addr
 	Port       uint16
-	Realserver netip.Addr
+	Realserver netip.AddrPort // port 0: all
 	Packets    int
 	Time       time.Duration
 	Bytes      int
@@ -71,8 +71,8 @@ func (c *Capture) set(key, value string) (err error) {
 	case "vip":
 		c.VIP, c.Port = end()
 	case "realserver":
-		if c.Realserver, err = netip.ParseAddr(value); err != nil {
-			err = errors.New("is not an address: want one such as 10.0.11.2")
+		if c.Realserver, err = ParseRealserver(value); err != nil {
+			err = errors.New("is not an address: want one such as 10.0.11.2 or 10.0.11.2:8080")
 		}
 	case "count":
 		c.Packets = number(maxPackets, "packets")

@@ -13,7 +13,7 @@ func TestParseCapture(t *testing.T) {
 		"client=192.0.2.7:4711&vip=[2001:db8::80]&realserver=10.0.11.2&count=5&seconds=2&megabytes=3")
 	c, err := ParseCapture(q)
 	if err != nil || c.Client.String() != "192.0.2.7" || c.ClientPort != 4711 || c.VIP.String() != "2001:db8::80" ||
-		c.Port != 0 || c.Realserver.String() != "10.0.11.2" ||
+		c.Port != 0 || c.Realserver.Addr().String() != "10.0.11.2" ||
 		c.Packets != 5 || c.Time != 2*time.Second || c.Bytes != 3<<20 {
 		t.Errorf("%+v, %v", c, err)
 	}

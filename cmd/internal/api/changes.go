@@ -11,10 +11,10 @@ type Reload struct {
 // whole program, without Realserver about the whole service. Without Key the service or realserver is added or removed.
 type Change struct {
 	Service    string `json:"service,omitempty"`
-	Realserver string `json:"realserver,omitempty"`
-	Key        string `json:"key,omitempty"` // of the configuration: "weight", "check.interval"
-	Old        any    `json:"old"`           // a number, a boolean or a string; null: there was none
-	New        any    `json:"new"`           // null: there is none any more
+	Realserver string `json:"realserver,omitempty"` // its Name
+	Key        string `json:"key,omitempty"`        // of the configuration: "weight", "check.interval"
+	Old        any    `json:"old"`                  // a number, a boolean or a string; null: there was none
+	New        any    `json:"new"`                  // null: there is none any more
 	// the configured weight, if an operator has set another
 	Configured *int   `json:"configured,omitempty"`
 	Text       string `json:"text"` // the same in one line of text

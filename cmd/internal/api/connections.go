@@ -11,11 +11,13 @@ type Connection struct {
 	Client     string  `json:"client"`
 	ClientPort uint16  `json:"client_port"`
 	VIP        string  `json:"vip"`
-	Port       uint16  `json:"port"` // of the VIP and of the realserver: a tunnel keeps the port
-	Realserver string  `json:"realserver"`
-	Service    string  `json:"service"`
-	Packets    uint32  `json:"packets"` // from the client; wraps
-	Template   bool    `json:"template"`
+	Port       uint16  `json:"port"`       // of the VIP
+	Realserver string  `json:"realserver"` // its address
+	// the port of its packets there, which nat may replace; 0 for a template if the service has several
+	RealserverPort uint16 `json:"realserver_port"`
+	Service        string `json:"service"`
+	Packets        uint32 `json:"packets"` // from the client; wraps
+	Template       bool   `json:"template"`
 }
 
 // StateTemplate is the state of a Connection that is a template.

@@ -17,7 +17,7 @@ type Explanation struct {
 	ClientPort uint16      `json:"client_port"` // 0: any
 	VIP        string      `json:"vip"`
 	Port       uint16      `json:"port"`
-	Realserver string      `json:"realserver,omitempty"` // none: the packets are dropped
+	Realserver string      `json:"realserver,omitempty"` // its Name; none: the packets are dropped
 	Drop       string      `json:"drop,omitempty"`       // the reason of the drop
 	Why        string      `json:"why"`                  // the reason of the decision, in one line
 	Service    string      `json:"service,omitempty"`    // with the VIP, protocol and port

@@ -15,8 +15,8 @@ import (
 type Filter struct {
 	Client     netip.Prefix
 	VIP        netip.Addr
-	Port       int // -1: all
-	Realserver netip.Addr
+	Port       int            // -1: all
+	Realserver netip.AddrPort // port 0: all
 	Service    string
 	State      string // one of the states given to ParseFilter
 	Limit      int    // bound of the answer, in connections; 0: none
@@ -45,8 +45,8 @@ func (f *Filter) set(key, value string, states []string) (err error) {
 	case "vip":
 		f.VIP, f.Port, err = parseVIP(value)
 	case "realserver":
-		if f.Realserver, err = netip.ParseAddr(value); err != nil {
-			err = fmt.Errorf("is not an address: want one such as 10.0.11.2")
+		if f.Realserver, err = ParseRealserver(value); err != nil {
+			err = fmt.Errorf("is not an address: want one such as 10.0.11.2 or 10.0.11.2:8080")
 		}
 	case "service":
 		if f.Service = value; value == "" {

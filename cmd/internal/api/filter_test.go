@@ -26,7 +26,8 @@ func TestParseFilter(t *testing.T) {
 		"vip=2001:db8::1":           {Port: -1, VIP: six},
 		"vip=[2001:db8::1]":         {Port: -1, VIP: six},
 		"vip=[2001:db8::1]:80":      {Port: 80, VIP: six},
-		"realserver=10.0.11.2":      {Port: -1, Realserver: netip.MustParseAddr("10.0.11.2")},
+		"realserver=10.0.11.2":      {Port: -1, Realserver: netip.MustParseAddrPort("10.0.11.2:0")},
+		"realserver=10.0.11.2:8080": {Port: -1, Realserver: netip.MustParseAddrPort("10.0.11.2:8080")},
 		"service=web&limit=7":       {Port: -1, Service: "web", Limit: 7},
 		"state=established&limit=0": {Port: -1, State: "ESTABLISHED"},
 	} {
@@ -39,7 +40,8 @@ func TestParseFilter(t *testing.T) {
 			t.Errorf("%s: %v", query, err)
 			continue
 		}
-		if diff := cmp.Diff(&want, got, cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})); diff != "" {
+		if diff := cmp.Diff(&want, got, cmpopts.EquateComparable(netip.Addr{}, netip.AddrPort{},
+			netip.Prefix{})); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", query, diff)
 		}
 	}
@@ -53,7 +55,7 @@ func TestParseFilterFaults(t *testing.T) {
 		"client=fe80::1%25eth0":              `--client "fe80::1%eth0" is neither`,
 		"vip=198.51.100.80:http":             `--vip "198.51.100.80:http" is not a VIP: want`,
 		"vip=:80":                            `--vip ":80" is not`,
-		"realserver=10.0.11.2:80":            `--realserver "10.0.11.2:80" is not an address: want`,
+		"realserver=10.0.11.2:0":             `--realserver "10.0.11.2:0" is not an address: want`,
 		"service=":                           `--service "" is no service`,
 		"state=SYN":                          `--state "SYN" is no state: want ESTABLISHED, UDP or TEMPLATE`,
 		"state=establish":                    `--state "establish" is no state: did you mean ESTABLISHED?`,

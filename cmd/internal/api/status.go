@@ -19,7 +19,8 @@ type DirectorStatus struct {
 	Version  string  `json:"version"`
 	Pid      int     `json:"pid"`
 	Uptime   float64 `json:"uptime_seconds"`
-	TUN      string  `json:"tun"`
+	TUN      string  `json:"tun"`    // the device's name
+	Device   string  `json:"device"` // "tun" or "tap"
 	Queues   int     `json:"queues"`
 	Offloads string  `json:"offloads"` // of the TUN device: "csum tso uso", or fewer
 	In       Traffic `json:"in"`       // read from the TUN device
@@ -28,11 +29,14 @@ type DirectorStatus struct {
 	Resets uint64            `json:"resets"` // of those, TCP resets
 	Drops  map[string]uint64 `json:"drops"`  // packets refused, by reason; only reasons that occurred
 	// fragments that wait for the rest of their packets
-	Waiting       int           `json:"waiting"`
-	Connections   Connections   `json:"connections"`
-	Services      []Service     `json:"services"`
-	Checks        Checks        `json:"checks"`
-	Leaving       Leaving       `json:"leaving"`
+	Waiting     int         `json:"waiting"`
+	Connections Connections `json:"connections"`
+	Services    []Service   `json:"services"`
+	Checks      Checks      `json:"checks"`
+	Leaving     Leaving     `json:"leaving"`
+	// VIPs in a subnet of this host
+	Announced     []Announced   `json:"announced,omitempty"`
+	Neighbours    Neighbours    `json:"neighbours"`
 	Configuration Configuration `json:"configuration"`
 	// packets that the kernel dropped because the director was too slow
 	Overruns uint64 `json:"overruns"`
@@ -52,16 +56,6 @@ type Leaving struct {
 	Realservers int                 `json:"realservers"`
 	Connections int                 `json:"connections"`
 	List        []LeavingRealserver `json:"list,omitempty"`
-}
-
-// LeavingRealserver is a realserver of a service that is not configured any more.
-type LeavingRealserver struct {
-	Service  string `json:"service"`
-	Address  string `json:"address"`
-	Active   int    `json:"active"`
-	Inactive int    `json:"inactive"`
-	// persistent clients, whose next connections go to other realservers
-	Templates int `json:"templates,omitempty"`
 }
 
 // Traffic counts packets and their bytes, IP headers included.
@@ -136,49 +130,16 @@ type Persistence struct {
 	Netmask6 int     `json:"netmask6"`
 }
 
-// Realserver is a realserver of a service.
-type Realserver struct {
-	Address       string  `json:"address"`
-	Encap         string  `json:"encap"`
-	EncapKey      *uint32 `json:"encap_key,omitempty"` // of GRE; nil: none
-	EncapChecksum bool    `json:"encap_checksum,omitempty"`
-	Weight        int     `json:"weight"`                      // 0: it drains
-	Configured    *int    `json:"configured_weight,omitempty"` // if an operator or a file has set another weight
-	Effective     int     `json:"effective_weight"`            // by its health: the weight, or 0
-	Health        string  `json:"health,omitempty"`            // "up", "down" or "unchecked"
-	Check         *Check  `json:"check,omitempty"`             // nil: unchecked
-	Upper         int     `json:"upper,omitempty"`             // thresholds of connections
-	Lower         int     `json:"lower,omitempty"`
-	Active        int     `json:"active"`      // connections, by IPVS's count
-	Inactive      int     `json:"inactive"`    // all other connections
-	Templates     int     `json:"templates"`   // persistent clients
-	Connections   uint64  `json:"connections"` // scheduled since the start
-	Forwarded     Traffic `json:"forwarded"`   // packets of clients, without the tunnel's header
-}
-
 // Check is the last check of a realserver, and its state by all checks so far.
 type Check struct {
 	Type   string `json:"type"`   // tcp, http, https, dns, udp, ping, smtp, exec or file
-	Via    string `json:"via"`    // "tunnel" or "direct"
+	Via    string `json:"via"`    // "tunnel": to the VIPs, by the forwarding method; or "direct"
 	Reason string `json:"reason"` // result of the last check, in one line
 	// consecutive results, up to the last, that contradict the realserver's health
 	Streak   int     `json:"streak"`
 	Last     float64 `json:"last_seconds_ago"` // its end
 	Duration float64 `json:"duration_seconds"` // its length
 	Since    float64 `json:"since_seconds"`    // the realserver has been up, or down
-}
-
-// ComingUp reports whether r is down while its last checks have succeeded.
-func (r *Realserver) ComingUp() bool {
-	return r.Health == "down" && r.Check != nil && r.Check.Streak > 0
-}
-
-// Trouble returns the reason of the last check if r is down, or if its last checks contradict its health; else "".
-func (r *Realserver) Trouble() string {
-	if r.Check == nil || r.Health != "down" && r.Check.Streak == 0 {
-		return ""
-	}
-	return r.Check.Reason
 }
 
 // RealserverStatus is what GET /status on a realserver agent's control socket returns, and what
@@ -235,18 +196,6 @@ func Drops(t *stats.Tally) map[string]uint64 {
 		}
 	}
 	return m
-}
-
-// Forward returns the tunnel's name: "gre,key=7,csum".
-func (r *Realserver) Forward() string {
-	name := r.Encap
-	if r.EncapKey != nil {
-		name += fmt.Sprintf(",key=%d", *r.EncapKey)
-	}
-	if r.EncapChecksum {
-		name += ",csum"
-	}
-	return name
 }
 
 // Title returns the service's name, protocol, first virtual port and scheduler: "web tcp 198.51.100.80:80 wlc".

@@ -4,7 +4,7 @@ package api
 // returns a list of them.
 type RealserverUsage struct {
 	Service    string `json:"service"`
-	Realserver string `json:"realserver"`
+	Realserver string `json:"realserver"` // its Name
 	Weight     int    `json:"weight"`
 	Left       bool   `json:"left"` // not configured any more
 	Active     int    `json:"active"`

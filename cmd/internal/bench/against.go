@@ -13,12 +13,12 @@ const (
 func againstWays() []opening {
 	return []opening{
 		{wayPlain, (*bed).plain},
-		{wayDirector, throughDirector("ipip", onePinned, newPrograms)},
-		{wayOld, throughDirector("ipip", onePinned, oldPrograms)},
-		{wayDirectorAll, throughDirector("ipip", allCPUs, newPrograms)},
-		{wayOldAll, throughDirector("ipip", allCPUs, oldPrograms)},
-		{wayGUEAll, throughDirector("gue", allCPUs, newPrograms)},
-		{wayOldGUEAll, throughDirector("gue", allCPUs, oldPrograms)},
+		{wayDirector, throughDirector(ipip, onePinned, newPrograms)},
+		{wayOld, throughDirector(ipip, onePinned, oldPrograms)},
+		{wayDirectorAll, throughDirector(ipip, allCPUs, newPrograms)},
+		{wayOldAll, throughDirector(ipip, allCPUs, oldPrograms)},
+		{wayGUEAll, throughDirector(gue, allCPUs, newPrograms)},
+		{wayOldGUEAll, throughDirector(gue, allCPUs, oldPrograms)},
 	}
 }
 

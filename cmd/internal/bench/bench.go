@@ -100,6 +100,11 @@ func Run(ctx context.Context, out io.Writer, o Options) (err error) {
 		return interrupted(ctx, err)
 	}
 	defer func() { err = errors.Join(err, b.close()) }()
+	if o.Against == "" {
+		if err := b.openMethods(ctx, o); err != nil {
+			return interrupted(ctx, err)
+		}
+	}
 	res, err := b.measure(ctx, o)
 	if err != nil {
 		return interrupted(ctx, err)
@@ -230,9 +235,12 @@ func (b *bed) measureStreams(ctx context.Context, o Options, r *results) error {
 	for round := range o.timing.rounds {
 		o.status("TCP streams, round %d of %d", round+1, o.timing.rounds)
 		for _, download := range []bool{false, true} {
-			for _, road := range b.roads() {
+			for _, road := range b.allRoads() {
+				if download && road.uploads {
+					continue
+				}
 				measure := func() error {
-					rate, err := b.iperf(ctx, road.addr, download, o.timing.stream)
+					rate, err := road.bed.iperf(ctx, road.addr, road.port, download, o.timing.stream)
 					if err != nil {
 						return fmt.Errorf("%s: %w%s", road.name, err, road.lastWords())
 					}
@@ -288,4 +296,21 @@ func (b *bed) roads() []*way {
 		roads = append(roads, b.findWay(wayOldAll), b.findWay(wayOldGUEAll))
 	}
 	return roads
+}
+
+// road is a way of TCP streams.
+type road struct {
+	*way
+	bed     *bed
+	port    int  // of web1's server
+	uploads bool // no downloads: they take the way of plain forwarding
+}
+
+// allRoads returns the roads of this lab, and those of the methods' labs.
+func (b *bed) allRoads() []road {
+	var all []road
+	for _, w := range b.roads() {
+		all = append(all, road{way: w, bed: b, port: iperfPort})
+	}
+	return append(all, b.methods...)
 }

@@ -20,7 +20,7 @@ func Command() *cobra.Command {
 			"kernel, against the\n" +
 			"least loop that a director behind a TUN device can be, and against a naive one: 60-byte packets, TCP " +
 			"streams (with\n" +
-			"iperf3) and round trips, everything in several rounds. It takes under six minutes, in which the " +
+			"iperf3) and round trips, everything in several rounds. It takes under ten minutes, in which the " +
 			"machine should have\n" +
 			"nothing else to do, and leaves nothing behind. A bar that is missed is in the table, and no failure.",
 		Args: cobra.NoArgs,

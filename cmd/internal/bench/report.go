@@ -149,6 +149,8 @@ func (r *Report) floods(res *results, many int) {
 		all(wayNaive).delivered, nil)
 	r.ratio("CPU time per packet, director with gue : with ipip, 1 flow", one(wayGUE).cpu, one(wayDirector).cpu,
 		atMost(1.0))
+	r.ratio("CPU time per packet, dr : tun, 1 flow", one(wayDR).cpu, one(wayDirector).cpu, atMost(1.05))
+	r.ratio("CPU time per packet, nat : tun, 1 flow", one(wayNAT).cpu, one(wayDirector).cpu, atMost(1.15))
 	r.ratio("packets a second, director : plain forwarding, 1 flow", one(wayDirector).delivered,
 		one(wayPlain).delivered, nil)
 	r.ratio(fmt.Sprintf("packets a second, director : plain forwarding, %s", flowCount(many)),
@@ -193,11 +195,15 @@ func (r *Report) streams(res *results) {
 	r.ratio("TCP upload, director with gue : plain forwarding", rate(wayGUEAll, false), rate(wayPlain, false),
 		atLeast(0.70))
 	r.ratio("TCP download, director with gue : plain forwarding", rate(wayGUEAll, true), rate(wayPlain, true), nil)
+	r.ratio("TCP upload, dr : plain forwarding", rate(wayDRAll, false), rate(wayPlainLAN, false), atLeast(0.90))
+	r.ratio("TCP upload, nat : plain forwarding", rate(wayNATAll, false), rate(wayPlainNAT, false), atLeast(0.80))
+	r.ratio("TCP download, nat : plain forwarding", rate(wayNATAll, true), rate(wayPlainNAT, true), atLeast(0.80))
 	for _, d := range []struct {
 		name     string
 		download bool
 	}{{"TCP upload", false}, {"TCP download", true}} {
-		for _, way := range []string{wayPlain, wayDirectorAll, wayGUEAll} {
+		for _, way := range []string{wayPlain, wayDirectorAll, wayGUEAll, wayPlainLAN, wayDRAll, wayPlainNAT,
+			wayNATAll} {
 			mega := Sample{}
 			for _, v := range rate(way, d.download) {
 				mega = append(mega, v/1e6)

@@ -20,11 +20,12 @@ const (
 )
 
 // iperf measures one TCP stream between the client and an address of web1 and returns the receiver's bits a second.
-// Each stream has a new server: a server may still be busy with the previous stream.
-func (b *bed) iperf(ctx context.Context, to netip.Addr, download bool, seconds int) (rate float64, err error) {
+// port is the server's port. Each stream has a new server: a server may still be busy with the previous stream.
+func (b *bed) iperf(ctx context.Context, to netip.Addr, port int, download bool, seconds int) (rate float64,
+	err error) {
 	ctx, cancel := context.WithTimeout(ctx, time.Duration(seconds)*time.Second+upTimeout)
 	defer cancel()
-	server, err := b.web.Start(exec.Command("iperf3", "-s", "-1", "-p", strconv.Itoa(iperfPort), "--forceflush"))
+	server, err := b.web.Start(exec.Command("iperf3", "-s", "-1", "-p", strconv.Itoa(port), "--forceflush"))
 	if err != nil {
 		return 0, err
 	}

@@ -25,7 +25,8 @@ type way struct {
 	host    *lab.Host        // host that counts and drops the datagrams
 	link    string           // link of host on which the datagrams arrive
 	process *lab.Process     // the program on the way; nil: the kernel
-	socket  string           // control socket of a director whose TCP services need an agent; "" for other ways
+	socket  string           // control socket of a director; "" for other ways
+	tcp     bool             // the director has TCP services, for which web1 has an agent
 }
 
 // Names of the ways.
@@ -39,9 +40,12 @@ const (
 	wayDirectorAll = "director, all CPUs"
 	wayGUE         = "director, gue"
 	wayGUEAll      = "director, gue, all CPUs"
+	wayDR          = "director, dr"
+	wayNAT         = "director, nat"
 )
 
-// ways returns all ways with the functions that open them. A further tunnel format needs one more line.
+// ways returns all ways with the functions that open them. A further tunnel format or forwarding method needs one more
+// line.
 func ways() []opening {
 	return []opening{
 		{wayRouter, (*bed).dropAtRouter},
@@ -49,12 +53,29 @@ func ways() []opening {
 		{wayPlain, (*bed).plain},
 		{wayFloor, throughLoop(Floor)},
 		{wayNaive, throughLoop(Naive)},
-		{wayDirector, throughDirector("ipip", onePinned, newPrograms)},
-		{wayDirectorAll, throughDirector("ipip", allCPUs, newPrograms)},
-		{wayGUE, throughDirector("gue", onePinned, newPrograms)},
-		{wayGUEAll, throughDirector("gue", allCPUs, newPrograms)},
+		{wayDirector, throughDirector(ipip, onePinned, newPrograms)},
+		{wayDirectorAll, throughDirector(ipip, allCPUs, newPrograms)},
+		{wayGUE, throughDirector(gue, onePinned, newPrograms)},
+		{wayGUEAll, throughDirector(gue, allCPUs, newPrograms)},
+		{wayDR, throughDirector(dr, onePinned, newPrograms)},
+		{wayNAT, throughDirector(nat, onePinned, newPrograms)},
 	}
 }
+
+// forwarding is how a director forwards: keys of its services, in TOML, and the realserver that gets the datagrams. The
+// realserver of dr is in the director's subnet.
+type forwarding struct {
+	keys string
+	sink netip.Addr
+	tcp  bool // web1 takes TCP by it
+}
+
+var (
+	ipip = forwarding{`encap = "ipip"`, beyondSink, true}
+	gue  = forwarding{`encap = "gue"`, beyondSink, true}
+	dr   = forwarding{`forward = "dr"`, beyond, false}
+	nat  = forwarding{`forward = "nat"`, beyondSink, false}
+)
 
 // openings returns the ways of this run.
 func (b *bed) openings() []opening {
@@ -92,28 +113,35 @@ type bed struct {
 	dir     string // configurations and sockets
 	ways    []*way
 	web     *lab.Host
+
+	methods []road // in labs of their own, which end with this one
 }
 
 // newBed builds the lab, opens all ways and starts their programs. On an error it leaves nothing behind.
 func newBed(ctx context.Context, o Options, m Machine) (*bed, error) {
-	l, err := lab.New(lab.Spec{Prefix: o.Prefix, Webs: 1})
+	return layBed(o, m, lab.Spec{Prefix: o.Prefix, Webs: 1}, func(b *bed) error { return b.start(ctx) })
+}
+
+// layBed builds a lab with a directory of its own. start starts its programs. On an error layBed leaves nothing behind.
+func layBed(o Options, m Machine, spec lab.Spec, start func(*bed) error) (*bed, error) {
+	l, err := lab.New(spec)
 	if err != nil {
 		return nil, err
 	}
 	b := &bed{lab: l, web: l.Webs[0], machine: m, bin: o.Bin, against: o.Against}
-	if err := b.start(ctx, o.Prefix); err != nil {
+	// An existing directory belongs to a dead benchmark: a running one would have the prefix.
+	dir := filepath.Join("/run", spec.Prefix)
+	if err := errors.Join(os.RemoveAll(dir), os.Mkdir(dir, 0o700)); err != nil {
+		return nil, errors.Join(fmt.Errorf("directory for configurations and sockets: %w", err), b.close())
+	}
+	b.dir = dir
+	if err := start(b); err != nil {
 		return nil, errors.Join(err, b.close())
 	}
 	return b, nil
 }
 
-func (b *bed) start(ctx context.Context, name string) error {
-	// An existing directory belongs to a dead benchmark: a running one would have the prefix.
-	dir := filepath.Join("/run", name)
-	if err := errors.Join(os.RemoveAll(dir), os.Mkdir(dir, 0o700)); err != nil {
-		return fmt.Errorf("directory for configurations and sockets: %w", err)
-	}
-	b.dir = dir
+func (b *bed) start(ctx context.Context) error {
 	if err := b.prepare(); err != nil {
 		return err
 	}
@@ -130,24 +158,35 @@ func (b *bed) start(ctx context.Context, name string) error {
 		b.ways = append(b.ways, w)
 		addr = addr.Next()
 	}
-	return b.startAgent(ctx)
+	return b.startAgent(ctx, `encap = ["ipip", "gue"]`)
 }
 
 // prepare sets up what all ways need: forwarding without ICMP redirects on the director, the sinks, and plain TCP's
 // route.
 func (b *bed) prepare() error {
 	l := b.lab
-	steps := []func() error{
-		func() error { return l.Director.Sysctl("net.ipv4.ip_forward", "1") },
-		func() error { return l.Director.Sysctl("net.ipv4.conf.all.send_redirects", "0") },
-		func() error { return l.Director.Sysctl("net.ipv4.conf.eth0.send_redirects", "0") },
+	return inTurn(b.forwards,
 		func() error { return l.Director.Sink("eth0", beyond) },
 		func() error { return l.Director.Route(beyondSink, beyond) },
 		func() error { return l.Router.Sink(l.Director.Name, directorSink) },
 		func() error { return b.web.Own(plainTCP) },
 		func() error { return l.Router.Route(plainTCP, l.Director.Addr) },
 		func() error { return l.Router.RouteFrom(l.Director.Name, plainTCP, b.web.Addr) },
-	}
+	)
+}
+
+// forwards makes the director's kernel a router that sends no ICMP redirects.
+func (b *bed) forwards() error {
+	d := b.lab.Director
+	return inTurn(
+		func() error { return d.Sysctl("net.ipv4.ip_forward", "1") },
+		func() error { return d.Sysctl("net.ipv4.conf.all.send_redirects", "0") },
+		func() error { return d.Sysctl("net.ipv4.conf.eth0.send_redirects", "0") },
+	)
+}
+
+// inTurn takes steps until one fails.
+func inTurn(steps ...func() error) error {
 	for _, step := range steps {
 		if err := step(); err != nil {
 			return err
@@ -194,52 +233,68 @@ func newPrograms(b *bed) string { return b.bin }
 func oldPrograms(b *bed) string { return b.against }
 
 // throughDirector opens a way through a director of its own, whose program is in the directory programs.
-func throughDirector(encap string, queues int, programs func(*bed) string) func(*bed, context.Context, *way) error {
+func throughDirector(f forwarding, queues int, programs func(*bed) string) func(*bed, context.Context, *way) error {
 	return func(b *bed, ctx context.Context, w *way) (err error) {
 		if err := b.lab.Router.Route(w.addr, b.lab.Director.Addr); err != nil {
 			return err
 		}
-		name := strings.NewReplacer(" ", "-", ",", "").Replace(w.name)
-		w.socket = filepath.Join(b.dir, name+".sock")
-		config := fmt.Sprintf("[director]\ntun = %q\nqueues = %d\ncontrol = %q\n",
-			fmt.Sprintf("vs-%d", w.addr.As4()[3]), queues, w.socket)
-		config += service("udp", w.addr, udpPort, encap, beyondSink)
-		config += service("tcp", w.addr, iperfPort, encap, b.web.Addr)
-		config += service("tcp", w.addr, echoPort, encap, b.web.Addr)
-		cmd, err := b.command(programs(b), "director", name, config)
-		if err != nil {
-			return err
+		services := service("udp", w.addr, udpPort, f.keys, realserver(f.sink, 0))
+		if w.tcp = f.tcp; w.tcp {
+			services += service("tcp", w.addr, iperfPort, f.keys, realserver(b.web.Addr, 0))
+			services += service("tcp", w.addr, echoPort, f.keys, realserver(b.web.Addr, 0))
 		}
-		if queues == onePinned {
-			w.process, err = b.lab.Director.StartOn(b.machine.DirectorCPU, cmd)
-		} else {
-			w.process, err = b.lab.Director.Start(cmd)
-		}
-		if err != nil {
-			return err
-		}
-		return await(ctx, w.process, "answers on "+w.socket, answers(ctx, w.socket))
+		return b.startDirector(ctx, w, queues, programs(b), services)
 	}
 }
 
-func service(protocol string, vip netip.Addr, port int, encap string, realserver netip.Addr) string {
-	return fmt.Sprintf("\n[[service]]\nname = \"%s%d\"\nvip = %q\nprotocol = %q\nport = %d\nscheduler = "+
-		"\"rr\"\nencap = %q\n  [[service.realserver]]\n  address = %q\n",
-		protocol, port, vip, protocol, port, encap, realserver)
+// startDirector starts a way's director with these services.
+func (b *bed) startDirector(ctx context.Context, w *way, queues int, programs, services string) error {
+	name := strings.NewReplacer(" ", "-", ",", "").Replace(w.name)
+	w.socket = filepath.Join(b.dir, name+".sock")
+	config := fmt.Sprintf("[director]\ntun = %q\nqueues = %d\ncontrol = %q\n", fmt.Sprintf("vs-%d", w.addr.As4()[3]),
+		queues, w.socket)
+	cmd, err := b.command(programs, "director", name, config+services)
+	if err != nil {
+		return err
+	}
+	if queues == onePinned {
+		w.process, err = b.lab.Director.StartOn(b.machine.DirectorCPU, cmd)
+	} else {
+		w.process, err = b.lab.Director.Start(cmd)
+	}
+	if err != nil {
+		return err
+	}
+	return await(ctx, w.process, "answers on "+w.socket, answers(ctx, w.socket))
 }
 
-// startAgent starts the realserver of web1, which has the addresses of all directors.
-func (b *bed) startAgent(ctx context.Context) error {
+// service returns a service in TOML. keys say how it forwards.
+func service(protocol string, vip netip.Addr, port int, keys, realserver string) string {
+	return fmt.Sprintf("\n[[service]]\nname = \"%s%d\"\nvip = %q\nprotocol = %q\nport = %d\nscheduler = "+
+		"\"rr\"\n%s\n%s", protocol, port, vip, protocol, port, keys, realserver)
+}
+
+// realserver returns a service's realserver in TOML. port is its own one, of VS/NAT; 0: the service's.
+func realserver(addr netip.Addr, port int) string {
+	text := fmt.Sprintf("  [[service.realserver]]\n  address = %q\n", addr)
+	if port != 0 {
+		text += fmt.Sprintf("  port = %d\n", port)
+	}
+	return text
+}
+
+// startAgent starts the realserver of web1, which has the addresses of all directors with TCP services. encap is its
+// key.
+func (b *bed) startAgent(ctx context.Context, encap string) error {
 	var vips []string
 	for _, w := range b.ways {
-		if w.socket != "" {
+		if w.tcp {
 			vips = append(vips, fmt.Sprintf("%q", w.addr))
 		}
 	}
 	socket := filepath.Join(b.dir, "realserver.sock")
 	cmd, err := b.command(b.bin, "realserver", "realserver", fmt.Sprintf("[realserver]\nvips = [%s]\ndirectors = "+
-		"[%q]\nencap = [\"ipip\", \"gue\"]\ncontrol = %q\n",
-		strings.Join(vips, ", "), b.lab.Director.Addr, socket))
+		"[%q]\n%s\ncontrol = %q\n", strings.Join(vips, ", "), b.lab.Director.Addr, encap, socket))
 	if err != nil {
 		return err
 	}
@@ -298,6 +353,11 @@ func await(ctx context.Context, p *lab.Process, what string, up func() bool) err
 // close ends everything.
 func (b *bed) close() error {
 	err := b.lab.Close()
+	for _, r := range b.methods {
+		if r.process != nil { // each lab has one director
+			err = errors.Join(err, r.bed.close())
+		}
+	}
 	if b.dir != "" {
 		err = errors.Join(err, os.RemoveAll(b.dir))
 	}

@@ -22,14 +22,14 @@ func CaptureCommand(socket *Socket) *cobra.Command {
 	filters := pflag.NewFlagSet("filters", pflag.ContinueOnError)
 	filters.String("client", "", "only of this client, `ADDRESS[:PORT]`")
 	filters.String("vip", "", "only to this VIP, `ADDRESS[:PORT]`")
-	filters.String("realserver", "", "only to the realserver with this `ADDRESS`")
-	filters.String("count", "1000", "no more than `N` packets, before and after the tunnel together")
+	filters.String("realserver", "", "only to this realserver, `ADDRESS[:PORT]`")
+	filters.String("count", "1000", "no more than `N` packets, read and sent ones together")
 	filters.String("seconds", "60", "no longer than `S` seconds")
 	filters.String("megabytes", "64", "no more than `N` megabytes")
 	var file string
 	var asJSON bool
 	c := &cobra.Command{Use: "capture -w FILE", Short: "Write packets to a pcapng file, as they come in and as they " +
-		"go into the tunnel", Args: cobra.NoArgs,
+		"leave", Args: cobra.NoArgs,
 		Example: "  director capture --client 192.0.2.7 -w flow.pcapng\n  director capture --vip 198.51.100.80:80 " +
 			"--seconds 5 -w - | tshark -r -",
 		RunE: func(c *cobra.Command, _ []string) error {
@@ -61,7 +61,7 @@ func CaptureCommand(socket *Socket) *cobra.Command {
 			if asJSON {
 				return PrintJSON(c.ErrOrStderr(), got)
 			}
-			_, err = fmt.Fprintf(c.ErrOrStderr(), "%s before the tunnel, %d after it, %d lost\n",
+			_, err = fmt.Fprintf(c.ErrOrStderr(), "%s read, %d sent, %d lost\n",
 				words.Count(got.Before, "packet"), got.After, got.Lost)
 			return err
 		}}

@@ -53,12 +53,13 @@ func serviceNames(services []api.Service, _ []string) (names []string) {
 	return names
 }
 
-// realserverNames returns the realservers of the service that is the first argument, or all without one.
+// realserverNames returns the realservers of the service that is the first argument, or all without one. An address
+// alone names all its ports.
 func realserverNames(services []api.Service, args []string) (names []string) {
 	for _, s := range services {
 		for _, r := range s.Realservers {
 			if len(args) == 0 || args[0] == s.Name {
-				names = append(names, r.Address)
+				names = append(names, r.Name(), r.Address)
 			}
 		}
 	}

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"bufio"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -47,7 +48,7 @@ func printConnection(w io.Writer, line []byte, width int) error {
 	}
 	_, err := io.WriteString(w, row(width, strings.ToUpper(c.Protocol), minutes(c.Expires), c.State,
 		addressPort(c.Client, c.ClientPort), addressPort(c.VIP, c.Port),
-		addressPort(c.Realserver, c.Port)))
+		addressPort(c.Realserver, cmp.Or(c.RealserverPort, c.Port))))
 	return err
 }
 
@@ -72,7 +73,7 @@ func ConnectionsCommand(states []string, socket *Socket) *cobra.Command {
 	filters := pflag.NewFlagSet("filters", pflag.ContinueOnError)
 	filters.String("client", "", "only of this client, an address or `PREFIX`")
 	filters.String("vip", "", "only to this VIP, `ADDRESS[:PORT]`")
-	filters.String("realserver", "", "only to the realserver with this `ADDRESS`")
+	filters.String("realserver", "", "only to this realserver, `ADDRESS[:PORT]`")
 	filters.String("service", "", "only of the service of this `NAME`")
 	filters.String("state", "", "only in the state of this `NAME`, such as ESTABLISHED or TEMPLATE")
 	filters.String("limit", "", "no more than `N` (default: all)")

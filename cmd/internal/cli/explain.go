@@ -2,6 +2,7 @@ package cli
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
 	"io"
 	"net/url"
@@ -62,7 +63,8 @@ func printExplanation(out io.Writer, e *api.Explanation) error {
 	}
 	fmt.Fprintf(&w, "%s %s -> %s\n", e.Protocol, client, addressPort(e.VIP, e.Port))
 	if c := e.Connection; c != nil {
-		fmt.Fprintf(&w, "connection: to %s, %s, %s, expires in %s\n", c.Realserver, c.State,
+		fmt.Fprintf(&w, "connection: to %s, %s, %s, expires in %s\n",
+			addressPort(c.Realserver, cmp.Or(c.RealserverPort, c.Port)), c.State,
 			words.Count(int(c.Packets), "packet"), minutes(c.Expires))
 	} else if e.ClientPort == 0 {
 		fmt.Fprintln(&w, "connection: a new one, from any port")
@@ -89,7 +91,7 @@ func printExplanation(out io.Writer, e *api.Explanation) error {
 		g := layout(width, rows...)
 		for i, cells := range rows {
 			mark := margin
-			if i > 0 && e.Candidates[i-1].Address == e.Realserver {
+			if i > 0 && e.Candidates[i-1].Name() == e.Realserver {
 				mark = chosen
 			}
 			g.print(&w, mark, cells)
@@ -114,7 +116,7 @@ func candidateCells(c *api.Candidate) []string {
 	if c.PassedOver != "" {
 		remark = "passed over: " + c.PassedOver
 	}
-	return []string{c.Address, c.Forward(), fmt.Sprint(c.Weight), fmt.Sprint(c.Active), fmt.Sprint(c.Inactive), link,
+	return []string{c.Name(), c.Method(), fmt.Sprint(c.Weight), fmt.Sprint(c.Active), fmt.Sprint(c.Inactive), link,
 		fmt.Sprintf("<= %d", c.InnerMTU), remark}
 }
 

@@ -47,12 +47,13 @@ func PrintDirector(out io.Writer, st *api.DirectorStatus) error {
 		device(st.TUN, st.Queues, st.Offloads),
 		fact{fmt.Sprintf("%d of %s", st.Connections.Count, words.Count(st.Connections.Max, "connection")), 4}))
 	printConfiguration(w, st.Configuration)
-	printServices(w, st.Services, width)
+	printServices(w, st.Services, st.Announced, width)
+	printConflicts(w, st.Announced)
 	if len(st.Leaving.List) > 0 {
 		fmt.Fprintf(w, "\nnot configured any more, but with connections:\n")
 	}
 	for _, l := range st.Leaving.List {
-		fmt.Fprintf(w, "  -> %s\t%s\t%d active\t%d inactive\n", l.Address, l.Service, l.Active, l.Inactive)
+		fmt.Fprintf(w, "  -> %s\t%s\t%d active\t%d inactive\n", l.Name(), l.Service, l.Active, l.Inactive)
 	}
 	if c := st.Connections; c.Evicted > 0 || c.HalfOpenMax > 0 && c.HalfOpen*2 > c.HalfOpenMax {
 		fmt.Fprintf(w, "\nhalf-open\t%d of %d connections\t%d evicted\n", c.HalfOpen, c.HalfOpenMax, c.Evicted)

@@ -8,16 +8,19 @@ import (
 	"strings"
 
 	"vstun/cmd/internal/api"
+	"vstun/cmd/internal/words"
 )
 
 // printServices writes the services and their realservers, in the columns of ipvsadm and further ones. Thresholds and
 // health have columns if any realserver has them. A service's line ignores the columns.
-func printServices(w io.Writer, services []api.Service, width int) {
+func printServices(w io.Writer, services []api.Service, announced []api.Announced, width int) {
 	thresholds := slices.ContainsFunc(services, func(s api.Service) bool {
 		return slices.ContainsFunc(s.Realservers, func(r api.Realserver) bool { return r.Upper > 0 })
 	})
 	checked := slices.ContainsFunc(services, func(s api.Service) bool {
-		return slices.ContainsFunc(s.Realservers, func(r api.Realserver) bool { return r.Check != nil })
+		return slices.ContainsFunc(s.Realservers, func(r api.Realserver) bool {
+			return r.Check != nil || r.Unreachable != ""
+		})
 	})
 	columns := []string{"RemoteAddress", "Forward", "Weight", "ActiveConn", "InActConn", "Conns", "InPkts", "InBytes",
 		""}
@@ -42,11 +45,12 @@ func printServices(w io.Writer, services []api.Service, width int) {
 	fmt.Fprintln(w, "Prot Address:Port Scheduler Flags")
 	g.print(w, margin, columns)
 	rows = rows[1:]
+	by := announcements(announced)
 	for _, s := range services {
 		for _, vip := range s.VIPs {
 			fmt.Fprintln(w,
 				Wrapped(fmt.Sprintf("%s %s %s", strings.ToUpper(s.Protocol),
-					net.JoinHostPort(vip, strings.Join(s.Ports, ",")), serviceSettings(&s)), width, "    "))
+					net.JoinHostPort(vip, strings.Join(s.Ports, ",")), serviceSettings(&s, by[vip])), width, "    "))
 		}
 		for range s.Realservers {
 			g.print(w, margin, rows[0])
@@ -57,7 +61,7 @@ func printServices(w io.Writer, services []api.Service, width int) {
 
 // realserverCells returns r's row of the table.
 func realserverCells(r *api.Realserver, thresholds bool) []string {
-	cells := []string{r.Address, r.Forward(), fmt.Sprint(r.Weight)}
+	cells := []string{r.Name(), r.Method(), fmt.Sprint(r.Weight)}
 	if thresholds {
 		cells = append(cells, fmt.Sprint(r.Upper), fmt.Sprint(r.Lower))
 	}
@@ -65,14 +69,38 @@ func realserverCells(r *api.Realserver, thresholds bool) []string {
 		fmt.Sprint(r.Forwarded.Packets), fmt.Sprint(r.Forwarded.Bytes), remark(r))
 }
 
-// serviceSettings returns the part of a service's line behind its address.
-func serviceSettings(s *api.Service) string {
-	words := []string{s.Settings(), "(" + s.Name + ")"}
+// serviceSettings returns the part of a service's line behind its address. announced is about that address.
+func serviceSettings(s *api.Service, announced string) string {
+	parts := []string{s.Settings(), "(" + s.Name + ")" + announced}
 	if s.Health == "down" {
-		words = append(words, fmt.Sprintf("DOWN: weight %d is up, quorum %d", s.WeightUp, s.Quorum))
+		parts = append(parts, fmt.Sprintf("DOWN: weight %d is up, quorum %d", s.WeightUp, s.Quorum))
 	}
 	if s.Sorry {
-		words = append(words, "sorry server")
+		parts = append(parts, "sorry server")
 	}
-	return strings.Join(words, " ")
+	return strings.Join(parts, " ")
+}
+
+// announcements returns the part of a service's line about its VIP, by VIPs: ", announced on eth0".
+func announcements(announced []api.Announced) map[string]string {
+	by := make(map[string]string, len(announced))
+	for _, a := range announced {
+		by[a.VIP] = ", announced on " + strings.Join(a.Devices, ", ")
+		if len(a.Conflicts) > 0 {
+			by[a.VIP] += ", CONFLICT"
+		}
+	}
+	return by
+}
+
+// printConflicts writes which other hosts use VIPs.
+func printConflicts(w io.Writer, announced []api.Announced) {
+	title := "\nused by other hosts, too:\n"
+	for _, a := range announced {
+		for _, c := range a.Conflicts {
+			fmt.Fprintf(w, "%s  %s\ton %s\tby %s\t%s\tlast %v ago\n", title, a.VIP, c.Device, c.MAC,
+				words.Count(c.Packets, "packet"), uptime(c.Last))
+			title = ""
+		}
+	}
 }

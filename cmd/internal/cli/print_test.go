@@ -26,12 +26,16 @@ func TestPrint(t *testing.T) {
 			List: []api.LeavingRealserver{{Service: "web", Address: "10.0.11.9", Active: 2}}},
 		Services: []api.Service{{Name: "web", VIPs: []string{"198.51.100.80"}, Protocol: "tcp",
 			Ports: []string{"80", "8000-8099"}, Scheduler: "wrr", Realservers: []api.Realserver{{Address: "10.0.11.2",
-				Encap: "ipip", Weight: 3, Active: 4, Inactive: 1}}}}}
+				Encap: "ipip", Weight: 3, Active: 4, Inactive: 1}}}},
+		Announced: []api.Announced{{VIP: "198.51.100.80", Devices: []string{"eth0", "eth1"},
+			Conflicts: []api.Conflict{{Device: "eth1", MAC: "02:00:00:00:00:09", Packets: 3, Last: 5}}}}}
 	var out bytes.Buffer
 	if err := PrintDirector(&out, &st); err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"up 1m1s", "TCP 198.51.100.80:80,8000-8099 wrr (web)", "-> 10.0.11.2",
+	for _, want := range []string{"up 1m1s",
+		"TCP 198.51.100.80:80,8000-8099 wrr (web), announced on eth0, eth1, CONFLICT\n",
+		"198.51.100.80  on eth1", "by 02:00:00:00:00:09  3 packets  last 5s ago", "-> 10.0.11.2",
 		"dropped: no_service", "network is unreachable",
 		"not configured any more", "-> 10.0.11.9  web", "3 of 250 connections"} {
 		if !strings.Contains(out.String(), want) {
@@ -86,7 +90,11 @@ func TestPrintSettings(t *testing.T) {
 			Persistence: &api.Persistence{Timeout: 300, Netmask: 24, Netmask6: 64},
 			Realservers: []api.Realserver{{Address: "10.0.11.2", Encap: "ipip",
 				Upper: 100, Lower: 80, Active: 7},
-				{Address: "2001:db8:11::2", Encap: "gre", EncapKey: &key, EncapChecksum: true, Weight: 1}}},
+				{Address: "2001:db8:11::2", Forward: "tun", Encap: "gre", EncapKey: &key, EncapChecksum: true,
+					Weight: 1},
+				{Address: "10.0.12.2", Forward: "dr", Weight: 1},
+				{Address: "10.0.13.2", Port: 8080, Forward: "nat", Weight: 1},
+				{Address: "2001:db8:13::2", Port: 8080, Forward: "nat", Weight: 1}}},
 		{Name: "dns", VIPs: []string{"198.51.100.80"}, Protocol: "udp", Ports: []string{"53"}, Scheduler: "rr",
 			OnePacket: true, Persistence: &api.Persistence{Timeout: 60, Netmask: 32, Netmask6: 128}},
 	}}
@@ -105,8 +113,11 @@ func TestPrintSettings(t *testing.T) {
 		"-> RemoteAddress Forward Weight Upper Lower ActiveConn InActConn Conns InPkts InBytes",
 		"TCP 198.51.100.80:0 sh (sh-port,sh-fallback) persistent 300 netmask 24 netmask6 64 (web)",
 		"TCP [2001:db8::1]:0 sh (sh-port,sh-fallback) persistent 300 netmask 24 netmask6 64 (web)",
-		"-> 10.0.11.2 ipip 0 100 80 7 0 0 0 0 draining",
-		"-> 2001:db8:11::2 gre,key=7,csum 1 0 0 0 0 0 0 0",
+		"-> 10.0.11.2 Tunnel,ipip 0 100 80 7 0 0 0 0 draining",
+		"-> 2001:db8:11::2 Tunnel,gre,key=7,csum 1 0 0 0 0 0 0 0",
+		"-> 10.0.12.2 Route 1 0 0 0 0 0 0 0",
+		"-> 10.0.13.2:8080 Masq 1 0 0 0 0 0 0 0",
+		"-> [2001:db8:13::2]:8080 Masq 1 0 0 0 0 0 0 0",
 		"UDP 198.51.100.80:53 rr persistent 60 ops (dns)",
 	}
 	if strings.Join(lines, "\n") != strings.Join(want, "\n") {
@@ -131,9 +142,9 @@ func TestPrintHealth(t *testing.T) {
 	}
 	got := strings.Join(strings.Fields(out.String()), " ")
 	for _, want := range []string{"RemoteAddress Forward Weight Health ActiveConn",
-		"rr (web) DOWN: weight 1 is up, quorum 2 sorry server -> 10.0.11.2 ipip 1 down 0 0 0 0 0 HTTP status 503, " +
-			"want 200-399",
-		"10.0.12.2 ipip 1 up 0 0 0 0 0 ->", "10.0.13.2 ipip 1 unchecked 0"} {
+		"rr (web) DOWN: weight 1 is up, quorum 2 sorry server -> 10.0.11.2 Tunnel,ipip 1 down 0 0 0 0 0 HTTP status " +
+			"503, want 200-399",
+		"10.0.12.2 Tunnel,ipip 1 up 0 0 0 0 0 ->", "10.0.13.2 Tunnel,ipip 1 unchecked 0"} {
 		if !strings.Contains(got, want) {
 			t.Errorf("%q is missing in\n%s", want, &out)
 		}

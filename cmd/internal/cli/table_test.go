@@ -36,7 +36,7 @@ func TestTablesFit(t *testing.T) {
 	for _, services := range [][]api.Service{narrow, wide()} {
 		for _, width := range []int{80, 100, 132} {
 			var out bytes.Buffer
-			printServices(&out, services, width)
+			printServices(&out, services, nil, width)
 			for line := range strings.Lines(out.String()) {
 				if n := utf8.RuneCountInString(strings.TrimSuffix(line, "\n")); n > width {
 					t.Errorf("in %d columns there is a line of %d: %s", width, n, line)
@@ -59,7 +59,7 @@ func TestTablesFit(t *testing.T) {
 				Forwarded: api.Traffic{Packets: 123_456_789, Bytes: 12_345_678_901}},
 			{Address: "fd00:0:11::2", Encap: "ipip", Weight: 1, Health: "unchecked"}}}}
 	var out bytes.Buffer
-	printServices(&out, six, 80)
+	printServices(&out, six, nil, 80)
 	if want := `Prot Address:Port Scheduler Flags
   -> Address                                 Weight  Health     Active  InAct
 TCP [2001:db8:100::80]:80 wlc (web)
@@ -69,14 +69,14 @@ TCP [2001:db8:100::80]:80 wlc (web)
 		t.Errorf("got\n%swant\n%s", &out, want)
 	}
 	out.Reset()
-	printServices(&out, narrow, 80)
-	if want := "  -> 10.0.11.2  ipip     1       1234    56789  12345K  123M    12345M"; !strings.Contains(out.String(),
-		want) {
+	printServices(&out, narrow, nil, 80)
+	want := "  -> 10.0.11.2  Tunnel,ipip  1       1234    56789  12345K  123M    12345M"
+	if !strings.Contains(out.String(), want) {
 		t.Errorf("%q is missing in\n%s", want, &out)
 	}
 	out.Reset()
-	printServices(&out, narrow, 0)
-	want := "  -> 10.0.11.2      ipip     1       1234        56789      12345678  123456789  12345678901\n"
+	printServices(&out, narrow, nil, 0)
+	want = "  -> 10.0.11.2      Tunnel,ipip  1       1234        56789      12345678  123456789  12345678901\n"
 	if !strings.Contains(out.String(), want) {
 		t.Errorf("without a terminal %q is missing in\n%s", want, &out)
 	}
@@ -106,14 +106,14 @@ func TestHeadlineFits(t *testing.T) {
 // TestConnectionsFit: a row that is wider than the terminal has a second line.
 func TestConnectionsFit(t *testing.T) {
 	c := api.Connection{Protocol: "tcp", State: "ESTABLISHED", Expires: 900, Client: "2001:db8::7", ClientPort: 4711,
-		VIP: "2001:db8:100::80", Port: 80, Realserver: "fd00:0:11::2"}
+		VIP: "2001:db8:100::80", Port: 80, Realserver: "fd00:0:11::2", RealserverPort: 8080}
 	line, err := json.Marshal(c)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for width, want := range map[int]string{
-		0:  "TCP  15:00  ESTABLISHED [2001:db8::7]:4711    [2001:db8:100::80]:80 [fd00:0:11::2]:80\n",
-		80: "TCP  15:00  ESTABLISHED [2001:db8::7]:4711\n       -> [2001:db8:100::80]:80 -> [fd00:0:11::2]:80\n",
+		0:  "TCP  15:00  ESTABLISHED [2001:db8::7]:4711    [2001:db8:100::80]:80 [fd00:0:11::2]:8080\n",
+		80: "TCP  15:00  ESTABLISHED [2001:db8::7]:4711\n       -> [2001:db8:100::80]:80 -> [fd00:0:11::2]:8080\n",
 	} {
 		var out bytes.Buffer
 		if err := printConnection(&out, line, width); err != nil || out.String() != want {

@@ -6,7 +6,6 @@ import (
 	"io"
 	"maps"
 	"net/http"
-	"net/netip"
 	"net/url"
 
 	"github.com/spf13/cobra"
@@ -43,13 +42,11 @@ func (s *target) flag(c *cobra.Command, socket *Socket) *cobra.Command {
 // query returns the query that the arguments name.
 func (s *target) query(args []string) (url.Values, error) {
 	q := url.Values{}
-	address := args[len(args)-1]
-	a, err := netip.ParseAddr(address)
+	named, err := api.ParseRealserver(args[len(args)-1])
 	if err != nil {
-		return nil, UsageError{Err: fmt.Errorf("realserver %q is not an address: want one such as 10.0.11.2",
-			address)}
+		return nil, UsageError{Err: err}
 	}
-	q.Set("realserver", a.String())
+	q.Set("realserver", words.Realserver(named))
 	if !s.all {
 		q.Set("service", args[0])
 	}

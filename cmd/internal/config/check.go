@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"vstun/balancer/method"
 	"vstun/cmd/internal/words"
 )
 
@@ -28,11 +29,16 @@ func newCheckReader(t *table, s *Service) *checkReader {
 const wantCheck = "a table such as { type = \"http\" }"
 
 // readFor reads a realserver's check. Without a key check it returns its service's check, the same pointer.
-func (r *checkReader) readFor(t *table) *Check {
+func (r *checkReader) readFor(t *table, forward method.Kind) *Check {
 	if _, ok := t.value("check"); !ok {
 		return r.check
 	}
-	return r.read(t.table("check", wantCheck), r.check)
+	own := t.table("check", wantCheck)
+	c := r.read(own, r.check)
+	if forward == method.NAT && !c.Row().Local && own.values["via"] == "tunnel" {
+		own.faultAt("via", wantDirect)
+	}
+	return c
 }
 
 // read reads a check from t. A missing key has the value of base, if there is one.
@@ -117,14 +123,25 @@ func (r *checkReader) readVia(t *table, c, base *Check) {
 	c.Direct = true
 }
 
+// checkVia refuses via = "tunnel" where it has no effect, in a service whose realservers all have the method nat.
+func (r *checkReader) checkVia(s *Service) {
+	others := slices.ContainsFunc(s.Realservers, func(rs RealserverRef) bool { return rs.Forward != method.NAT })
+	if r.table.values["via"] == "tunnel" && !others && (s.Forward == method.NAT || len(s.Realservers) > 0) {
+		r.table.faultAt("via", wantDirect)
+	}
+}
+
+const wantDirect = "a realserver of nat is checked at its own address and port: want direct, or leave it out"
+
 // readPort reads the port to check. The default is the first port of the service.
 func (r *checkReader) readPort(t *table, c, base *Check) {
-	const want = "1 to 65535"
+	const want = wantPort
 	c.Port = uint16(t.integer("port", int(c.Port), 1, 65535, want))
+	c.DefaultPort = c.DefaultPort && t.values["port"] == nil
 	if !c.has("port") || c.Port != 0 || t.values["port"] != nil || len(r.service.Ports) == 0 {
 		return
 	}
-	c.Port = r.service.Ports[0].First
+	c.Port, c.DefaultPort = r.service.Ports[0].First, true
 	if c.Port == 0 && (base == nil || !base.has("port")) { // else the fault is in the service's check
 		t.faultAt("port", "missing, as the service has every port: want the one to check, %s", want)
 	}

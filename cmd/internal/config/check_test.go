@@ -35,7 +35,9 @@ func TestChecks(t *testing.T) {
 		Rise: 1, Fall: 5, Up: true,
 		Path: "/health?full=1", Host: "www.example.com", Status: []config.StatusRange{{First: 200, Last: 200},
 			{First: 300, Last: 399}, {First: 418, Last: 418}}, Body: "(?i)fine", SNI: "sni.example.com"}
-	mail := with(usual, func(c *config.Check) { c.Type, c.Port, c.Helo = "smtp", 25, "lb.example.com" })
+	mail := with(usual, func(c *config.Check) {
+		c.Type, c.Port, c.DefaultPort, c.Helo = "smtp", 25, true, "lb.example.com"
+	})
 	want := [][]*config.Check{{
 		&web,
 		with(web, func(c *config.Check) {
@@ -52,14 +54,17 @@ func TestChecks(t *testing.T) {
 	}, {
 		with(usual, func(c *config.Check) {
 			c.Type, c.Port, c.Interval, c.Timeout = "dns", 53, 500*time.Millisecond, 500*time.Millisecond
+			c.DefaultPort = true
 			c.Query, c.QueryType, c.Rcode, c.Records = "www.example.com", "AAAA", "NXDOMAIN", 1
 		}),
 		with(usual, func(c *config.Check) {
 			c.Type, c.Port, c.Interval, c.Timeout = "udp", 53, 500*time.Millisecond, 500*time.Millisecond
+			c.DefaultPort = true
 			c.Send, c.Expect = "x", "^y"
 		}),
 		with(usual, func(c *config.Check) {
 			c.Type, c.Port, c.Interval, c.Timeout = "udp", 53, 500*time.Millisecond, 500*time.Millisecond
+			c.DefaultPort = true
 			c.SendHex, c.ExpectHex = "00 ff", "00 ff ?? 1?"
 		}),
 		with(usual, func(c *config.Check) {
@@ -68,6 +73,7 @@ func TestChecks(t *testing.T) {
 		}),
 		with(usual, func(c *config.Check) {
 			c.Type, c.Port, c.Interval, c.Timeout = "dns", 53, 500*time.Millisecond, 500*time.Millisecond
+			c.DefaultPort = true
 			c.Query, c.QueryType, c.Rcode = "www.example.com", "AAAA", "NXDOMAIN"
 		}),
 	}, {
@@ -121,6 +127,7 @@ func TestCheckDefaults(t *testing.T) {
 			File: "/a"},
 	} {
 		want.Interval, want.Timeout, want.Rise, want.Fall = 5*time.Second, 2*time.Second, 2, 3
+		want.DefaultPort = want.Port != 0
 		d, err := config.ParseDirector("x.toml", []byte(goodService+"check = { "+text+" }\n"))
 		if err != nil {
 			t.Error(err)

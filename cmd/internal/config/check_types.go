@@ -1,24 +1,28 @@
 package config
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"time"
 
 	"vstun/balancer/health"
+	"vstun/balancer/method"
 )
 
 // Check is a [service.check] with the keys that a [service.realserver.check] replaces. It finds out whether a
 // realserver works. A field that its type does not have is zero.
 type Check struct {
-	Type     string        // one of CheckTypes
-	Direct   bool          // check the realserver's own address; else the VIPs through its tunnel
-	Port     uint16        // only for types with a port
-	Interval time.Duration // 100 ms to 24 h
-	Timeout  time.Duration // at most Interval
-	Rise     int           // consecutive successes until it is up
-	Fall     int           // consecutive failures until it is down
-	Up       bool          // state before the first results
+	Type   string // one of CheckTypes
+	Direct bool   // check the realserver's own address; else the VIPs, by its forwarding method; not of nat
+	Port   uint16 // only for types with a port
+	// DefaultPort means that Port is the service's first, in place of which a realserver may have its own port.
+	DefaultPort bool
+	Interval    time.Duration // 100 ms to 24 h
+	Timeout     time.Duration // at most Interval
+	Rise        int           // consecutive successes until it is up
+	Fall        int           // consecutive failures until it is down
+	Up          bool          // state before the first results
 
 	Path   string        // of http and https
 	Host   string        // Host header; "": the address that is checked
@@ -76,9 +80,9 @@ var checkTypes = []*CheckType{
 			return health.TCP{Send: c.payload(), Expect: c.Expect, ExpectHex: c.ExpectHex}
 		}},
 	{Name: "http", transports: []string{"tcp"}, keys: []*keyGroup{portKey, requestKeys},
-		probe: func(c *Check, s *Service, _ *RealserverRef) health.Probe { return c.http(s) }},
+		probe: func(c *Check, s *Service, r *RealserverRef) health.Probe { return c.http(s, r) }},
 	{Name: "https", transports: []string{"tcp"}, keys: []*keyGroup{portKey, requestKeys, tlsKeys},
-		probe: func(c *Check, s *Service, _ *RealserverRef) health.Probe { return c.http(s) }},
+		probe: func(c *Check, s *Service, r *RealserverRef) health.Probe { return c.http(s, r) }},
 	{Name: "dns", transports: []string{"udp", "tcp"}, keys: []*keyGroup{portKey, queryKeys},
 		probe: func(c *Check, s *Service, _ *RealserverRef) health.Probe {
 			return health.DNS{TCP: s.Protocol == "tcp", Query: c.Query, Type: c.QueryType, Rcode: c.Rcode,
@@ -117,7 +121,8 @@ type keyGroup struct {
 var keyGroups = []*keyGroup{portKey, requestKeys, tlsKeys, payloadKeys, queryKeys, fileKeys, heloKey, commandKey}
 
 var (
-	portKey = &keyGroup{names: []string{"port"}, inherit: func(c, former *Check) { c.Port = former.Port }}
+	portKey = &keyGroup{names: []string{"port"},
+		inherit: func(c, former *Check) { c.Port, c.DefaultPort = former.Port, former.DefaultPort }}
 
 	requestKeys = &keyGroup{names: []string{"path", "host", "status", "body"}, read: readRequest,
 		defaults: func(c *Check) { c.Path, c.Status = "/", []StatusRange{{First: 200, Last: 399}} },
@@ -254,11 +259,11 @@ func (c *Check) payload() string {
 	return string(b)
 }
 
-// http returns the probe of http and https. A direct check names the host that clients name.
-func (c *Check) http(s *Service) health.Probe {
+// http returns the probe of http and https for r. A direct check names the host that clients name.
+func (c *Check) http(s *Service, r *RealserverRef) health.Probe {
 	p := health.HTTP{TLS: c.Type == "https", Path: c.Path, Host: c.Host, Status: c.Status, Body: c.Body, SNI: c.SNI,
 		CA: c.CA, Verify: c.Verify, Cert: c.Cert, Key: c.Key}
-	if p.Host == "" && c.Direct {
+	if p.Host == "" && (c.Direct || r.Forward == method.NAT) {
 		p.Host = health.Host(s.VIPs[0], c.Port, p.TLS)
 	}
 	return p
@@ -267,5 +272,6 @@ func (c *Check) http(s *Service) health.Probe {
 // checkEnvironment returns the variables that name r, a realserver of s, to a program.
 func checkEnvironment(s *Service, r *RealserverRef) []string {
 	return []string{"VSTUN_SERVICE=" + s.Name, "VSTUN_VIP=" + s.VIPs[0].String(),
-		fmt.Sprintf("VSTUN_PORT=%d", s.Ports[0].First), "VSTUN_REALSERVER=" + r.Address.String()}
+		fmt.Sprintf("VSTUN_PORT=%d", s.Ports[0].First), "VSTUN_REALSERVER=" + r.Address.String(),
+		fmt.Sprintf("VSTUN_REALSERVER_PORT=%d", cmp.Or(r.Port, s.Ports[0].First))}
 }

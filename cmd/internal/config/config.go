@@ -28,12 +28,15 @@ import (
 
 	"vstun/balancer"
 	"vstun/balancer/health/notify"
+	"vstun/balancer/method"
 	"vstun/encap"
 )
 
 // Director is the configuration of the director, director.toml. Every value is in force: defaults are filled in.
 type Director struct {
-	TUN         string // name of the TUN device, 1 to 15 bytes
+	TUN         string // name of the TUN or TAP device, 1 to 15 bytes
+	TAP         bool   // the device is a port of an Ethernet network
+	Bridge      string // whose port a TAP device becomes; "": none
 	Table       int    // routing table for the host's own packets to VIPs
 	Queues      int    // workers and TUN queues, 1 to 256; 0 in the file is one per CPU
 	Offload     bool   // use the offloads of the TUN device that the kernel has
@@ -43,6 +46,7 @@ type Director struct {
 	Log         slog.Level     // least level that is logged
 	Silent      bool           // clients of an unserved VIP or port get no answer
 	NoResets    bool           // a TCP packet of an unknown connection gets no RST
+	Announce    Announce
 	Connections Connections
 	Services    []Service // at least one, in the file's order
 	Notify      Notify
@@ -59,6 +63,17 @@ func (d *Director) LocalTUN() string {
 	}
 	return name
 }
+
+// Announce is how the director answers ARP and neighbour discovery for VIPs in a subnet of this host.
+type Announce struct {
+	Off     bool     // it does not
+	Devices []string // on these devices alone; none: on every device that has such a subnet
+	Warn    bool     // another host's answer for a VIP is a warning; else the director does not start
+}
+
+// ReplyTable returns the number of the routing table for replies of VS/NAT. No key table has this number: the table
+// has a default route, which must not apply to other packets.
+func (d *Director) ReplyTable() int { return d.Table + 1<<16 }
 
 // Sources are the outer source addresses, at most one of each family. A family without one uses the source of the route
 // to each realserver.
@@ -114,27 +129,32 @@ type Timeouts struct {
 // Service is one [[service]]: a set of realservers for each of its VIPs and ports. No two services share a VIP,
 // protocol and port. balancer.EveryPort excludes the ports that another service names.
 type Service struct {
-	Name           string       // unique; 1 to 64 printable characters without whitespace
-	VIPs           []netip.Addr // at least one, each once
-	Protocol       string       // "tcp", "udp" or "sctp"
-	Ports          []PortRange  // at least one; they do not overlap
-	Scheduler      string       // one of balancer.Schedulers
-	Flags          SchedulerFlags
-	Persistence    Persistence
-	OnePacket      bool            // UDP only: each packet is scheduled by itself
-	Check          *Check          // default check of the realservers; nil: none
-	Realservers    []RealserverRef // in the file's order, each address once; may be empty
-	EncapPort      uint16          // UDP destination port of realservers whose Encap is "gue" or "fou"
-	Quorum         int             // weight of up realservers from which the service is up, at least 1
-	Hysteresis     int             // less than Quorum
-	SorryServer    netip.Addr      // gets new connections while the service is down; the zero Addr: none
-	SorryTunnel    Tunnel          // tunnel to SorryServer, unless it is one of Realservers
-	DrainOnFailure bool            // default of RealserverRef.DrainOnFailure
+	Name        string       // unique; 1 to 64 printable characters without whitespace
+	VIPs        []netip.Addr // at least one, each once
+	Protocol    string       // "tcp", "udp" or "sctp"
+	Ports       []PortRange  // at least one; they do not overlap
+	Scheduler   string       // one of balancer.Schedulers
+	Flags       SchedulerFlags
+	Persistence Persistence
+	OnePacket   bool            // UDP only: each packet is scheduled by itself
+	Check       *Check          // default check of the realservers; nil: none
+	Forward     method.Kind     // default of RealserverRef.Forward
+	Realservers []RealserverRef // in the file's order, each ID once; may be empty
+	EncapPort   uint16          // UDP destination port of realservers whose Encap is "gue" or "fou"
+	Quorum      int             // weight of up realservers from which the service is up, at least 1
+	Hysteresis  int             // less than Quorum
+	// Sorry gets new connections while the service is down; the zero value: none. If it has the ID of one of
+	// Realservers, it is that realserver. Otherwise its weight is 1, and it is not checked.
+	Sorry          RealserverRef
+	DrainOnFailure bool // default of RealserverRef.DrainOnFailure
 }
 
-// IsRealserver reports whether a is the address of one of the service's realservers.
-func (s *Service) IsRealserver(a netip.Addr) bool {
-	return slices.ContainsFunc(s.Realservers, func(r RealserverRef) bool { return r.Address == a })
+// HasSorry reports whether the service has a sorry server.
+func (s *Service) HasSorry() bool { return s.Sorry.Address.IsValid() }
+
+// IsRealserver reports whether id is the ID of one of the service's realservers.
+func (s *Service) IsRealserver(id netip.AddrPort) bool {
+	return slices.ContainsFunc(s.Realservers, func(r RealserverRef) bool { return r.ID() == id })
 }
 
 // SchedulerFlags are the flags of schedulers that have any.
@@ -152,14 +172,34 @@ type PortRange = balancer.PortRange
 
 // RealserverRef is one [[service.realserver]]: a realserver in a service.
 type RealserverRef struct {
-	Address netip.Addr // the tunnel's destination; never a VIP of any service
-	Tunnel
-	Check  *Check // its own, or the pointer of its service's check; nil: it is not checked, and always up
-	Weight int    // 0 to 65535; 0 drains it
-	Upper  int    // number of connections at which it gets no new ones; 0: no bound
-	Lower  int    // it gets new ones again below this number, at most Upper; 0: three quarters of Upper
+	Address netip.Addr // never a VIP of any service
+	Forward method.Kind
+	Port    uint16 // of NAT: the realserver's port; 0: the service's
+	Tunnel         // of TUN
+	Check   *Check // its own, or the pointer of its service's check; nil: it is not checked, and always up
+	Weight  int    // 0 to 65535; 0 drains it
+	Upper   int    // number of connections at which it gets no new ones; 0: no bound
+	Lower   int    // it gets new ones again below this number, at most Upper; 0: three quarters of Upper
 
 	DrainOnFailure bool // a failure sets its weight to 0; else a failure removes it from the service
+}
+
+// ID identifies r within its service: its address, and its own port, where it has one, else 0.
+func (r *RealserverRef) ID() netip.AddrPort { return netip.AddrPortFrom(r.Address, r.Port) }
+
+// CheckedDirectly reports whether the check of r goes to r's own address, and not to the VIPs by r's forwarding method.
+// r has a check.
+func (r *RealserverRef) CheckedDirectly() bool { return r.Check.Direct || r.Forward == method.NAT }
+
+// Via returns the path of the check of r, as the key via names it. r has a check.
+func (r *RealserverRef) Via() string { return pick(r.CheckedDirectly(), "direct", "tunnel") }
+
+// CheckPort returns the port that the check of r examines, or 0 for a check without one. r has a check.
+func (r *RealserverRef) CheckPort() uint16 {
+	if r.Check.DefaultPort && r.Port != 0 {
+		return r.Port
+	}
+	return r.Check.Port
 }
 
 // Notify is the [notify] table: the receivers of changes of health. By default there is none.
@@ -183,14 +223,17 @@ const MSSOff = -1
 // filled in.
 type Realserver struct {
 	TUN       string         // name of the TUN device, 1 to 15 bytes
+	AnyTUN    bool           // TUN is the default: another name will do
 	Queues    int            // workers, sockets and TUN queues, 1 to 256; 0 in the file is one per CPU
 	Offload   bool           // use the offloads of the TUN device that the kernel has
 	VIPs      []netip.Addr   // addresses to accept and to add to the device; at least one, each once
-	Directors []netip.Prefix // outer sources to accept, without host bits; at least one, each once
-	Encaps    []string       // tunnels to accept, each once, of Encaps; not both gue and fou, which share one port
-	EncapPort uint16         // UDP port of gue and fou
-	Key       uint32         // of GRE, where HasKey is set
-	HasKey    bool           // GRE packets must have Key; else they must have no key
+	Directors []netip.Prefix // outer sources to accept, without host bits; each once, at least one if there is a tunnel
+	// Encaps are the tunnels to accept, each once, of Encaps; not both gue and fou, which share one port. An agent for
+	// VS/DR alone has none.
+	Encaps    []string
+	EncapPort uint16 // UDP port of gue and fou
+	Key       uint32 // of GRE, where HasKey is set
+	HasKey    bool   // GRE packets must have Key; else they must have no key
 	// MSS is the largest value that SYN-ACKs may advertise, 88 to 65495 bytes; 0: the value that fits the tunnel; or
 	// MSSOff.
 	MSS      int

@@ -33,11 +33,13 @@ func ParseDirector(name string, text []byte) (*Director, error) {
 
 		NoResets: t.oneOf("no_connection", "reset", "drop") == "drop",
 	}
+	readDevice(t, d)
+	readAnnounce(t, d)
 	t.finish()
 	d.Queues = onePerCPU(d.Queues)
 
 	d.Connections = readConnections(root.table("connections", "a [connections] table"))
-	services := newServiceReader()
+	services := newServiceReader(d.TAP)
 	d.Services = services.read(root)
 	services.checkSource(t, d.Source)
 	d.Notify = readNotify(root)

@@ -85,6 +85,8 @@ func TestDirectorEveryKey(t *testing.T) {
 	ipip := config.Tunnel{Encap: "ipip"}
 	want := &config.Director{
 		TUN:     "vip0",
+		TAP:     true,
+		Bridge:  "br0",
 		Table:   77,
 		Queues:  4,
 		Source:  config.Sources{V4: netip.MustParseAddr("10.0.2.2"), V6: netip.MustParseAddr("2001:db8:2::2")},
@@ -94,6 +96,7 @@ func TestDirectorEveryKey(t *testing.T) {
 		Silent:  true,
 
 		NoResets: true,
+		Announce: config.Announce{Devices: []string{"eth0", "bond0.7"}, Warn: true},
 		Connections: config.Connections{
 			Max:       2_000_000,
 			SloppyTCP: true,
@@ -126,8 +129,7 @@ func TestDirectorEveryKey(t *testing.T) {
 			EncapPort:      6080,
 			Quorum:         5,
 			Hysteresis:     2,
-			SorryServer:    netip.MustParseAddr("10.0.99.2"),
-			SorryTunnel:    ipip,
+			Sorry:          config.RealserverRef{Address: netip.MustParseAddr("10.0.99.2"), Tunnel: ipip, Weight: 1},
 			DrainOnFailure: true,
 		}, {
 			Name:      "dns",
@@ -168,13 +170,15 @@ func TestDirectorEveryKey(t *testing.T) {
 		Notify: config.Notify{Command: []string{"/usr/local/bin/tell", "ops"},
 			Webhook: "https://hooks.example.com/vstun?key=1", Timeout: 5 * time.Second},
 		Warnings: []string{
-			`x.toml:40: service "web": encap_port: only gue and fou have a port, and no tunnel of this service is ` +
+			`x.toml:16: director: announce_devices: with device = "tap" VIPs are announced by that device alone: ` +
+				`leave it out`,
+			`x.toml:45: service "web": encap_port: only gue and fou have a port, and no tunnel of this service is ` +
 				`one of them: leave it out`,
-			`x.toml:57: service "dns": realserver: missing: the service refuses all clients: want ` +
+			`x.toml:62: service "dns": realserver: missing: the service refuses all clients: want ` +
 				`[[service.realserver]] tables`,
-			`x.toml:64: service "phone": realserver: missing: the service refuses all clients: want ` +
+			`x.toml:69: service "phone": realserver: missing: the service refuses all clients: want ` +
 				`[[service.realserver]] tables`,
-			`x.toml:26: notify: command: "/usr/local/bin/tell" is not there: install it, or name another program`,
+			`x.toml:31: notify: command: "/usr/local/bin/tell" is not there: install it, or name another program`,
 		},
 	}
 	if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{}, netip.AddrPort{})); diff != "" {
@@ -193,6 +197,7 @@ func TestDirectorReference(t *testing.T) {
 func TestDirectorFaults(t *testing.T) {
 	const (
 		wantPorts  = `want 0 (every port), 1 to 65535, a range "8000-8099" or an array of them`
+		wantNames  = `want an array of device names such as ["eth0"]`
 		wantAddr   = `want an IPv4 or IPv6 address such as "10.0.2.2" or "2001:db8::2"`
 		wantDevice = `want 1 to 15 letters, digits or signs other than / : % (not ".", "..", "all" or "default")`
 		wantListen = `want an address of this host and a port, such as "127.0.0.1:9464", or "0.0.0.0" or "[::]" for ` +
@@ -235,7 +240,8 @@ func TestDirectorFaults(t *testing.T) {
 		{"director as an array", "[[director]]\n" + goodService, []string{`director: an array of tables is of the ` +
 			`wrong type: want a [director] table`}},
 		{"unknown in director", director("colour = 1"), []string{`director: colour: unknown key: want tun, table, ` +
-			`queues, offload, source, control, metrics, log, no_service or no_connection`}},
+			`queues, offload, source, control, metrics, log, no_service, no_connection, device, bridge, announce, ` +
+			`announce_devices or announce_conflict`}},
 		{"no_connection", director(`no_connection = "reject"`), []string{`director: no_connection: "reject" is ` +
 			`unknown: want reset or drop`}},
 		{"misspelt in director", director("Queue = 1"), []string{`director: Queue: unknown key: did you mean queues?`}},
@@ -253,6 +259,18 @@ func TestDirectorFaults(t *testing.T) {
 			`device's name: ` + wantDevice}},
 		{"table of the kernel", director("table = 254"), []string{
 			`director: table: 254 is taken: want 1 to 32765, and not 253, 254 or 255, which are the kernel's own`}},
+		{"announce", director(`announce = "arp"`), []string{`director: announce: "arp" is unknown: want auto or none`}},
+		{"announce_conflict", director(`announce_conflict = "no"`), []string{`director: announce_conflict: "no" is ` +
+			`unknown: want error or warn`}},
+		{"announce_devices", director(`announce_devices = ["eth0", "a/b", 7, "vs0", "vs0-local", "eth0"]`), []string{
+			`director: announce_devices: "a/b" is not a device's name: ` + wantNames,
+			`director: announce_devices: 7 is of the wrong type: ` + wantNames,
+			`director: announce_devices: "vs0" is the director's own device: want a device with the subnet of a VIP`,
+			`director: announce_devices: "vs0-local" is the director's own device: want a device with the subnet of ` +
+				`a VIP`,
+			`director: announce_devices: "eth0" is there twice: want each device once`}},
+		{"no announce_devices", director(`announce_devices = []`), []string{`director: announce_devices: is empty: ` +
+			wantNames}},
 		{"queues negative", director("queues = -1"), []string{`director: queues: -1 is out of range: want 0 (one ` +
 			`per CPU) to 256`}},
 		{"queues many", director("queues = 257"), []string{`director: queues: 257 is out of range: want 0 (one per ` +

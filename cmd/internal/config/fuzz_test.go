@@ -10,6 +10,7 @@ import (
 	"unicode"
 
 	"vstun/balancer"
+	"vstun/balancer/method"
 	"vstun/cmd/internal/config"
 )
 
@@ -127,18 +128,35 @@ func checkServices(t *testing.T, services []config.Service) {
 		}
 	}
 	for _, s := range services {
-		seen := map[netip.Addr]bool{}
+		seen := map[netip.AddrPort]bool{}
 		for _, r := range s.Realservers {
-			checkAddrs(t, r.Address)
-			if seen[r.Address] || vips[r.Address] || r.Weight < 0 || r.Weight > 65535 || r.Lower < 0 ||
+			checkForward(t, &s, &r)
+			if seen[r.ID()] || vips[r.Address] || r.Weight < 0 || r.Weight > 65535 || r.Lower < 0 ||
 				r.Lower > r.Upper {
 				t.Errorf("realserver %+v", r)
 			}
-			if n := r.Tunnel; n.HasKey && n.Encap != "gre" || n.Key != 0 && !n.HasKey || n.Checksum &&
-				n.Encap == "ipip" || !slices.Contains(config.Encaps(), n.Encap) {
-				t.Errorf("tunnel %+v", n)
+			if n := r.Tunnel; r.Forward != method.TUN && n != (config.Tunnel{}) ||
+				r.Forward == method.TUN && (n.HasKey && n.Encap != "gre" || n.Key != 0 && !n.HasKey || n.Checksum &&
+					n.Encap == "ipip" || !slices.Contains(config.Encaps(), n.Encap)) {
+				t.Errorf("%v tunnel %+v", r.Forward, n)
 			}
-			seen[r.Address] = true
+			seen[r.ID()] = true
+		}
+	}
+}
+
+// checkForward checks the forwarding method of a realserver or sorry server of s, and what depends on it.
+func checkForward(t *testing.T, s *config.Service, r *config.RealserverRef) {
+	t.Helper()
+	if r.Forward != method.NAT || !r.Address.IsLoopback() {
+		checkAddrs(t, r.Address)
+	}
+	if r.Port != 0 && (r.Forward != method.NAT || len(s.Ports) != 1 || s.Ports[0].First != s.Ports[0].Last) {
+		t.Errorf("%v realserver has port %d in a service of ports %v", r.Forward, r.Port, s.Ports)
+	}
+	for _, vip := range s.VIPs {
+		if r.Forward != method.TUN && vip.Is4() != r.Address.Is4() {
+			t.Errorf("%v realserver %v has VIP %v", r.Forward, r.Address, vip)
 		}
 	}
 }
@@ -148,8 +166,8 @@ func checkHealth(t *testing.T, s config.Service) {
 	if s.Quorum < 1 || s.Hysteresis < 0 || s.Hysteresis >= s.Quorum {
 		t.Errorf("quorum %d, hysteresis %d", s.Quorum, s.Hysteresis)
 	}
-	if s.SorryServer.IsValid() {
-		checkAddrs(t, s.SorryServer)
+	if s.HasSorry() {
+		checkForward(t, &s, &s.Sorry)
 	}
 	all := []*config.Check{s.Check}
 	for _, r := range s.Realservers {

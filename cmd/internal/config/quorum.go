@@ -7,20 +7,14 @@ import (
 	"strconv"
 )
 
-// readQuorum reads the bounds at which a service is up, and its sorry server.
-func (r *serviceReader) readQuorum(t *table, s *Service, tunnel Tunnel) {
+// readQuorum reads the bounds at which a service is up, and the effect of a failure.
+func (r *serviceReader) readQuorum(t *table, s *Service) {
 	s.Quorum = t.integer("quorum", 1, 1, math.MaxInt32, "1 to 2147483647, a sum of weights")
 	s.Hysteresis = t.integer("hysteresis", 0, 0, math.MaxInt32, "0 to quorum - 1")
 	if s.Hysteresis >= s.Quorum && t.values["hysteresis"] != nil {
 		t.faultAt("hysteresis", "%d is not less than quorum, %d: want 0 to quorum - 1", s.Hysteresis, s.Quorum)
 	}
 	s.DrainOnFailure = readOnFailure(t, false)
-	if v, ok := t.value("sorry_server"); ok {
-		if s.SorryServer, ok = t.address("sorry_server", v); ok {
-			r.realservers = append(r.realservers, located{t, "sorry_server", s.SorryServer})
-			s.SorryTunnel = tunnel.readFor(t.child("sorry_server", nil, t.at.key("sorry_server")))
-		}
-	}
 }
 
 // readOnFailure reports whether a realserver that fails drains; absent is the result without the key.
@@ -46,7 +40,7 @@ func checkQuorum(t *table, s *Service) {
 func warnUnserved(t *table, s *Service) {
 	weighs := func(r RealserverRef) bool { return r.Weight > 0 || r.Check != nil && r.Check.Row().Weighs }
 	switch {
-	case s.SorryServer.IsValid() || slices.ContainsFunc(s.Realservers, weighs):
+	case s.HasSorry() || slices.ContainsFunc(s.Realservers, weighs):
 	case len(s.Realservers) == 0:
 		t.warnAt("realserver", "missing: the service refuses all clients: want [[service.realserver]] tables")
 	default:

@@ -48,15 +48,25 @@ func ParseRealserver(name string, text []byte) (*Realserver, error) {
 		Metrics:   t.listen("metrics", "127.0.0.1:9465"),
 		Log:       t.level("log"),
 	}
+	_, named := t.values["tun"]
+	r.AnyTUN = !named
 	some := func(property func(encap.Kind) bool) bool {
 		return slices.ContainsFunc(r.Encaps, func(name string) bool { return has(name, property) })
 	}
-	if r.Key, r.HasKey = readKey(t); r.HasKey && len(r.Encaps) > 0 && !some(encap.Kind.HasKey) {
+	noTunnel := noTunnel(t)
+	if r.Key, r.HasKey = readKey(t); r.HasKey && (len(r.Encaps) > 0 || noTunnel) && !some(encap.Kind.HasKey) {
 		t.faultAt("encap_key", "%s a key, and encap has no %s: leave it out", only(encap.Kind.HasKey),
 			words.OneOf(encapsWith(encap.Kind.HasKey)))
 	}
 	if _, written := t.values["encap_port"]; written && !some(encap.Kind.UDP) {
 		t.warnAt("encap_port", "%s a port, and encap has neither: leave it out", only(encap.Kind.UDP))
+	}
+	if noTunnel {
+		if _, written := t.values["mss"]; written && r.MSS != MSSOff {
+			t.warnAt("mss", "encap is empty, so that clients' packets come in no tunnel and need no room for one: "+
+				"leave it out")
+		}
+		r.MSS = MSSOff
 	}
 	for _, vip := range r.VIPs {
 		if slices.Contains(r.Directors, netip.PrefixFrom(vip, vip.BitLen())) {
@@ -77,7 +87,17 @@ func readVIPs(t *table) []netip.Addr {
 	return t.addresses("vips", t.oneOrMore("vips", "an IPv4 or IPv6 address, or an array of them"))
 }
 
+// noTunnel reports whether encap is the empty array: the agent is one for VS/DR alone.
+func noTunnel(t *table) bool {
+	list, ok := t.values["encap"].([]any)
+	return ok && len(list) == 0
+}
+
+// readDirectors reads the hosts from which tunnel packets are accepted. Without a tunnel there may be none.
 func readDirectors(t *table) []netip.Prefix {
+	if _, written := t.values["directors"]; !written && noTunnel(t) {
+		return nil
+	}
 	list := t.oneOrMore("directors", "a director's address or prefix, or an array of them")
 	var prefixes []netip.Prefix
 	seen := map[netip.Prefix]bool{}
@@ -99,6 +119,9 @@ func readEncaps(t *table) []string {
 	offered := Encaps()
 	if _, ok := t.value("encap"); !ok {
 		return []string{"ipip"}
+	}
+	if noTunnel(t) {
+		return nil
 	}
 	list := t.oneOrMore("encap", words.OneOf(offered)+", or an array of them")
 	var names []string

@@ -27,6 +27,7 @@ func TestRealserverDefaults(t *testing.T) {
 	}
 	want := &config.Realserver{
 		TUN:       "vs0",
+		AnyTUN:    true,
 		Queues:    min(runtime.NumCPU(), 256),
 		Offload:   true,
 		VIPs:      []netip.Addr{netip.MustParseAddr("198.51.100.80")},
@@ -157,8 +158,6 @@ func TestRealserverFaults(t *testing.T) {
 			[]string{`realserver: directors: "198.51.100.80" is one of the vips: want the directors' own addresses`}},
 		{"encap a wrong string", with(`encap = "ipi"`), []string{`realserver: encap: "ipi" is unknown: want ipip, ` +
 			`gre, gue or fou`}},
-		{"encap empty", with(`encap = []`), []string{`realserver: encap: is empty: want ipip, gre, gue or fou, or ` +
-			`an array of them`}},
 		{"encap twice", with(`encap = ["ipip", "ipip"]`), []string{`realserver: encap: "ipip" is there twice: want ` +
 			`each once`}},
 		{"encap unknown", with(`encap = ["ipip", "gre", "vxlan", 1, "gue", "fou"]`), []string{
@@ -229,6 +228,36 @@ func TestRealserverAccepts(t *testing.T) {
 				t.Error(err)
 			}
 		})
+	}
+}
+
+// An agent for VS/DR alone accepts no tunnel, needs no directors and lowers no MSS.
+func TestNoTunnel(t *testing.T) {
+	for text, want := range map[string]string{
+		"":                              "",
+		"directors = [\"10.0.2.2\"]\n":  "",
+		"mss = \"off\"\n":               "",
+		"mss = 1400\n":                  "need no room for one",
+		"encap_key = 7\n":               "! only gre has a key",
+		"directors = []\nmss = \"off\"": "! directors: is empty",
+	} {
+		text = "[realserver]\nvips = \"198.51.100.80\"\nencap = []\n" + text
+		got, err := config.ParseRealserver("x.toml", []byte(text))
+		if fault, bad := strings.CutPrefix(want, "! "); bad {
+			if err == nil || !strings.Contains(err.Error(), fault) {
+				t.Errorf("%q: error %v, want %q", text, err, fault)
+			}
+			continue
+		}
+		if err != nil {
+			t.Errorf("%q: %v", text, err)
+			continue
+		}
+		if len(got.Encaps) != 0 || got.MSS != config.MSSOff ||
+			strings.Contains(strings.Join(got.Warnings, ""), "mss") != (want != "") ||
+			!strings.Contains(strings.Join(got.Warnings, ""), want) {
+			t.Errorf("%q: %+v", text, got)
+		}
 	}
 }
 

@@ -5,6 +5,8 @@ package config
 func (d *Director) NeedsRestart(is *Director) []string {
 	return changed([]restartKey{
 		{"tun", d.TUN != is.TUN},
+		{"device", d.TAP != is.TAP},
+		{"bridge", d.Bridge != is.Bridge},
 		{"queues", d.Queues != is.Queues},
 		{"offload", d.Offload != is.Offload},
 		{"control", d.Control != is.Control},

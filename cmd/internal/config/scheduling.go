@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"vstun/balancer"
+	"vstun/balancer/method"
 	"vstun/cmd/internal/words"
 )
 
@@ -24,6 +25,16 @@ func (r *serviceReader) readScheduling(t *table, s *Service) {
 	s.OnePacket = t.boolean("one_packet", false)
 	if s.OnePacket && s.Protocol != "" && s.Protocol != "udp" {
 		t.faultAt("one_packet", "true is for udp only, and this service's protocol is %s: want false", s.Protocol)
+	}
+}
+
+// warnOnePacket warns of one_packet for realservers of nat: replies of a datagram without a connection would not get to
+// their client.
+func warnOnePacket(t *table, s *Service) {
+	if nat := func(r RealserverRef) bool { return r.Forward == method.NAT }; s.OnePacket &&
+		slices.ContainsFunc(s.Realservers, nat) {
+		t.warnAt("one_packet", "a realserver of nat keeps each client's datagrams: leave it out, or use another "+
+			"forward")
 	}
 }
 

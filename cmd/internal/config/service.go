@@ -9,6 +9,7 @@ import (
 	"unicode/utf8"
 
 	"vstun/balancer"
+	"vstun/balancer/method"
 	"vstun/cmd/internal/words"
 )
 
@@ -18,6 +19,7 @@ type serviceReader struct {
 	vips        map[netip.Addr]*table // VIP → the first service that has it
 	claims      map[listener][]claim  // sorted and disjoint
 	realservers []located
+	tap         bool // the director has a TAP device
 }
 
 // listener is a VIP and a protocol.
@@ -39,8 +41,9 @@ type located struct {
 	address netip.Addr
 }
 
-func newServiceReader() *serviceReader {
+func newServiceReader(tap bool) *serviceReader {
 	return &serviceReader{
+		tap:    tap,
 		names:  map[string]string{},
 		vips:   map[netip.Addr]*table{},
 		claims: map[listener][]claim{},
@@ -102,14 +105,20 @@ func (r *serviceReader) service(root *table, position int, written row) Service 
 	}
 	s.Ports = t.ports("port")
 	r.readScheduling(t, &s)
+	s.Forward = readForward(t, method.TUN)
 	s.EncapPort = readEncapPort(t)
 	tunnel := readTunnel(t)
-	r.readQuorum(t, &s, tunnel)
+	r.readQuorum(t, &s)
+	r.readSorry(t, &s, tunnel)
 	checks := newCheckReader(t, &s)
 	s.Check = checks.check
 	s.Realservers = r.readRealservers(t, &s, tunnel, checks)
+	joinSorry(&s)
+	checkTunnels(t, tunnel, &s)
+	checks.checkVia(&s)
 	checkQuorum(t, &s)
 	warnUnserved(t, &s)
+	warnOnePacket(t, &s)
 	t.finish()
 
 	for _, vip := range s.VIPs {
@@ -199,33 +208,35 @@ func (r *serviceReader) claimPorts(t *table, at listener, ports []PortRange) {
 func (r *serviceReader) readRealservers(service *table, s *Service, tunnel Tunnel,
 	checks *checkReader) []RealserverRef {
 	var list []RealserverRef
-	seen := map[netip.Addr]bool{}
+	seen := map[netip.AddrPort]bool{} // IDs and endpoints
 	for i, row := range service.tables("realserver", "[[service.realserver]] tables") {
 		label := fmt.Sprintf("realserver[%d]", i+1)
-		written, _ := row.values["address"].(string)
-		if a, err := netip.ParseAddr(written); err == nil && !seen[a] {
-			label = "realserver " + show(written)
+		if id, ok := writtenID(row.values); ok && !seen[id] {
+			label = "realserver " + show(words.Realserver(id))
 		}
 
 		t := service.child(label, row.values, row.at)
-		rs := RealserverRef{Weight: 1}
+		rs := RealserverRef{Weight: 1, Forward: readForward(t, s.Forward)}
+		r.checkMethod(t, "forward", rs.Forward)
+		rs.Port = readRealserverPort(t, s, rs.Forward)
 		if v, ok := t.required("address", "the realserver's IPv4 or IPv6 address"); ok {
-			if rs.Address, ok = t.address("address", v); ok {
-				if seen[rs.Address] {
-					t.faultAt("address", "%s is there twice: want a realserver once in a service", show(v))
+			if rs.Address, ok = t.realserver("address", v, rs.Forward); ok {
+				if seen[rs.ID()] || seen[s.Endpoint(&rs)] {
+					t.faultAt("address", "%s is there twice: want a realserver once in a service",
+						show(words.Realserver(rs.ID())))
 				}
-				seen[rs.Address] = true
+				seen[rs.ID()], seen[s.Endpoint(&rs)] = true, true
 				r.realservers = append(r.realservers, located{t, "address", rs.Address})
+				checkFamily(t, "address", s, &rs)
 			}
 		}
 		rs.Weight = t.integer("weight", 1, 0, 65535, "0 (drains it) to 65535")
 		rs.Upper, rs.Lower = readThresholds(t)
-		rs.Tunnel = tunnel.readFor(t)
-		rs.Check = checks.readFor(t)
+		rs.Tunnel = tunnel.readFor(t, rs.Forward)
+		rs.Check = checks.readFor(t, rs.Forward)
 		rs.DrainOnFailure = readOnFailure(t, s.DrainOnFailure)
 		t.finish()
 		list = append(list, rs)
 	}
-	checkTunnels(service, tunnel, list)
 	return list
 }

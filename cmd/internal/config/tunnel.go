@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 
+	"vstun/balancer/method"
 	"vstun/cmd/internal/words"
 	"vstun/encap"
 )
@@ -41,9 +42,17 @@ func readTunnel(t *table) Tunnel {
 	return n
 }
 
-// readFor reads a realserver's tunnel. Its default is n, the service's tunnel. The service's key and checksum apply to
-// realservers whose tunnel can have them.
-func (n Tunnel) readFor(t *table) Tunnel {
+// readFor reads the tunnel of a realserver with a forwarding method. Its default is n, the service's tunnel. The
+// service's key and checksum apply to realservers whose tunnel can have them.
+func (n Tunnel) readFor(t *table, forward method.Kind) Tunnel {
+	if forward != method.TUN {
+		for _, key := range tunnelKeys {
+			if _, written := t.value(key); written {
+				t.faultAt(key, "%v has no tunnel: leave it out, or use tun", forward)
+			}
+		}
+		return Tunnel{}
+	}
 	n.Encap = readEncap(t, n.Encap)
 	switch key, own := readKey(t); {
 	case own && n.Encap != "" && !has(n.Encap, encap.Kind.HasKey):
@@ -64,11 +73,25 @@ func (n Tunnel) readFor(t *table) Tunnel {
 	return n
 }
 
-// checkTunnels refuses those keys of a service that fit none of its tunnels.
-func checkTunnels(t *table, n Tunnel, realservers []RealserverRef) {
+// tunnelKeys are the keys of a realserver's tunnel.
+var tunnelKeys = []string{"encap", "encap_key", "encap_checksum"}
+
+// checkTunnels refuses those keys of s that fit none of its tunnels. n is the default of these tunnels.
+func checkTunnels(t *table, n Tunnel, s *Service) {
+	tunnels := slices.DeleteFunc(append(slices.Clone(s.Realservers), s.Sorry), func(r RealserverRef) bool {
+		return r.Forward != method.TUN || !r.Address.IsValid()
+	})
+	if s.Forward != method.TUN && len(tunnels) == 0 {
+		for _, key := range append(tunnelKeys, "encap_port") {
+			if _, written := t.values[key]; written {
+				t.faultAt(key, "no realserver of this service has a tunnel, as none has the method tun: leave it out")
+			}
+		}
+		return
+	}
 	some := func(property func(encap.Kind) bool) bool {
 		fits := func(name string) bool { return name == "" || has(name, property) } // "" has been reported
-		return fits(n.Encap) || slices.ContainsFunc(realservers, func(r RealserverRef) bool { return fits(r.Encap) })
+		return fits(n.Encap) || slices.ContainsFunc(tunnels, func(r RealserverRef) bool { return fits(r.Encap) })
 	}
 	if n.HasKey && !some(encap.Kind.HasKey) {
 		t.faultAt("encap_key", "%s a key, and no tunnel of this service is %s: leave it out", only(encap.Kind.HasKey),

@@ -18,14 +18,17 @@ func (t *table) device(key string) string {
 	if !ok {
 		return ""
 	}
-	valid := len(name) >= 1 && len(name) <= 15 && !slices.Contains([]string{".", "..", "all", "default"}, name) &&
-		strings.IndexFunc(name, func(r rune) bool {
-			return r <= ' ' || r > '~' || strings.ContainsRune("/:%", r)
-		}) < 0
-	if !valid {
+	if !validDevice(name) {
 		t.faultAt(key, "%s is not a device's name: want %s", show(name), want)
 	}
 	return name
+}
+
+func validDevice(name string) bool {
+	return len(name) >= 1 && len(name) <= 15 && !slices.Contains([]string{".", "..", "all", "default"}, name) &&
+		strings.IndexFunc(name, func(r rune) bool {
+			return r <= ' ' || r > '~' || strings.ContainsRune("/:%", r)
+		}) < 0
 }
 
 // socket reads the path of a Unix socket, which has 108 bytes with the final NUL: unix(7).

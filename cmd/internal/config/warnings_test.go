@@ -42,6 +42,9 @@ func TestWarnings(t *testing.T) {
 		want       []string
 	}{
 		{"nothing", served, nil},
+		{"announced nowhere", served + "[director]\nannounce = \"none\"\nannounce_devices = [\"eth0\"]", []string{
+			`x.toml:9: director: announce_devices: announce is "none", so no VIP is announced: leave it out, or set ` +
+				`announce = "auto"`}},
 		{"flags of none", served + `scheduler_flags = ["sh-port"]`, []string{`x.toml:7: service "web": ` +
 			`scheduler_flags: scheduler wlc has no flags and ignores them: leave them out, or use sh or mh`}},
 		{"flags of sh", served + `scheduler = "sh"` + "\n" + `scheduler_flags = ["sh-port", "sh-fallback"]`, nil},
@@ -95,6 +98,9 @@ func TestWarnings(t *testing.T) {
 				`is udp: want another type, or the port to check as port`}},
 		{"https of HTTP/3", udp + `check = { type = "https", port = 443 }`, nil},
 		{"dns of TCP", served + `check = { type = "dns", query = "x" }`, nil},
+		{"one packet by nat", udp + "forward = \"nat\"\none_packet = true", []string{`x.toml:8: service "web": ` +
+			`one_packet: a realserver of nat keeps each client's datagrams: leave it out, or use another forward`}},
+		{"one packet by tun", udp + "one_packet = true", nil},
 		{"ping of UDP", udp + `check = { type = "ping" }`, nil},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -22,6 +22,9 @@ func changes(was, is *config.Director) []api.Change {
 	l.compare("source", sourceName(was.Source), sourceName(is.Source))
 	l.compare("no_service", answerName("reject", was.Silent), answerName("reject", is.Silent))
 	l.compare("no_connection", answerName("reset", was.NoResets), answerName("reset", is.NoResets))
+	l.compare("announce", announceName(was.Announce), announceName(is.Announce))
+	l.compare("announce_devices", deviceNames(was.Announce), deviceNames(is.Announce))
+	l.compare("announce_conflict", conflictName(was.Announce), conflictName(is.Announce))
 	l.compare("log", levelName(was.Log), levelName(is.Log))
 	l.in("connections").connections(&was.Connections, &is.Connections)
 	l.notify(&was.Notify, &is.Notify)
@@ -138,13 +141,14 @@ func (l difference) services(was, is *config.Service) {
 }
 
 func (l difference) realservers(was, is *config.Service) {
-	former := make(map[netip.Addr]config.RealserverRef, len(was.Realservers))
+	former := make(map[netip.AddrPort]config.RealserverRef, len(was.Realservers))
 	for _, r := range was.Realservers {
-		former[r.Address] = r
+		former[r.ID()] = r
 	}
 	for _, r := range is.Realservers {
-		l := l.of(is.Name, r.Address.String())
-		if old, stays := former[r.Address]; stays {
+		l := l.of(is.Name, words.Realserver(r.ID()))
+		if old, stays := former[r.ID()]; stays {
+			l.compare("forward", old.Forward, r.Forward)
 			l.compare("weight", old.Weight, r.Weight)
 			l.compare("upper", old.Upper, r.Upper)
 			l.compare("lower", old.Lower, r.Lower)
@@ -156,20 +160,21 @@ func (l difference) realservers(was, is *config.Service) {
 			if old.Check != was.Check || r.Check != is.Check { // else the service's own change has it already
 				l.check(old.Check, r.Check)
 			}
-			delete(former, r.Address)
+			delete(former, r.ID())
 		} else {
 			l.note("", nil, fmt.Sprintf("weight %d", r.Weight))
 		}
 	}
 	for _, r := range was.Realservers {
-		if _, left := former[r.Address]; left {
-			l.of(is.Name, r.Address.String()).note("", r.Address.String(), nil)
+		if _, left := former[r.ID()]; left {
+			name := words.Realserver(r.ID())
+			l.of(is.Name, name).note("", name, nil)
 		}
 	}
 }
 
 func (l difference) tunnel(was, is config.Tunnel) {
-	l.compare("encap", was.Encap, is.Encap)
+	l.compare("encap", none(was.Encap), none(is.Encap))
 	l.compare("encap_key", keyValue(was), keyValue(is))
 	l.compare("encap_checksum", was.Checksum, is.Checksum)
 }

@@ -2,10 +2,10 @@ package director
 
 import (
 	"fmt"
-	"net/netip"
 
 	"vstun/balancer/health/notify"
 	"vstun/cmd/internal/config"
+	"vstun/cmd/internal/words"
 )
 
 // check notes the differences of two checks. nil is no check.
@@ -38,17 +38,18 @@ func orNone(v any) any {
 
 // sorry notes the differences of the sorry server.
 func (l difference) sorry(was, is *config.Service) {
-	l.compare("sorry_server", sorryName(was.SorryServer), sorryName(is.SorryServer))
-	if was.SorryServer.IsValid() && is.SorryServer.IsValid() {
-		l.in("sorry_server").tunnel(was.SorryTunnel, is.SorryTunnel)
+	l.compare("sorry_server", sorryName(was), sorryName(is))
+	if was.HasSorry() && is.HasSorry() {
+		l.compare("sorry_forward", was.Sorry.Forward, is.Sorry.Forward)
+		l.in("sorry_server").tunnel(was.Sorry.Tunnel, is.Sorry.Tunnel)
 	}
 }
 
-func sorryName(a netip.Addr) string {
-	if !a.IsValid() {
+func sorryName(s *config.Service) string {
+	if !s.HasSorry() {
 		return none("")
 	}
-	return a.String()
+	return words.Realserver(s.Sorry.ID())
 }
 
 func failureName(drain bool) string {

@@ -48,7 +48,7 @@ func TestChangesOfHealth(t *testing.T) {
 		{"nothing", func(*config.Director) {}, nil},
 		{"service", func(d *config.Director) {
 			s := web(d)
-			s.Quorum, s.Hysteresis, s.DrainOnFailure, s.SorryServer = 3, 2, true, netip.MustParseAddr("10.0.99.2")
+			s.Quorum, s.Hysteresis, s.DrainOnFailure, s.Sorry.Address = 3, 2, true, netip.MustParseAddr("10.0.99.2")
 		}, []string{
 			`service "web": quorum 1 -> 3`,
 			`service "web": hysteresis 0 -> 2`,

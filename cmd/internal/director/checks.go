@@ -21,7 +21,7 @@ type checks struct {
 
 // path returns the path by which r, a realserver of s, is checked.
 func (c *controller) path(s *config.Service, r *config.RealserverRef) health.Path {
-	if r.Check.Direct {
+	if r.CheckedDirectly() {
 		return health.Direct{Pinger: c.checks.pinger.Ping}
 	}
 	address := r.Address

@@ -23,7 +23,7 @@ import (
 func Command() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "director",
-		Short: "Load balancer of LVS/TUN in user space",
+		Short: "Load balancer of LVS in user space",
 		Long: "director reads the packets for virtual addresses from a TUN device, picks a realserver for each " +
 			"connection and sends\n" +
 			"them on through a tunnel. The realservers answer the clients directly.",
@@ -41,20 +41,7 @@ func Command() *cobra.Command {
 		withFile(&cobra.Command{Use: "run", Short: "Run in the foreground until SIGTERM or SIGINT; SIGHUP reloads " +
 			"the configuration", Args: cobra.NoArgs,
 			RunE: func(c *cobra.Command, _ []string) error { return run(c.Context(), file) }}),
-		withFile(cli.CheckCommand(&file, func(file string) (cli.Checked, error) {
-			cfg, err := load(file)
-			if err != nil {
-				return cli.Checked{}, err
-			}
-			warnings := cfg.Warnings
-			if warn, err := warning(file, cfg); err != nil {
-				return cli.Checked{}, err
-			} else if warn != "" {
-				warnings = append(warnings, warn)
-			}
-			return cli.Checked{Summary: words.Count(len(cfg.Services), "service"), Warnings: warnings,
-				Sysctls: func() ([]routing.Sysctl, error) { return sysctls(cfg) }}, nil
-		})),
+		withFile(cli.CheckCommand(&file, check)),
 		withFile(cli.StatusCommand("Show services, realservers, connections, packets and drops", "director", socket,
 			cli.PrintDirector)),
 		withFile(top.Command(socket)),
@@ -87,6 +74,25 @@ func Command() *cobra.Command {
 		cli.VersionCommand(),
 	)
 	return root
+}
+
+// check examines a configuration file, for the command of this name.
+func check(file string) (cli.Checked, error) {
+	cfg, err := load(file)
+	if err != nil {
+		return cli.Checked{}, err
+	}
+	if err := checkSubnets(file, cfg); err != nil {
+		return cli.Checked{}, err
+	}
+	warnings := cfg.Warnings
+	if warn, err := warning(file, cfg); err != nil {
+		return cli.Checked{}, err
+	} else if warn != "" {
+		warnings = append(warnings, warn)
+	}
+	return cli.Checked{Summary: words.Count(len(cfg.Services), "service"), Warnings: warnings,
+		Sysctls: func() ([]routing.Sysctl, error) { return sysctls(cfg) }}, nil
 }
 
 // load reads and validates the configuration file.

@@ -52,40 +52,44 @@ func (d *director) checkNames(f *api.Filter) error {
 	st := d.controller.state()
 	cfg, vips := st.Config, append(plan.VIPs(st.Config), st.inputs.RetiredVIPs...)
 	var services []string
-	var realservers []netip.Addr
+	var realservers []netip.AddrPort
 	for _, s := range cfg.Services {
 		services = append(services, s.Name)
-		if s.SorryServer.IsValid() {
-			realservers = append(realservers, s.SorryServer)
+		if s.HasSorry() {
+			realservers = append(realservers, s.Sorry.ID())
 		}
 		for _, r := range s.Realservers {
-			realservers = append(realservers, r.Address)
+			realservers = append(realservers, r.ID())
 		}
 	}
 	for _, l := range d.plane.balancer.Leaving() {
-		services, realservers = append(services, l.Service), append(realservers, l.Address)
+		services, realservers = append(services, l.Service), append(realservers, l.Realserver)
 	}
-	if f.Service != "" && !slices.Contains(services, f.Service) {
+	// A realserver without a port of its own may get packets to any port.
+	named := func(id netip.AddrPort) bool {
+		return api.Names(f.Realserver, id) || f.Realserver.Addr() == id.Addr() && id.Port() == 0
+	}
+	switch {
+	case f.Service != "" && !slices.Contains(services, f.Service):
 		return noService(f.Service, services)
-	}
-	for what, named := range map[string]struct {
-		address netip.Addr
-		known   []netip.Addr
-	}{"VIP": {f.VIP, vips}, "realserver": {f.Realserver, realservers}} {
-		if named.address.IsValid() && !slices.Contains(named.known, named.address) {
-			return noAddress(what, named.address, named.known)
+	case f.VIP.IsValid() && !slices.Contains(vips, f.VIP):
+		return noAddress("VIP", f.VIP.String(), addressNames(vips))
+	case f.Realserver.IsValid() && !slices.ContainsFunc(realservers, named):
+		var names []string
+		for _, id := range realservers {
+			names = append(names, words.Realserver(id))
 		}
+		return noAddress("realserver", words.Realserver(f.Realserver), names)
 	}
 	return nil
 }
 
-// noAddress returns the error about an address that is not in known.
-func noAddress(what string, address netip.Addr, known []netip.Addr) error {
-	names := addressNames(known)
-	if near, ok := words.Nearest(address.String(), names); ok {
-		return fmt.Errorf("there is no %s %v: did you mean %s?", what, address, near)
+// noAddress returns the error about an address, with or without a port, that is not in known.
+func noAddress(what, address string, known []string) error {
+	if near, ok := words.Nearest(address, known); ok {
+		return fmt.Errorf("there is no %s %s: did you mean %s?", what, address, near)
 	}
-	return fmt.Errorf("there is no %s %v: there are %s", what, address, some(names))
+	return fmt.Errorf("there is no %s %s: there are %s", what, address, some(known))
 }
 
 func addressNames(all []netip.Addr) (names []string) {
@@ -121,9 +125,19 @@ func (l *lister) rows(all iter.Seq[balancer.Connection]) iter.Seq[any] {
 func (l *lister) wants(c *balancer.Connection) bool {
 	return (!l.Client.IsValid() || l.Client.Contains(c.Flow.Src)) &&
 		l.wantsVIP(c) &&
-		(!l.Realserver.IsValid() || l.Realserver == c.Realserver) &&
+		(!l.Realserver.IsValid() || api.Names(l.Realserver, l.realserver(c))) &&
 		(l.Service == "" || l.Service == c.Service) &&
 		(l.State == "" || l.State == stateName(c))
+}
+
+// realserver returns the address of c's realserver, and the port of c's packets there. For a template the port is the
+// service's, or 0 for several ports.
+func (l *lister) realserver(c *balancer.Connection) netip.AddrPort {
+	port := c.RealserverPort()
+	if port == 0 {
+		_, _, port = l.virtual(c.Service)
+	}
+	return netip.AddrPortFrom(c.Realserver.Addr(), port)
 }
 
 // wantsVIP reports whether c goes to the VIP and port that are asked for. A template goes to all VIPs and ports of its
@@ -143,9 +157,10 @@ func (l *lister) wantsVIP(c *balancer.Connection) bool {
 }
 
 func (l *lister) row(c *balancer.Connection) api.Connection {
+	to := l.realserver(c)
 	row := api.Connection{State: stateName(c), Expires: c.Expires.Seconds(), Client: c.Flow.Src.String(),
-		Realserver: c.Realserver.String(),
-		Service:    c.Service, Packets: c.Packets, Template: c.Template}
+		Realserver: to.Addr().String(), RealserverPort: to.Port(),
+		Service: c.Service, Packets: c.Packets, Template: c.Template}
 	if c.Template {
 		row.Protocol, row.VIP, row.Port = l.virtual(c.Service)
 		return row

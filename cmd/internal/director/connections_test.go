@@ -16,10 +16,10 @@ import (
 )
 
 // listed is the connections that tests choose from: TCP and UDP ones to the first realserver, a template to the second,
-// and one of a service that has left.
+// which has a port of its own, and one of a service that has left.
 func listed() []balancer.Connection {
-	vip, first, second := netip.MustParseAddr("198.51.100.80"), netip.MustParseAddr("10.0.11.1"),
-		netip.MustParseAddr("10.0.11.2")
+	vip, first, second := netip.MustParseAddr("198.51.100.80"), netip.MustParseAddrPort("10.0.11.1:0"),
+		netip.MustParseAddrPort("10.0.11.2:8080")
 	flow := func(client string, proto uint8, port uint16) packet.Flow {
 		return packet.Flow{Src: netip.MustParseAddr(client), Dst: vip, SrcPort: 4711, DstPort: port, Proto: proto}
 	}
@@ -62,12 +62,14 @@ func list(t *testing.T, query string) []api.Connection {
 func TestConnectionRows(t *testing.T) {
 	want := []api.Connection{
 		{Protocol: "tcp", State: "ESTABLISHED", Expires: 900, Client: "192.0.2.7", ClientPort: 4711,
-			VIP: "198.51.100.80", Port: 80, Realserver: "10.0.11.1", Service: "web", Packets: 9},
+			VIP: "198.51.100.80", Port: 80, Realserver: "10.0.11.1", RealserverPort: 80, Service: "web",
+			Packets: 9},
 		{Protocol: "udp", State: "UDP", Expires: 60, Client: "192.0.3.7", ClientPort: 4711, VIP: "198.51.100.80",
-			Port: 53, Realserver: "10.0.11.1", Service: "dns"},
+			Port: 53, Realserver: "10.0.11.1", RealserverPort: 53, Service: "dns"},
 		{Protocol: "tcp", State: "TEMPLATE", Expires: 1, Client: "192.0.2.0", VIP: "198.51.100.80",
-			Realserver: "10.0.11.2", Service: "web", Template: true},
-		{State: "TEMPLATE", Client: "192.0.4.0", Realserver: "10.0.11.2", Service: "left", Template: true},
+			Realserver: "10.0.11.2", RealserverPort: 8080, Service: "web", Template: true},
+		{State: "TEMPLATE", Client: "192.0.4.0", Realserver: "10.0.11.2", RealserverPort: 8080,
+			Service: "left", Template: true},
 	}
 	if diff := cmp.Diff(want, list(t, "")); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
@@ -87,6 +89,9 @@ func TestConnectionFilters(t *testing.T) {
 		"vip=198.51.100.81:8042":           {2},
 		"vip=198.51.100.82":                nil,
 		"realserver=10.0.11.2":             {2, 3},
+		"realserver=10.0.11.2:8080":        {2, 3},
+		"realserver=10.0.11.2:80":          nil,
+		"realserver=10.0.11.1:53":          {1},
 		"service=web":                      {0, 2},
 		"service=left":                     {3},
 		"state=template":                   {2, 3},

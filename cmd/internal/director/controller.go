@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net/netip"
 	"sync/atomic"
 	"time"
 
@@ -14,12 +15,13 @@ import (
 	"vstun/cmd/internal/director/plan"
 	"vstun/cmd/internal/reload"
 	"vstun/routing"
+	"vstun/routing/neigh"
 )
 
 // controller owns the director's state. One goroutine, run, changes an input, plans, applies the plan, and then reports
 // what has happened:
 //
-//	reload, weights, health, paths → plan.Inputs → plan.Plan → apply → state, events
+//	reload, weights, health, paths, neighbours, devices → plan.Inputs → plan.Plan → apply → state, events
 //
 // Everything else reads the state, which is replaced in one step.
 type controller struct {
@@ -27,16 +29,20 @@ type controller struct {
 	plane   *dataPlane
 	checks  *checks
 	network network
+	lan     *lan
 	ask     questions
-	tell    func(events ...notify.Event) // notifies
+	// neighbours are kept resolved for VS/DR.
+	neighbours neighbours
+	tell       func(events ...notify.Event) // notifies
 
 	requests chan func()   // that run calls, one after the other
 	ended    chan struct{} // closed when run has ended
 	current  atomic.Pointer[state]
 
 	// The following belong to run, and to start before it.
-	unreported []health.Change   // that are not in force yet
-	failures   map[string]string // the last error by activity, see logFailure
+	unreported []health.Change      // that are not in force yet
+	failures   map[string]string    // the last error by activity, see logFailure
+	places     map[netip.Addr]place // of realservers of VS/DR
 }
 
 // network is the part of a routing.Manager that the controller needs.
@@ -54,9 +60,10 @@ type state struct {
 }
 
 // newController returns a controller without a state. The caller calls start, and then run.
-func newController(log *slog.Logger, plane *dataPlane, checks *checks, network network) *controller {
-	return &controller{log: log, plane: plane, checks: checks, network: network,
-		ask: newQuestions(plane), tell: func(...notify.Event) {}, requests: make(chan func()),
+func newController(log *slog.Logger, plane *dataPlane, checks *checks, network network, neighbours neighbours,
+	lan *lan) *controller {
+	return &controller{log: log, plane: plane, checks: checks, network: network, neighbours: neighbours, lan: lan,
+		ask: newQuestions(plane, lan), tell: func(...notify.Event) {}, requests: make(chan func()),
 		ended: make(chan struct{}), failures: map[string]string{}}
 }
 
@@ -65,7 +72,12 @@ func (c *controller) start(cfg *config.Director) error {
 	in := plan.Inputs{}.Reconfigured(cfg)
 	in.Rules = c.ask.rules()
 	c.resolvePaths(&in)
+	c.awaitNeighbours(&in)
 	in.ReplyLinks = c.ask.replyLinks(in)
+	c.listDevices(&in)
+	if err := c.lan.check(in, nil); err != nil {
+		return err
+	}
 	return c.converge(in)
 }
 
@@ -85,16 +97,24 @@ const (
 	pathsShare  = 10
 )
 
+// devicesAtOnce is the least pause after a look at the host's devices. A look that takes long, among many devices, is
+// followed by a pause like that of the paths.
+const devicesAtOnce = 20 * time.Millisecond
+
 // run works until ctx is cancelled.
 func (c *controller) run(ctx context.Context) error {
 	defer close(c.ended)
 	ticker := time.NewTicker(pathsEvery)
 	defer ticker.Stop()
-	var pathsPause <-chan time.Time // nil: there is none
+	var pathsPause, devicesPause <-chan time.Time // nil: there is none
 	for {
 		due, tooBig, changed := ticker.C, c.plane.shared.TooBig, c.network.Changed()
 		if pathsPause != nil {
 			due, tooBig, changed = nil, nil, nil
+		}
+		devices := c.lan.changed()
+		if devicesPause != nil {
+			devices = nil
 		}
 		select {
 		case <-ctx.Done():
@@ -106,11 +126,17 @@ func (c *controller) run(ctx context.Context) error {
 		case <-tooBig:
 			pathsPause = c.refresh()
 		case <-changed:
-			if len(c.state().Unreachable) > 0 {
+			if len(c.state().Unreachable) > 0 || len(c.places) > 0 {
 				pathsPause = c.refresh()
 			}
+		case <-c.neighbours.Changed():
+			c.takeNeighbours()
 		case <-pathsPause:
 			pathsPause = nil
+		case <-devices:
+			devicesPause = c.followDevices()
+		case <-devicesPause:
+			devicesPause = nil
 		}
 	}
 }
@@ -153,6 +179,7 @@ func (c *controller) configure(cfg *config.Director) (was, is *state, err error)
 		in := was.inputs.Reconfigured(cfg)
 		in.Rules = c.ask.rules()
 		c.resolvePaths(&in)
+		c.awaitNeighbours(&in)
 		if err = c.converge(in); err == nil {
 			is = c.state()
 			c.trim()
@@ -168,6 +195,7 @@ func (c *controller) refresh() (pause <-chan time.Time) {
 	begin := time.Now()
 	in := c.state().inputs
 	c.resolvePaths(&in)
+	c.resolveNeighbours(&in)
 	c.logFailure(slog.LevelError, "cannot apply new paths to realservers", c.converge(in))
 	c.trim()
 	return time.After(pathsPause(time.Since(begin)))
@@ -214,7 +242,7 @@ func (c *controller) converge(in plan.Inputs) (err error) {
 
 // apply puts desired in force in place of was, which is nil at the start. With moves the machine changes, too. It is
 // the only place that does so. Routes of new VIPs come first, since they can fail; routes of retired VIPs go before the
-// balancer forgets the VIPs. On an error nothing has changed.
+// balancer forgets the VIPs. Neighbours learn of new VIPs last. On an error nothing has changed.
 func (c *controller) apply(was *state, desired *plan.Desired, moves bool) error {
 	var err error
 	if moves {
@@ -226,8 +254,18 @@ func (c *controller) apply(was *state, desired *plan.Desired, moves bool) error 
 	if err != nil && moves && was != nil {
 		return errors.Join(err, c.network.Set(was.Machine))
 	}
-	if err == nil && len(desired.Reroute) > 0 {
+	if err != nil {
+		return err
+	}
+	if len(desired.Reroute) > 0 {
 		c.plane.balancer.Reroute(desired.Reroute)
 	}
-	return err
+	if was == nil || !neigh.EqualDevices(was.Announce, desired.Announce) {
+		var before []neigh.Device
+		if was != nil {
+			before = was.Announce
+		}
+		c.lan.set(before, desired.Announce)
+	}
+	return nil
 }

@@ -18,10 +18,13 @@ import (
 	"vstun/balancer/conntab"
 	"vstun/balancer/health"
 	"vstun/balancer/health/notify"
+	"vstun/balancer/method"
 	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/director/plan"
 	"vstun/cmd/internal/reload"
+	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
 	"vstun/encap/packet/stats"
 	"vstun/routing"
 	"vstun/routing/query"
@@ -32,7 +35,7 @@ var (
 	vip1, vip2   = netip.MustParseAddr("198.51.100.80"), netip.MustParseAddr("198.51.100.81")
 	first        = netip.MustParseAddr("10.0.11.1")
 	errRefused   = errors.New("refused")
-	firstRefused = health.Change{Service: "web", Realserver: first, Checked: true, Reason: "no"}
+	firstRefused = health.Change{Service: "web", Realserver: netip.AddrPortFrom(first, 0), Checked: true, Reason: "no"}
 )
 
 // TestRefusedConfiguration: a configuration that the balancer or the network refuses changes nothing and causes no
@@ -88,6 +91,20 @@ func hasRoute(s routing.State, a netip.Addr) bool {
 }
 
 func equalStates(a, b routing.State) bool { return fmt.Sprintf("%+v", a) == fmt.Sprintf("%+v", b) }
+
+// TestEventsNameRealservers: a realserver's name is its address, and its own port, where it has one.
+func TestEventsNameRealservers(t *testing.T) {
+	for id, want := range map[string]string{"10.0.11.1:0": "10.0.11.1", "10.0.11.1:8080": "10.0.11.1:8080",
+		"[2001:db8::1]:0": "2001:db8::1", "[2001:db8::1]:8080": "[2001:db8::1]:8080"} {
+		var told []notify.Event
+		c := &controller{log: slog.New(slog.DiscardHandler),
+			tell: func(events ...notify.Event) { told = append(told, events...) }}
+		c.reportRealserver(health.Change{Service: "web", Realserver: netip.MustParseAddrPort(id), Checked: true}, true)
+		if len(told) != 1 || told[0].Realserver != want || told[0].New != "down" {
+			t.Errorf("%s: %+v, want one of %s", id, told, want)
+		}
+	}
+}
 
 // TestEventsAfterApply: events are notified once the balancer has accepted their change, and not before. Events of a
 // refused change are notified with the next accepted one.
@@ -283,6 +300,47 @@ func TestRetiredVIP(t *testing.T) {
 	}
 }
 
+// TestRetiredReplies: the rule for the replies of a VS/NAT realserver stays as long as the realserver has connections
+// at that port, also if only the service's port has changed.
+func TestRetiredReplies(t *testing.T) {
+	masked := func(port uint16) *config.Director {
+		cfg := running()
+		web := &cfg.Services[0]
+		web.Ports = []config.PortRange{{First: port, Last: port}}
+		for i := range web.Realservers {
+			web.Realservers[i].Forward, web.Realservers[i].Tunnel = method.NAT, config.Tunnel{}
+		}
+		return cfg
+	}
+	o := operate(t, masked(80), nil)
+	p := &packet.Info{Len: 40, TCPFlags: packet.FlagSYN, Flow: packet.Flow{Src: netip.MustParseAddr("192.0.2.7"),
+		SrcPort: 4711, Dst: vip1, DstPort: 80, Proto: packet.ProtoTCP}}
+	d, reason := o.plane.balancer.Snapshot().Decide(p, o.plane.now())
+	if reason != drop.Accept {
+		t.Fatal(reason)
+	}
+	if _, _, err := o.controller.configure(masked(81)); err != nil {
+		t.Fatal(err)
+	}
+	ports := func() (all []uint16) { // of rules that lead replies of d into the device
+		s, _ := o.network.last()
+		for _, r := range s.Rules {
+			if r.Table != 0 && r.SrcPorts.First != 0 && r.From.Contains(d.Address) {
+				all = append(all, r.SrcPorts.First)
+			}
+		}
+		return all
+	}
+	refresh := func() { _ = o.controller.do(func() { o.controller.refresh() }) }
+	if refresh(); !slices.Equal(ports(), []uint16{80, 81}) {
+		t.Errorf("with a connection at port 80: rules for ports %v", ports())
+	}
+	o.plane.table.Sweep(1 << 30)
+	if refresh(); !slices.Equal(ports(), []uint16{81}) {
+		t.Errorf("without a connection at port 80: rules for ports %v", ports())
+	}
+}
+
 // TestFailedTrim: routes that cannot be removed are logged once, and tried again; paths and weights go on meanwhile.
 func TestFailedTrim(t *testing.T) {
 	var log strings.Builder
@@ -346,7 +404,8 @@ func TestUsageSettles(t *testing.T) {
 
 // TestEnding: after the controller has ended, requests fail, and nothing else does.
 func TestEnding(t *testing.T) {
-	c := newController(slog.New(slog.DiscardHandler), &dataPlane{}, &checks{}, &fakeNetwork{})
+	c := newController(slog.New(slog.DiscardHandler), &dataPlane{}, &checks{}, &fakeNetwork{}, &fakeNeighbours{},
+		&lan{})
 	c.plane.shared = operate(t, running(), nil).plane.shared
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
@@ -381,7 +440,7 @@ func TestKernelCantBeAsked(t *testing.T) {
 		Realservers: []config.RealserverRef{{Address: six, Weight: 1, Tunnel: config.Tunnel{Encap: "ipip"}}}}}}
 	var log strings.Builder
 	plane := &dataPlane{balancer: balancer.New(conntab.New(conntab.Config{Max: 1024}), 1)}
-	c := newController(slog.New(slog.NewTextHandler(&log, nil)), plane, nil, nil)
+	c := newController(slog.New(slog.NewTextHandler(&log, nil)), plane, nil, nil, nil, &lan{})
 	in := plan.Inputs{Config: cfg}
 	ask := func() balancer.Realserver {
 		c.resolvePaths(&in)

@@ -2,6 +2,7 @@ package director
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/netip"
@@ -10,9 +11,11 @@ import (
 	"vstun/balancer"
 	"vstun/balancer/conntab"
 	"vstun/balancer/forward"
+	"vstun/balancer/method"
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/daemon"
 	"vstun/cmd/internal/director/plan"
+	"vstun/encap/egress"
 	"vstun/encap/packet"
 	"vstun/encap/wire"
 	"vstun/routing/query"
@@ -27,10 +30,12 @@ type dataPlane struct {
 	balancer *balancer.Balancer
 	shared   *forward.Shared
 	device   *tundev.Device    // for packets of clients
+	ethernet *ethernet         // of a TAP device; nil: it is a TUN device
 	local    *tundev.Device    // for this host's own packets to VIPs
 	workers  []*forward.Worker // one for each queue of device, then the one of local
 	relays   []*forward.Relay  // of ICMP errors about tunnel packets
 	senders  []io.Closer
+	noLink   error // why there is no VS/DR
 	// receivers get ICMP errors about tunnel packets. The kernel learns path MTUs from them, and the relays send ICMP
 	// errors to the clients.
 	receivers []io.Closer
@@ -49,13 +54,22 @@ func (p *dataPlane) open(cfg *config.Director, log *slog.Logger) (err error) {
 	p.shared = forward.NewShared()
 	p.table = conntab.New(plan.Table(cfg.Connections))
 	p.balancer = balancer.New(p.table, cfg.Queues+1)
-	if err := p.openRelays(); err != nil {
-		return err
+	if cfg.TAP {
+		p.device, p.ethernet, err = openEthernet(cfg, log)
+	} else {
+		p.device, err = tundev.Open(cfg.TUN, tundev.Options{Queues: cfg.Queues, Plain: !cfg.Offload})
 	}
-	p.device, err = tundev.Open(cfg.TUN, tundev.Options{Queues: cfg.Queues, Plain: !cfg.Offload})
 	if err != nil {
 		return err
 	}
+	if err := p.openRelays(); err != nil {
+		return err
+	}
+	waiting, err := p.openLink() // of packets that have waited for a MAC address
+	if err != nil {
+		return err
+	}
+	p.shared.UseLink(waiting)
 	for _, protocol := range []int{packet.ProtoIPIP, packet.ProtoIPv6, packet.ProtoGRE, packet.ProtoUDP} {
 		r, err := wire.LearnPathMTU(protocol)
 		if err != nil {
@@ -64,20 +78,74 @@ func (p *dataPlane) open(cfg *config.Director, log *slog.Logger) (err error) {
 		p.receivers = append(p.receivers, r)
 	}
 	for i, q := range p.device.Queues() {
-		s, err := wire.NewSender()
-		if err != nil {
+		if err := p.openWorker(i, q); err != nil {
 			return err
 		}
-		p.senders = append(p.senders, s)
-		u, err := wire.NewUDPSender(udpPorts)
-		if err != nil {
-			return err
-		}
-		p.senders = append(p.senders, u)
-		p.workers = append(p.workers, forward.NewWorker(forward.WorkerConfig{ID: i, Source: q, Raw: s, UDP: u,
-			UDPPorts: u.Ports(), Balancer: p.balancer, Shared: p.shared, Clock: p.now}))
 	}
 	return p.openLocal(cfg, log)
+}
+
+// openWorker makes the worker of one queue of the device.
+func (p *dataPlane) openWorker(i int, q *tundev.Queue) error {
+	s, err := p.openSender()
+	if err != nil {
+		return err
+	}
+	u, err := wire.NewUDPSender(udpPorts)
+	if err != nil {
+		return err
+	}
+	p.senders = append(p.senders, u)
+	c := forward.WorkerConfig{ID: i, Source: q, Raw: s, UDP: u, UDPPorts: u.Ports(), Balancer: p.balancer,
+		Shared: p.shared, Clock: p.now}
+	if p.ethernet != nil {
+		port := p.ethernet.port(q)
+		c.Source, c.Link, c.Ethernet = port, port, true
+	} else {
+		c.TUN = q.Writer()
+		if c.Link, err = p.openLink(); err != nil {
+			return err
+		}
+	}
+	p.workers = append(p.workers, forward.NewWorker(c))
+	return nil
+}
+
+// openSender opens raw sockets for packets that the host routes.
+func (p *dataPlane) openSender() (*wire.Sender, error) {
+	s, err := wire.NewSender()
+	if err != nil {
+		return nil, err
+	}
+	p.senders = append(p.senders, s)
+	return s, nil
+}
+
+// openLink opens a packet socket for VS/DR, whatever the configuration is: a reload cannot open one, and may bring the
+// first realserver of VS/DR. On a kernel without packet sockets it returns nil, and notes that in p.noLink. With a TAP
+// device it returns another port of that.
+func (p *dataPlane) openLink() (egress.Port, error) {
+	if p.ethernet != nil {
+		return p.ethernet.writer(), nil
+	}
+	s, err := wire.NewLinkSender()
+	if errors.Is(err, wire.ErrNoPacketSockets) {
+		p.noLink = err
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	p.senders = append(p.senders, s)
+	return s, nil
+}
+
+// allows returns an error if cfg has realservers of VS/DR and there are no packet sockets.
+func (p *dataPlane) allows(cfg *config.Director) error {
+	if direct := plan.Direct(cfg); p.noLink != nil && len(direct) > 0 {
+		return fmt.Errorf("realserver %v: forward = \"dr\" is not possible here: %w; use tun", direct[0], p.noLink)
+	}
+	return nil
 }
 
 // openRelays makes a relay for each family's ICMP errors. Each sends its messages to clients by a socket of its own.
@@ -90,11 +158,10 @@ func (p *dataPlane) openRelays() error {
 		p.receivers = append(p.receivers, r)
 	}
 	for _, r := range receivers {
-		s, err := wire.NewSender()
+		s, err := p.toClients()
 		if err != nil {
 			return err
 		}
-		p.senders = append(p.senders, s)
 		p.relays = append(p.relays, forward.NewRelay(r, s, p.balancer, p.shared, p.now))
 	}
 	return nil
@@ -107,16 +174,24 @@ func (p *dataPlane) openLocal(cfg *config.Director, log *slog.Logger) (err error
 	if err != nil {
 		return err
 	}
-	s, err := wire.NewSender()
+	s, err := p.openSender()
 	if err != nil {
 		return err
 	}
-	p.senders = append(p.senders, s)
 	if err := s.SetPriority(urgent); err != nil {
 		return err
 	}
+	link, err := p.openLink()
+	if err != nil {
+		return err
+	}
+	if s, ok := link.(*wire.LinkSender); ok {
+		if err := s.SetPriority(urgent); err != nil {
+			return err
+		}
+	}
 	p.workers = append(p.workers, forward.NewWorker(forward.WorkerConfig{ID: cfg.Queues, Source: p.local.Queues()[0],
-		Raw: s, Balancer: p.balancer, Shared: p.shared, Clock: p.now}))
+		Raw: s, Link: link, Balancer: p.balancer, Shared: p.shared, Clock: p.now}))
 	for _, ipv6 := range []bool{false, true} {
 		if !query.HasRules(ipv6) && (!ipv6 || query.HasIPv6()) {
 			log.Warn("the kernel has no rules (CONFIG_IP_MULTIPLE_TABLES): health checks share the clients' queues, "+
@@ -157,6 +232,28 @@ func (p *dataPlane) usedVIPs() map[netip.Addr]bool {
 		used[c.Flow.Dst] = true
 	}
 	return used
+}
+
+// usedNAT returns the servers of VS/NAT that have connections, one for each port. It walks over the connection table.
+func (p *dataPlane) usedNAT() map[plan.NATServer]bool {
+	used := map[plan.NATServer]bool{}
+	for c := range p.balancer.Connections(p.now()) {
+		if c.Forward == method.NAT && !c.Template {
+			port := c.RealserverPort()
+			used[plan.NATServer{Address: c.Realserver.Addr(), Protocol: c.Flow.Proto,
+				Ports: config.PortRange{First: port, Last: port}}] = true
+		}
+	}
+	return used
+}
+
+// retired returns the retired realservers that have connections.
+func (p *dataPlane) retired() map[netip.Addr]bool {
+	all := map[netip.Addr]bool{}
+	for _, l := range p.balancer.Leaving() {
+		all[l.Realserver.Addr()] = true
+	}
+	return all
 }
 
 // overruns returns the number of packets that the kernel dropped because no worker took them.

@@ -36,9 +36,11 @@ type director struct {
 	control    *api.Server
 	http       *metrics.Server
 	plane      dataPlane
+	lan        lan
 	checks     checks
 	controller *controller
 	reloader   *reload.Reloader
+	neighbours resolver // for VS/DR
 }
 
 // open checks that the machine lets cfg run, and only then makes what cfg needs. On an error nothing is left.
@@ -76,10 +78,19 @@ func open(file string, cfg *config.Director) (_ *director, err error) {
 	if err := d.plane.open(cfg, d.log); err != nil {
 		return nil, err
 	}
+	if err := d.plane.allows(cfg); err != nil {
+		return nil, err
+	}
+	if err := d.lan.open(d.log, d.plane.ethernet); err != nil {
+		return nil, err
+	}
+	if d.neighbours, err = d.plane.openNeighbours(); err != nil {
+		return nil, err
+	}
 	if d.checks.pinger, err = tunneldial.NewPinger(); err != nil {
 		return nil, err
 	}
-	d.controller = newController(d.log, &d.plane, &d.checks, d.network)
+	d.controller = newController(d.log, &d.plane, &d.checks, d.network, d.neighbours, &d.lan)
 	d.checks.monitor = health.New(d.controller.healthChanged)
 	d.checks.notifier = notify.New(func(err error) { d.log.Error("notification failed", "error", err) })
 	d.checks.notifier.Set(cfg.Notify)
@@ -128,7 +139,7 @@ func (d *director) run(ctx context.Context, hangup func(fn func()) daemon.Task) 
 	p := &d.plane
 	sweeper := p.table.NewSweeper()
 	slots := min(p.table.Slots()*int(sweepEvery)/int(time.Second)+1, sweepSlots)
-	watched := make(chan struct{})
+	watched, announced := make(chan struct{}), make(chan struct{})
 	tasks := []daemon.Task{
 		daemon.LogStop(d.log),
 		d.control.Run,
@@ -139,16 +150,25 @@ func (d *director) run(ctx context.Context, hangup func(fn func()) daemon.Task) 
 			defer close(watched)
 			return d.network.Watch(ctx)
 		},
+		func(ctx context.Context) error {
+			defer close(announced)
+			return d.lan.run(ctx)
+		},
 		hangup(func() { _, _ = d.reload() }), // the sender of the signal reads the log
 		daemon.Every(sweepEvery, func() {
 			sweeper.Sweep(p.now(), slots)
 			p.shared.Sweep(p.now())
+			p.shared.SendResolved(p.balancer.Snapshot(), p.now())
 		}),
+		d.neighbours.Run,
 		d.controller.run,
 		d.checks.monitor.Run,
 		d.checks.notifier.Run,
-		func(ctx context.Context) error { // ends the workers, but first removes the routes that lead to them
+		// It ends the workers, but first removes the routes that lead to them. Before that the neighbours' requests
+		// stay without answers.
+		func(ctx context.Context) error {
 			<-ctx.Done()
+			<-announced
 			<-watched
 			return errors.Join(d.network.Close(), p.close())
 		},
@@ -198,11 +218,14 @@ func (d *director) serveControl() {
 // close undoes open, also if open has failed half-way. Routes go before the device, so that the kernel never answers
 // for a VIP.
 func (d *director) close() error {
-	var errs []error
+	errs := []error{d.lan.close()}
 	if d.network != nil {
 		errs = append(errs, d.network.Close())
 	}
 	errs = append(errs, d.plane.close())
+	if d.neighbours != nil {
+		errs = append(errs, d.neighbours.Close())
+	}
 	if d.checks.pinger != nil {
 		errs = append(errs, d.checks.pinger.Close())
 	}

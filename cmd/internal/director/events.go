@@ -9,6 +9,7 @@ import (
 	"vstun/balancer/health/notify"
 	"vstun/cmd/internal/director/plan"
 	"vstun/cmd/internal/reload"
+	"vstun/cmd/internal/words"
 )
 
 // report logs and notifies the events between the state was, which is nil at the start, and the present one: the health
@@ -30,12 +31,13 @@ func (c *controller) report(was *state, events []plan.Event) {
 		c.reportService(e)
 	}
 	c.reportUnreachable(was)
+	c.reportFaults(was)
 }
 
 // reportRealserver notifies a change of a realserver, and logs it if logged is set. Changes of offsets, and checks that
 // are inconclusive, are logged only: the realserver's state is the same.
 func (c *controller) reportRealserver(change health.Change, logged bool) {
-	args := []any{"service", change.Service, "realserver", change.Realserver, "check", change.Reason}
+	args := []any{"service", change.Service, "realserver", words.Realserver(change.Realserver), "check", change.Reason}
 	switch {
 	case !logged:
 	case change.Weighed:
@@ -55,7 +57,7 @@ func (c *controller) reportRealserver(change health.Change, logged bool) {
 		old = plan.Unknown
 	}
 	c.tell(notify.Event{Time: change.Time, Kind: "realserver", Service: change.Service,
-		Realserver: change.Realserver.String(), Old: old, New: plan.UpDown(change.Up), Reason: change.Reason})
+		Realserver: words.Realserver(change.Realserver), Old: old, New: plan.UpDown(change.Up), Reason: change.Reason})
 }
 
 // reportService logs and notifies an event of a service.

@@ -9,6 +9,7 @@ import (
 
 	"vstun/balancer"
 	"vstun/balancer/conntab"
+	"vstun/balancer/method"
 	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/director/plan"
 	"vstun/cmd/internal/words"
@@ -85,30 +86,30 @@ func verdict(e *balancer.Explanation) (realserver, dropped, why string) {
 	if e.Down {
 		gone = "down"
 	}
+	to := words.Realserver(c.Realserver)
 	realserver, dropped, fresh := newConnection(e)
 	switch {
 	case e.Restarted:
-		return realserver, dropped, fmt.Sprintf("it was led to %v, which is down, and begins anew elsewhere: %s",
-			c.Realserver, fresh)
+		return realserver, dropped, fmt.Sprintf("it was led to %s, which is down, and begins anew elsewhere: %s",
+			to, fresh)
 	case e.Fate == conntab.Removed:
-		return "", dropped, fmt.Sprintf("its connection is to %v, which is %s (on_removal = \"drop\")", c.Realserver,
-			gone)
+		return "", dropped, fmt.Sprintf("its connection is to %s, which is %s (on_removal = \"drop\")", to, gone)
 	case e.Fate == conntab.Forgotten && e.Left:
-		return realserver, dropped, fmt.Sprintf("its connection is to %v, which is %s, and so it is forgotten "+
-			"(expire_nodest); of a new one: %s", c.Realserver, gone, fresh)
+		return realserver, dropped, fmt.Sprintf("its connection is to %s, which is %s, and so it is forgotten "+
+			"(expire_nodest); of a new one: %s", to, gone, fresh)
 	case e.Fate == conntab.Forgotten:
-		return c.Realserver.String(), "", fmt.Sprintf("it has a connection to it, which has the weight 0: a packet "+
+		return to, "", fmt.Sprintf("it has a connection to it, which has the weight 0: a packet "+
 			"that begins a connection opens a new one (expire_nodest), to %s%s: %s", realserver, dropped, fresh)
 	case e.Fate == conntab.Reused:
-		return c.Realserver.String(), "", fmt.Sprintf("it has a connection to it, which has ended: a packet that "+
+		return to, "", fmt.Sprintf("it has a connection to it, which has ended: a packet that "+
 			"begins a connection opens a new one, to %s%s: %s", realserver, dropped, fresh)
 	case e.Drop == drop.SendError:
-		return "", dropped, fmt.Sprintf("it has a connection to %v, to which there is no route, and no source is set",
-			c.Realserver)
+		return "", dropped, fmt.Sprintf("it has a connection to %s, to which there is no route, and no source is "+
+			"set", to)
 	case e.Left:
-		return c.Realserver.String(), "", "it has a connection to it, which goes on, though it is " + gone
+		return to, "", "it has a connection to it, which goes on, though it is " + gone
 	}
-	return c.Realserver.String(), "", "it has a connection to it"
+	return to, "", "it has a connection to it"
 }
 
 // newConnection is verdict for a new connection.
@@ -120,16 +121,17 @@ func newConnection(e *balancer.Explanation) (realserver, dropped, why string) {
 	case e.Drop == drop.NoRealserver:
 		return "", e.Drop.String(), fmt.Sprintf("%s finds no realserver that may have a new connection", s.Scheduler)
 	case e.Drop != drop.Accept:
-		return "", e.Drop.String(), fmt.Sprintf("it would get %v, to which there is no route, and no source is set",
-			e.Chosen)
+		return "", e.Drop.String(), fmt.Sprintf("it would get %s, to which there is no route, and no source is set",
+			words.Realserver(e.Chosen))
 	case e.Kept:
-		return e.Chosen.String(), "", "persistence keeps the client there"
+		return words.Realserver(e.Chosen), "", "persistence keeps the client there"
 	}
 	why = fmt.Sprintf("%s gives it to a new connection: %s", s.Scheduler, s.Choice())
 	if e.Template != nil {
-		why += fmt.Sprintf("; persistence does not keep the client at %v any longer", e.Template.Realserver)
+		why += fmt.Sprintf("; persistence does not keep the client at %s any longer",
+			words.Realserver(e.Template.Realserver))
 	}
-	return e.Chosen.String(), "", why
+	return words.Realserver(e.Chosen), "", why
 }
 
 // candidates returns the realservers of the service, each with the kernel's present path to it.
@@ -146,6 +148,9 @@ func (d *director) candidates(st *state, e *balancer.Explanation) ([]api.Candida
 	var out []api.Candidate
 	for i, c := range e.Candidates {
 		path := paths[c.Address]
+		if st.Config.TAP && c.Kind == method.DR { // in the device's network, without a route
+			path = query.Path{Link: st.Config.TUN}
+		}
 		r := api.Candidate{Realserver: svc.Realservers[i], Reachable: c.Reachable && path.Link != "",
 			Link: path.Link, MTU: c.MTU, InnerMTU: c.Inner}
 		if source := c.Source; source.IsValid() {

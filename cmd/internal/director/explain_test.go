@@ -13,7 +13,7 @@ import (
 // TestVerdict: the fate of a connection whose realserver has left, of one that has ended, and of a new one, by the
 // configuration.
 func TestVerdict(t *testing.T) {
-	rs, other := netip.MustParseAddr("10.0.11.1"), netip.MustParseAddr("10.0.11.2")
+	rs, other := netip.MustParseAddrPort("10.0.11.1:0"), netip.MustParseAddrPort("10.0.11.2:8080")
 	conn := func(s conntab.State) *balancer.Connection {
 		return &balancer.Connection{Conn: conntab.Conn{State: s}, Service: "web", Realserver: rs}
 	}
@@ -34,19 +34,19 @@ func TestVerdict(t *testing.T) {
 		{"without a route", of(trace{Connection: tcp, Fate: conntab.Followed, Chosen: rs}, drop.SendError),
 			"", "send_error", "no route"},
 		{"that has ended", of(trace{Connection: conn(conntab.TimeWait), Fate: conntab.Reused, Chosen: other},
-			drop.Accept), "10.0.11.1", "", "opens a new one, to 10.0.11.2"},
+			drop.Accept), "10.0.11.1", "", "opens a new one, to 10.0.11.2:8080"},
 		{"weight 0, expire", of(trace{Connection: tcp, Fate: conntab.Forgotten, Chosen: other}, drop.Accept),
-			"10.0.11.1", "", "(expire_nodest), to 10.0.11.2"},
+			"10.0.11.1", "", "(expire_nodest), to 10.0.11.2:8080"},
 		{"left", balancer.Explanation{Trace: trace{Connection: tcp, Fate: conntab.Followed, Left: true, Chosen: rs}},
 			"10.0.11.1", "", "not configured any more"},
 		{"left, drop", of(trace{Connection: tcp, Fate: conntab.Removed, Left: true}, drop.Removed),
 			"", "realserver_removed", "on_removal"},
 		{"left, expire", of(trace{Connection: tcp, Fate: conntab.Forgotten, Left: true, Chosen: other}, drop.Accept),
-			"10.0.11.2", "", "expire_nodest"},
+			"10.0.11.2:8080", "", "expire_nodest"},
 		{"down", of(trace{Connection: tcp, Fate: conntab.Followed, Left: true, Down: true, Chosen: rs}, drop.Accept),
 			"10.0.11.1", "", "goes on, though it is down"},
 		{"down, a datagram", of(trace{Connection: udp, Fate: conntab.Followed, Left: true, Down: true, Restarted: true,
-			Chosen: other}, drop.Accept), "10.0.11.2", "", "begins anew elsewhere"},
+			Chosen: other}, drop.Accept), "10.0.11.2:8080", "", "begins anew elsewhere"},
 		{"down, unanswered", of(trace{Connection: conn(conntab.SynRecv), Fate: conntab.Removed, Left: true, Down: true,
 			Restarted: true}, drop.NoRealserver), "", "no_realserver", "begins anew elsewhere"},
 		{"none", balancer.Explanation{Drop: drop.NoService}, "", "no_service", "no service"},
@@ -55,7 +55,7 @@ func TestVerdict(t *testing.T) {
 		{"persistence", of(trace{Chosen: rs, Kept: true, Template: conn(conntab.TemplateState)}, drop.Accept),
 			"10.0.11.1", "", "persistence keeps"},
 		{"persistence no more", of(trace{Chosen: other, Template: conn(conntab.TemplateState)}, drop.Accept),
-			"10.0.11.2", "", "does not keep the client at 10.0.11.1"},
+			"10.0.11.2:8080", "", "does not keep the client at 10.0.11.1"},
 	} {
 		realserver, dropped, why := verdict(&c.e)
 		if realserver != c.realserver || dropped != c.drop || !strings.Contains(why, c.says) ||

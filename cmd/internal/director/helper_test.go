@@ -3,6 +3,7 @@ package director
 import (
 	"context"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"slices"
 	"sync"
@@ -18,6 +19,7 @@ import (
 	"vstun/cmd/internal/metrics"
 	"vstun/cmd/internal/reload"
 	"vstun/routing"
+	"vstun/routing/neigh"
 	"vstun/routing/query"
 	"vstun/testdata/testkit"
 )
@@ -46,6 +48,37 @@ func (n *fakeNetwork) last() (s routing.State, sets int) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.sets[len(n.sets)-1], len(n.sets)
+}
+
+// fakeNeighbours is a neigh.Watcher without a kernel: the states of neighbours are those of a test.
+type fakeNeighbours struct {
+	mu      sync.Mutex
+	states  map[neigh.Neighbour]neigh.State
+	asked   []neigh.Neighbour
+	changed chan struct{}
+}
+
+func (n *fakeNeighbours) Set(all []neigh.Neighbour) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.asked = all
+	return nil
+}
+
+func (n *fakeNeighbours) States() map[neigh.Neighbour]neigh.State {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return maps.Clone(n.states)
+}
+
+func (n *fakeNeighbours) Changed() <-chan struct{} { return n.changed }
+
+// is makes the state of the neighbour a on device 7.
+func (n *fakeNeighbours) is(a netip.Addr, st neigh.State) {
+	n.mu.Lock()
+	n.states[neigh.Neighbour{Device: 7, Address: a}] = st
+	n.mu.Unlock()
+	n.changed <- struct{}{}
 }
 
 // events collects events.
@@ -78,20 +111,22 @@ func (e *events) take() (lines []string) {
 // operated is a director in a made-up network: a controller with a balancer and checks, without devices and workers.
 type operated struct {
 	*director
-	network *fakeNetwork
-	told    *events
-	end     func() // ends what runs
+	network    *fakeNetwork
+	neighbours *fakeNeighbours
+	told       *events
+	end        func() // ends what runs
 }
 
 // operate runs a director with cfg until the test ends. Before it starts, prepare may change it.
 func operate(t *testing.T, cfg *config.Director, prepare func(o *operated)) *operated {
 	t.Helper()
-	o := &operated{network: &fakeNetwork{}, told: &events{}, director: &director{
+	o := &operated{network: &fakeNetwork{}, neighbours: &fakeNeighbours{states: map[neigh.Neighbour]neigh.State{},
+		changed: make(chan struct{}, 1)}, told: &events{}, director: &director{
 		log: slog.New(slog.DiscardHandler), http: metrics.NewServer(),
 		plane: dataPlane{start: time.Now(), shared: forward.NewShared(),
 			table: conntab.New(conntab.Config{Max: 1024})}}}
 	o.plane.balancer = balancer.New(o.plane.table, 1)
-	o.controller = newController(o.log, &o.plane, &o.checks, o.network)
+	o.controller = newController(o.log, &o.plane, &o.checks, o.network, o.neighbours, &o.lan)
 	o.controller.tell = o.told.tell
 	o.controller.ask = questions{
 		paths: func(to []netip.Addr) (map[netip.Addr]query.Path, error) {
@@ -104,6 +139,11 @@ func operate(t *testing.T, cfg *config.Director, prepare func(o *operated)) *ope
 		local:    func(netip.Addr) (string, bool, error) { return "eth0", true, nil },
 		hasRules: func(bool) bool { return true },
 		usedVIPs: o.plane.usedVIPs,
+		devices: func() ([]query.Device, error) {
+			return []query.Device{{Name: "eth0", Index: 7, MAC: [6]byte{2, 7}}}, nil
+		},
+		usedNAT: o.plane.usedNAT,
+		retired: o.plane.retired,
 	}
 	o.checks.monitor = health.New(o.controller.healthChanged)
 	o.checks.notifier = notify.New(func(error) {})

@@ -4,11 +4,14 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"slices"
+	"time"
 
 	"vstun/cmd/internal/director/plan"
 	"vstun/routing"
+	"vstun/routing/neigh"
 	"vstun/routing/query"
 )
 
@@ -17,12 +20,15 @@ type questions struct {
 	paths    func(to []netip.Addr) (map[netip.Addr]query.Path, error)
 	local    func(a netip.Addr) (device string, local bool, err error)
 	hasRules func(ipv6 bool) bool
+	devices  func() ([]query.Device, error)
 	usedVIPs func() map[netip.Addr]bool
+	usedNAT  func() map[plan.NATServer]bool // servers of VS/NAT that have connections, one for each port
+	retired  func() map[netip.Addr]bool     // retired realservers that have connections
 }
 
-func newQuestions(plane *dataPlane) questions {
+func newQuestions(plane *dataPlane, lan *lan) questions {
 	return questions{paths: query.Paths, local: query.LocalLink, hasRules: query.HasRules,
-		usedVIPs: plane.usedVIPs}
+		devices: lan.devices, usedVIPs: plane.usedVIPs, usedNAT: plane.usedNAT, retired: plane.retired}
 }
 
 // rules returns for which families the kernel has policy rules.
@@ -30,10 +36,15 @@ func (q questions) rules() plan.Rules {
 	return plan.Rules{IPv4: q.hasRules(false), IPv6: q.hasRules(true)}
 }
 
-// replyLinks returns the devices by which the replies to checks come in.
+// replyLinks returns the devices by which the replies to checks come in, and other hosts' packets to servers of VS/NAT
+// on this host.
 func (q questions) replyLinks(in plan.Inputs) []string {
-	var devices []string // that have the addresses that checks come from
-	for _, a := range plan.CheckSources(in.Config, in.Paths) {
+	var devices []string // that have the addresses that checks come from, and the servers' addresses
+	own := in.OwnServers()
+	if len(own) > 0 {
+		devices = append(devices, in.Paths.DefaultLink())
+	}
+	for _, a := range append(own, plan.CheckSources(in.Config, in.Paths)...) {
 		if device, local, err := q.local(a); err == nil && local {
 			devices = append(devices, device)
 		}
@@ -43,11 +54,11 @@ func (q questions) replyLinks(in plan.Inputs) []string {
 
 // resolvePaths asks the kernel for all paths that in needs. If the query fails, the known paths stay.
 func (c *controller) resolvePaths(in *plan.Inputs) {
-	in.Retired = nil
-	for _, r := range c.plane.balancer.Leaving() {
-		in.Retired = append(in.Retired, r.Address)
-	}
+	in.Retired = slices.SortedFunc(maps.Keys(c.ask.retired()), netip.Addr.Compare)
 	to := append(plan.Destinations(in.Config), in.Retired...)
+	for _, n := range in.RetiredNAT {
+		to = append(to, n.Address)
+	}
 	answer, err := c.ask.paths(to)
 	message := "cannot ask the kernel for the paths to realservers: the former ones stay"
 	if in.Paths == nil {
@@ -63,9 +74,29 @@ func (c *controller) resolvePaths(in *plan.Inputs) {
 	}
 }
 
-// trim removes from the machine the routes of retired VIPs whose last connections have ended, and relaxes the
-// reverse-path filters of the devices that replies to checks come in by. A failure is tried again with the next
-// refresh.
+// listDevices asks the kernel for the host's devices. If the query fails, the known ones stay.
+func (c *controller) listDevices(in *plan.Inputs) {
+	devices, err := c.ask.devices()
+	c.logFailure(slog.LevelError, "cannot list the devices, so VIPs are announced as before", err)
+	if err == nil {
+		in.Devices = devices
+	}
+}
+
+// followDevices puts the present devices in force. The channel pause delivers when the next look may begin.
+func (c *controller) followDevices() (pause <-chan time.Time) {
+	begin := time.Now()
+	in := c.state().inputs
+	c.listDevices(&in)
+	if !neigh.EqualDevices(plan.Announce(in), c.state().Announce) {
+		c.logFailure(slog.LevelError, "cannot apply a change of devices", c.converge(in))
+	}
+	return time.After(max(devicesAtOnce, pathsShare*time.Since(begin)))
+}
+
+// trim removes from the machine the routes of retired VIPs, and the rules of retired servers of VS/NAT, whose last
+// connections have ended. It relaxes the reverse-path filters of the devices that replies to checks come in by. A
+// failure is tried again with the next refresh.
 func (c *controller) trim() {
 	in := c.state().inputs
 	if len(in.RetiredVIPs) > 0 {
@@ -77,11 +108,28 @@ func (c *controller) trim() {
 				c.converge(in), "vips", c.state().inputs.RetiredVIPs)
 		}
 	}
+	c.trimNAT()
 	in = c.state().inputs
 	in.ReplyLinks = c.ask.replyLinks(in)
 	if !slices.Equal(in.ReplyLinks, c.state().inputs.ReplyLinks) {
 		c.logFailure(slog.LevelError, "replies to health checks may be dropped by the reverse-path filter: "+
 			"set rp_filter to 2 for these devices", c.converge(in), "devices", in.ReplyLinks)
+	}
+}
+
+// trimNAT removes the rules of retired servers of VS/NAT. While a worker may still decide by a former snapshot, it
+// keeps them: a server may get another connection.
+func (c *controller) trimNAT() {
+	in := c.state().inputs
+	if len(in.RetiredNAT) == 0 || !c.state().grace.over() {
+		return
+	}
+	used := c.ask.usedNAT()
+	in.RetiredNAT = slices.DeleteFunc(slices.Clone(in.RetiredNAT),
+		func(n plan.NATServer) bool { return !n.In(used) })
+	if len(in.RetiredNAT) < len(c.state().inputs.RetiredNAT) {
+		c.logFailure(slog.LevelError, "cannot remove rules of realservers that are not configured any more",
+			c.converge(in))
 	}
 }
 

@@ -5,11 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"vstun/balancer/conntab"
+	"vstun/balancer/method"
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/director/plan"
 	"vstun/routing"
@@ -24,6 +26,11 @@ func preflight(cfg *config.Director) error {
 		} else if taken {
 			return fmt.Errorf("TUN device %s: there is a device of this name: set another tun, or remove it (ip "+
 				"link del %s)", name, name)
+		}
+	}
+	if cfg.Bridge != "" {
+		if _, err := query.FindBridge(cfg.Bridge); err != nil {
+			return err
 		}
 	}
 	if need, have := conntab.Bytes(cfg.Connections.Max), availableMemory(); need > have {
@@ -42,12 +49,12 @@ func obstacles(cfg *config.Director, running bool) error {
 }
 
 // checkAddresses refuses VIPs that are addresses of this host, since the kernel would take their packets itself;
-// realservers that are this host; and a source that is no address of this host.
+// realservers that the kernel of this host can't reach by their method; and a source that is no address of this host.
 func checkAddresses(cfg *config.Director) error {
 	all := cfg.Source.List()
 	for _, s := range cfg.Services {
 		all = append(all, s.VIPs...)
-		for _, r := range s.Realservers {
+		for _, r := range realservers(&s) {
 			all = append(all, r.Address)
 		}
 	}
@@ -58,8 +65,9 @@ func checkAddresses(cfg *config.Director) error {
 	var errs []error
 	fault := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
 	six := query.HasIPv6()
+	hasRules := map[bool]bool{false: query.HasRules(false), true: query.HasRules(true)}
 	for _, a := range cfg.Source.List() {
-		if local[a] == "" {
+		if local[a] == "" && (!cfg.TAP || tunnels(cfg, a.Is4())) {
 			fault("source %s is no address of this host, so that realservers and routers refuse its packets: set "+
 				"one of its own, or none", a)
 		}
@@ -74,22 +82,67 @@ func checkAddresses(cfg *config.Director) error {
 					"director: remove it there (ip addr del %s dev %s)", s.Name, vip, link, vip, link)
 			}
 		}
-		for _, r := range s.Realservers {
-			if r.Address.Is6() && !six {
+		for _, r := range realservers(&s) {
+			switch link := local[r.Address]; {
+			case r.Address.Is6() && !six:
 				fault("service %q: realserver %s: this kernel has no IPv6: boot it without ipv6.disable=1, or take "+
 					"the realserver out", s.Name, r.Address)
-			} else if link := local[r.Address]; link != "" {
-				fault("service %q: realserver %s is this host itself, on %s: a director can't be its own realserver",
-					s.Name, r.Address, link)
+			case link != "" && r.Forward != method.NAT:
+				fault("service %q: realserver %s is this host itself, on %s, which only nat reaches: set forward = "+
+					"\"nat\", or take the realserver out", s.Name, r.Address, link)
+			case r.Forward == method.NAT && !hasRules[r.Address.Is6()]:
+				fault("service %q: realserver %s: this kernel has no policy rules (CONFIG_IP_MULTIPLE_TABLES), which "+
+					"lead its replies to the director: use another forward", s.Name, r.Address)
 			}
 		}
 	}
 	return errors.Join(errs...)
 }
 
+// checkSubnets refuses realservers of VS/DR that are in no subnet of this host. A running director has them down, since
+// routes come and go. Those in the network of a TAP device need not be in a subnet.
+func checkSubnets(file string, cfg *config.Director) error {
+	direct := plan.Direct(cfg)
+	if len(direct) == 0 || cfg.TAP {
+		return nil
+	}
+	paths, err := query.Paths(direct)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, a := range direct {
+		if fault := notDirect(paths[a]); fault != "" {
+			errs = append(errs, fmt.Errorf("%s: realserver %v: %s, and dr sends packets to neighbours only: want tun "+
+				"or nat, or an address in a subnet of this host", file, a, fault))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// realservers returns the realservers of s, and its sorry server.
+func realservers(s *config.Service) []config.RealserverRef {
+	if !s.HasSorry() {
+		return s.Realservers
+	}
+	return append(slices.Clone(s.Realservers), s.Sorry)
+}
+
+// tunnels reports whether cfg has tunnels over IPv4, or over IPv6.
+func tunnels(cfg *config.Director, four bool) bool {
+	for i := range cfg.Services {
+		for _, r := range realservers(&cfg.Services[i]) {
+			if r.Forward == method.TUN && r.Address.Is4() == four {
+				return true
+			}
+		}
+	}
+	return false
+}
+
 // sysctls returns the sysctls to set before a director with cfg starts on a machine whose /proc/sys is read-only.
 func sysctls(cfg *config.Director) ([]routing.Sysctl, error) {
-	ask := newQuestions(&dataPlane{})
+	ask := newQuestions(&dataPlane{}, &lan{})
 	in := plan.Inputs{Config: cfg, Rules: ask.rules()}
 	paths, err := ask.paths(plan.Destinations(cfg))
 	if err != nil {

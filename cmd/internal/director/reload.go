@@ -1,6 +1,7 @@
 package director
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 
@@ -17,7 +18,7 @@ func (d *director) reload() ([]api.Change, error) {
 		if err != nil {
 			return reload.Result{}, err
 		}
-		if err := checkAddresses(cfg); err != nil {
+		if err := errors.Join(checkAddresses(cfg), d.plane.allows(cfg)); err != nil {
 			return reload.Result{}, err
 		}
 		was, is, err := d.configure(cfg)
@@ -34,6 +35,10 @@ func (d *director) reload() ([]api.Change, error) {
 // configure puts cfg in force, and returns the states before and after. On an error nothing has changed.
 func (d *director) configure(cfg *config.Director) (was, is *state, err error) {
 	if err := sameProgram(d.file, d.controller.state().inputs.Config, cfg); err != nil {
+		return nil, nil, err
+	}
+	before := d.controller.state()
+	if err := d.lan.check(before.inputs.Reconfigured(cfg), before.Announce); err != nil {
 		return nil, nil, err
 	}
 	endMove, err := d.http.Move(cfg.Metrics)

@@ -9,6 +9,7 @@ import (
 
 	"vstun/balancer"
 	"vstun/balancer/health"
+	"vstun/balancer/method"
 	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/daemon"
@@ -36,6 +37,11 @@ func (d *director) status() api.DirectorStatus {
 		r.Read(&t)
 	}
 	p.shared.Read(&t)
+	st.Device = "tun"
+	if p.ethernet != nil {
+		st.Device = "tap"
+		p.ethernet.read(&t)
+	}
 	st.In = api.Traffic{Packets: t.InPackets, Bytes: t.InBytes}
 	st.Out = api.Traffic{Packets: t.OutPackets, Bytes: t.OutBytes}
 	st.Drops = api.Drops(&t)
@@ -46,6 +52,8 @@ func (d *director) status() api.DirectorStatus {
 	st.Configuration = d.reloader.Configuration()
 	st.Waiting = p.shared.Waiting()
 	st.Leaving = leaving(p.balancer.Leaving())
+	state := d.controller.state()
+	st.Announced, st.Neighbours = d.lan.status(state.Announce, plan.VIPs(state.Config), time.Now())
 	return st
 }
 
@@ -58,7 +66,7 @@ func (d *director) servicesStatus(now time.Time) []api.Service {
 		s := &list[i]
 		c := configured[s.Name]
 		s.Realservers = slices.DeleteFunc(s.Realservers, func(r balancer.RealserverStatus) bool {
-			return r.Address == c.SorryServer && r.Down && r.Active+r.Inactive == 0 && !c.IsRealserver(r.Address)
+			return r.ID() == c.Sorry.ID() && r.Down && r.Active+r.Inactive == 0 && !c.IsRealserver(r.ID())
 		})
 	}
 	return d.describe(st, list, now)
@@ -87,7 +95,8 @@ func noteWeights(s *api.Service, set plan.Weights) {
 	for i := range s.Realservers {
 		r := &s.Realservers[i]
 		if a, err := netip.ParseAddr(r.Address); err == nil {
-			if o, has := set[plan.RealserverID{Service: s.Name, Address: a}]; has {
+			id := netip.AddrPortFrom(a, r.Port)
+			if o, has := set[plan.RealserverID{Service: s.Name, Realserver: id}]; has {
 				r.Configured = &o.Configured
 			}
 		}
@@ -101,16 +110,22 @@ func (st *state) noteHealth(svc *api.Service, s *config.Service, b *balancer.Ser
 	states map[plan.RealserverID]health.State, now time.Time) {
 	is := st.Services[s.Name]
 	svc.Health, svc.Quorum, svc.WeightUp, svc.Sorry = plan.UpDown(is.Up), s.Quorum, is.UpWeight, is.Sorry
-	configured := make(map[netip.Addr]*config.RealserverRef, len(s.Realservers))
+	configured := make(map[netip.AddrPort]*config.RealserverRef, len(s.Realservers))
 	for i := range s.Realservers {
-		configured[s.Realservers[i].Address] = &s.Realservers[i]
+		configured[s.Realservers[i].ID()] = &s.Realservers[i]
 	}
 	for i := range svc.Realservers {
-		r, id := &svc.Realservers[i], plan.RealserverID{Service: s.Name, Address: b.Realservers[i].Address}
+		r, id := &svc.Realservers[i], plan.RealserverID{Service: s.Name, Realserver: b.Realservers[i].ID()}
 		r.Health = "unchecked"
-		c := configured[id.Address]
+		c := configured[id.Realserver]
 		if c == nil {
 			continue // the sorry server
+		}
+		if c.Forward == method.DR {
+			r.Unreachable = st.inputs.Neighbours[c.Address].Fault
+		}
+		if r.Unreachable != "" {
+			r.Health = plan.Down
 		}
 		found := states[id]
 		if r.Weight = plan.Weight(c.Weight, found); r.Weight != c.Weight { // the balancer's weight is 0 after a failure
@@ -120,7 +135,7 @@ func (st *state) noteHealth(svc *api.Service, s *config.Service, b *balancer.Ser
 			continue
 		}
 		r.Health = plan.UpDown(!st.Down[id])
-		r.Check = &api.Check{Type: c.Check.Type, Via: c.Check.Via(), Reason: cmp.Or(found.Reason, "not checked yet"),
+		r.Check = &api.Check{Type: c.Check.Type, Via: c.Via(), Reason: cmp.Or(found.Reason, "not checked yet"),
 			Streak: found.Streak, Duration: found.Duration.Seconds(), Since: since(found.Since, now),
 			Last: since(found.Last, now)}
 	}
@@ -147,7 +162,8 @@ func leaving(all []balancer.Leaving) (st api.Leaving) {
 	for _, l := range all {
 		st.Realservers++
 		st.Connections += l.Active + l.Inactive
-		st.List = append(st.List, api.LeavingRealserver{Service: l.Service, Address: l.Address.String(),
+		st.List = append(st.List, api.LeavingRealserver{Service: l.Service,
+			Address: l.Realserver.Addr().String(), Port: l.Realserver.Port(),
 			Active: l.Active, Inactive: l.Inactive, Templates: l.Templates})
 	}
 	return st
@@ -166,12 +182,16 @@ func serviceStatus(s *balancer.ServiceStatus) api.Service {
 		svc.Ports = append(svc.Ports, p.String())
 	}
 	for _, r := range s.Realservers {
-		rs := api.Realserver{Address: r.Address.String(), Encap: r.Encap.String(), EncapChecksum: r.Checksum,
+		rs := api.Realserver{Address: r.Address.String(), Port: r.Port, Forward: r.Kind.String(),
 			Weight: r.Weight, Effective: r.Weight, Upper: r.Upper, Lower: r.Lower,
 			Active: r.Active, Inactive: r.Inactive, Templates: r.Templates, Connections: r.Connections,
-			Forwarded: api.Traffic{Packets: r.Packets, Bytes: r.Bytes}}
+			Forwarded: api.Traffic{Packets: r.Packets, Bytes: r.Bytes},
+			Replies:   api.Traffic{Packets: r.Replies, Bytes: r.ReplyBytes}}
 		if r.Down {
 			rs.Effective = 0
+		}
+		if r.Kind == method.TUN {
+			rs.Encap, rs.EncapChecksum = r.Encap.String(), r.Checksum
 		}
 		if r.HasKey {
 			rs.EncapKey = &r.Key

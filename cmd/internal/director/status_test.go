@@ -8,6 +8,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"vstun/balancer"
+	"vstun/balancer/method"
 	"vstun/cmd/internal/api"
 	"vstun/encap/packet"
 )
@@ -20,13 +21,15 @@ func TestServiceStatus(t *testing.T) {
 			Flags: balancer.Flags{Port: true}, Persistence: balancer.Persistence{Timeout: time.Minute, Mask4: 24,
 				Mask6: 128}, OnePacket: true},
 		Realservers: []balancer.RealserverStatus{{Realserver: balancer.Realserver{Address: rs, Upper: 10, Lower: 5},
-			Active: 1, Inactive: 2, Connections: 3, Packets: 4, Bytes: 5}},
+			Active: 1, Inactive: 2, Connections: 3, Packets: 4, Bytes: 5}, {Realserver: balancer.Realserver{Address: rs,
+			Config: method.Config{Kind: method.NAT, Port: 8080}}}},
 	})
 	want := api.Service{Name: "web", VIPs: []string{"198.51.100.80"}, Protocol: "udp", Ports: []string{"0"},
 		Scheduler: "sh", SchedulerFlags: []string{"sh-port"},
 		Persistence: &api.Persistence{Timeout: 60, Netmask: 24, Netmask6: 128}, OnePacket: true,
-		Realservers: []api.Realserver{{Address: "10.0.11.2", Encap: "ipip", Upper: 10, Lower: 5, Active: 1,
-			Inactive: 2, Connections: 3, Forwarded: api.Traffic{Packets: 4, Bytes: 5}}}}
+		Realservers: []api.Realserver{{Address: "10.0.11.2", Forward: "tun", Encap: "ipip", Upper: 10, Lower: 5,
+			Active: 1, Inactive: 2, Connections: 3, Forwarded: api.Traffic{Packets: 4, Bytes: 5}},
+			{Address: "10.0.11.2", Port: 8080, Forward: "nat"}}}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}

@@ -8,6 +8,7 @@ import (
 	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/director/plan"
+	"vstun/cmd/internal/words"
 )
 
 // settleTime bounds the wait of an answer for the workers. A batch takes much less.
@@ -19,10 +20,14 @@ func (d *director) usage(q url.Values) (any, error) {
 	st := d.controller.state()
 	settling := !st.grace.wait(settleTime) // before the counts are read
 	var all []api.RealserverUsage
+	named, err := api.ParseRealserver(q.Get("realserver"))
+	if err != nil {
+		return nil, err
+	}
 	for _, l := range d.plane.balancer.Leaving() {
-		if l.Address.String() == q.Get("realserver") && (!q.Has("service") || l.Service == q.Get("service")) {
-			all = append(all, api.RealserverUsage{Service: l.Service, Realserver: l.Address.String(), Left: true,
-				Active: l.Active, Inactive: l.Inactive, Settling: settling})
+		if api.Names(named, l.Realserver) && (!q.Has("service") || l.Service == q.Get("service")) {
+			all = append(all, api.RealserverUsage{Service: l.Service, Realserver: words.Realserver(l.Realserver),
+				Left: true, Active: l.Active, Inactive: l.Inactive, Settling: settling})
 		}
 	}
 	ids, err := findRealservers(st.Config, q)
@@ -43,9 +48,9 @@ func (d *director) usage(q url.Values) (any, error) {
 
 // realserverUsage returns the connections of the realserver id of s.
 func realserverUsage(cfg *config.Director, s *balancer.ServiceStatus, id plan.RealserverID) api.RealserverUsage {
-	l := api.RealserverUsage{Service: id.Service, Realserver: id.Address.String()}
+	l := api.RealserverUsage{Service: id.Service, Realserver: words.Realserver(id.Realserver)}
 	for _, r := range s.Realservers {
-		if r.Address != id.Address {
+		if r.ID() != id.Realserver {
 			continue
 		}
 		l.Weight, l.Active, l.Inactive = r.Weight, r.Active, r.Inactive

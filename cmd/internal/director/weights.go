@@ -3,7 +3,6 @@ package director
 import (
 	"errors"
 	"fmt"
-	"net/netip"
 	"net/url"
 	"slices"
 	"strconv"
@@ -64,8 +63,8 @@ func weightChanges(was, is *plan.Inputs, ids []plan.RealserverID) (changed []api
 		if now == old {
 			continue
 		}
-		c := api.Change{Service: id.Service, Realserver: id.Address.String(), Key: "weight", Old: old, New: now,
-			Text: fmt.Sprintf("%v: weight %d -> %d", id, old, now)}
+		c := api.Change{Service: id.Service, Realserver: words.Realserver(id.Realserver), Key: "weight", Old: old,
+			New: now, Text: fmt.Sprintf("%v: weight %d -> %d", id, old, now)}
 		if now != configured {
 			c.Configured, c.Text = &configured, c.Text+", configured "+strconv.Itoa(configured)
 		}
@@ -78,7 +77,7 @@ func weightChanges(was, is *plan.Inputs, ids []plan.RealserverID) (changed []api
 func droppedWeights(was, is plan.Weights) (changed []api.Change) {
 	for id, o := range was {
 		if _, stays := is[id]; !stays {
-			changed = append(changed, api.Change{Service: id.Service, Realserver: id.Address.String(),
+			changed = append(changed, api.Change{Service: id.Service, Realserver: words.Realserver(id.Realserver),
 				Key: "set_weight", Old: o.Weight,
 				Text: fmt.Sprintf("%v: the weight %d that an operator has set does not hold any longer", id, o.Weight)})
 		}
@@ -87,22 +86,23 @@ func droppedWeights(was, is plan.Weights) (changed []api.Change) {
 	return changed
 }
 
-// findRealservers returns the realservers with the query's address: in the query's service, or without one in all
-// services.
+// findRealservers returns the realservers that the query names: in the query's service, or without one in all services.
+// An address without a port names all realservers that have it.
 func findRealservers(cfg *config.Director, q url.Values) ([]plan.RealserverID, error) {
-	address, err := netip.ParseAddr(q.Get("realserver"))
+	named, err := api.ParseRealserver(q.Get("realserver"))
 	if err != nil {
-		return nil, fmt.Errorf("realserver %q is not an address: want one such as 10.0.11.2", q.Get("realserver"))
+		return nil, err
 	}
 	var ids []plan.RealserverID
-	var names, addresses []string
+	var names, known []string
 	for _, s := range cfg.Services {
 		if names = append(names, s.Name); q.Has("service") && s.Name != q.Get("service") {
 			continue
 		}
 		for _, r := range s.Realservers {
-			if addresses = append(addresses, r.Address.String()); r.Address == address {
-				ids = append(ids, plan.RealserverID{Service: s.Name, Address: r.Address})
+			known = append(known, words.Realserver(r.ID()))
+			if api.Names(named, r.ID()) || named == s.Endpoint(&r) {
+				ids = append(ids, plan.RealserverID{Service: s.Name, Realserver: r.ID()})
 			}
 		}
 	}
@@ -110,11 +110,12 @@ func findRealservers(cfg *config.Director, q url.Values) ([]plan.RealserverID, e
 	case len(ids) > 0:
 		return ids, nil
 	case !q.Has("service"):
-		return nil, fmt.Errorf("no service has a realserver %v: there are %s", address, some(addresses))
+		return nil, fmt.Errorf("no service has a realserver %s: there are %s", words.Realserver(named), some(known))
 	case !slices.Contains(names, q.Get("service")):
 		return nil, noService(q.Get("service"), names)
 	}
-	return nil, fmt.Errorf("service %q has no realserver %v: it has %s", q.Get("service"), address, some(addresses))
+	return nil, fmt.Errorf("service %q has no realserver %s: it has %s", q.Get("service"), words.Realserver(named),
+		some(known))
 }
 
 // noService returns the error about a name that no service has; names are the names of all services.

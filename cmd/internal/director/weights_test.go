@@ -1,6 +1,7 @@
 package director
 
 import (
+	"net/netip"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -8,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"vstun/balancer/method"
 	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/config"
 	"vstun/testdata/testkit"
@@ -72,6 +74,33 @@ func TestWeightOfOperator(t *testing.T) {
 	}
 }
 
+// TestWeightOfPort: an address with a port names one realserver, an address alone all realservers that have it. Without
+// a port of its own, a realserver has its service's.
+func TestWeightOfPort(t *testing.T) {
+	cfg := running()
+	web := &cfg.Services[0]
+	for i, id := range []string{"10.0.11.1:8080", "10.0.11.1:8081", "10.0.11.2:0"} {
+		ap := netip.MustParseAddrPort(id)
+		web.Realservers = append(web.Realservers[:i:i], config.RealserverRef{Address: ap.Addr(), Port: ap.Port(),
+			Forward: method.NAT, Weight: 1})
+	}
+	d := operate(t, cfg, nil)
+	for _, c := range []struct {
+		realserver string
+		want       []int
+	}{{"10.0.11.1:8081", []int{1, 0, 1}}, {"10.0.11.1", []int{0, 0, 1}}, {"10.0.11.2:80", []int{1, 1, 0}},
+		{"10.0.11.2", []int{1, 1, 0}}} {
+		d.mustSet(t, "service=web&weight=0&realserver="+c.realserver)
+		if got := d.weightsOf("web"); !slices.Equal(got, c.want) {
+			t.Errorf("weight 0 of %s: weights %v, want %v", c.realserver, got, c.want)
+		}
+		if got := d.mustSet(t, "service=web&realserver="+c.realserver); len(got) == 0 ||
+			!strings.Contains(got[0], "realserver "+strings.TrimSuffix(c.realserver, ":80")) {
+			t.Errorf("back to the configured weight of %s: it says %q", c.realserver, got)
+		}
+	}
+}
+
 // TestUnknownNames: the error lists what there is, in one line.
 func TestUnknownNames(t *testing.T) {
 	d := operate(t, running(), nil)
@@ -83,7 +112,10 @@ func TestUnknownNames(t *testing.T) {
 		"service=dns&realserver=10.0.11.9&weight=0": `service "dns" has no realserver 10.0.11.9: it has none`,
 		"realserver=10.0.11.9&weight=0": `no service has a realserver 10.0.11.9: there are 10.0.11.1, ` +
 			`10.0.11.2`,
-		"service=web&realserver=web1&weight=0":       `realserver "web1" is not an address: want one such as 10.0.11.2`,
+		"service=web&realserver=web1&weight=0": `realserver "web1" is not an address: want one such as 10.0.11.2 ` +
+			`or 10.0.11.2:8080`,
+		"service=web&realserver=10.0.11.1:81&weight=0": `service "web" has no realserver 10.0.11.1:81: it has ` +
+			`10.0.11.1, 10.0.11.2`,
 		"service=web&realserver=10.0.11.1&weight=-1": `--weight "-1" is no weight: want 0 (drains it) to 65535`,
 	} {
 		q, _ := url.ParseQuery(query)

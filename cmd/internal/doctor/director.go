@@ -15,6 +15,7 @@ import (
 	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/daemon"
+	"vstun/cmd/internal/director/plan"
 	"vstun/cmd/internal/words"
 	"vstun/routing/query"
 )
@@ -36,6 +37,10 @@ func (d *Director) Examine(ctx context.Context) (*Report, error) {
 	if err != nil {
 		return nil, err
 	}
+	var known *api.DirectorStatus
+	if running && silence == nil {
+		known = &st
+	}
 	r := newReport("director", d.File, running)
 	v4, v6 := d.families()
 	checks := []check{
@@ -45,7 +50,7 @@ func (d *Director) Examine(ctx context.Context) (*Report, error) {
 		{"forwarding", func(_ context.Context, res *result) { res.forwarding(running, d.Config.TUN, v4, v6) }},
 		{"firewall", func(_ context.Context, res *result) { res.directorFirewall(d) }},
 		{"rp_filter", func(ctx context.Context, res *result) { res.directorFilters(ctx, d.Config.TUN, v4, &st) }},
-		{"neighbours", func(_ context.Context, res *result) { res.neighbours(d.vips()) }},
+		{"neighbours", func(_ context.Context, res *result) { res.neighbours(d.Config, d.vips(), known) }},
 		{"ip_vs", func(_ context.Context, res *result) { res.kernelServices(d.vips()) }},
 		{"routes", func(_ context.Context, res *result) { res.realserverRoutes(d.Config) }},
 		{"descriptors", func(_ context.Context, res *result) {
@@ -58,9 +63,13 @@ func (d *Director) Examine(ctx context.Context) (*Report, error) {
 	}
 	if running {
 		checks = append(checks,
+			check{"replies", func(_ context.Context, res *result) { res.replies(d.Config, &st) }},
 			check{"device", func(_ context.Context, res *result) {
 				res.vipRoutes(d.Config.TUN, d.Config.LocalTUN(), d.vips())
 			}})
+	}
+	if d.Config.TAP {
+		checks = d.forTAP(checks, running, known)
 	}
 	switch {
 	case silence != nil:
@@ -73,8 +82,12 @@ func (d *Director) Examine(ctx context.Context) (*Report, error) {
 	}
 	r.run(ctx, checks...)
 	// The probes come last, since they change the kernel's counters.
-	r.run(ctx, check{"tunnels", d.tunnels},
-		check{"router", func(ctx context.Context, res *result) { d.router(ctx, res, running, &st) }})
+	probes := []check{{"tunnels", d.tunnels}}
+	if !d.Config.TAP { // whose VIPs have nothing to do with the host's router
+		probes = append(probes,
+			check{"router", func(ctx context.Context, res *result) { d.router(ctx, res, running, &st) }})
+	}
+	r.run(ctx, probes...)
 	return r.finish(), nil
 }
 
@@ -177,6 +190,10 @@ func (res *result) start(running bool, obstacles func(running bool) error) {
 // realserverRoutes examines whether there is a route to each realserver, with a source address and a sufficient MTU.
 func (res *result) realserverRoutes(cfg *config.Director) {
 	all, services := realservers(cfg)
+	if cfg.TAP {
+		direct := plan.Direct(cfg) // in the device's network, without routes
+		all = slices.DeleteFunc(all, func(a netip.Addr) bool { return slices.Contains(direct, a) })
+	}
 	paths, err := query.Paths(all)
 	if res.failed(err) {
 		return
@@ -249,6 +266,13 @@ func (res *result) health(st *api.DirectorStatus) {
 			reason := ""
 			if r.Check != nil {
 				reason = fmt.Sprintf(": %s check via %s: %s", r.Check.Type, r.Check.Via, r.Check.Reason)
+			}
+			if r.Unreachable != "" {
+				res.find(Finding{Severity: Error, Where: fmt.Sprintf("realserver %s (%s)", r.Address, s.Name),
+					What: "it is down: " + r.Unreachable,
+					Why:  "it gets no connections: dr sends packets to neighbours only",
+					Fix:  "ip neigh show to " + r.Address})
+				continue
 			}
 			if r.ComingUp() {
 				res.find(Finding{Severity: Warning, Where: fmt.Sprintf("realserver %s (%s)", r.Address, s.Name),

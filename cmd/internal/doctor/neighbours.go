@@ -4,15 +4,19 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 
+	"vstun/cmd/internal/api"
+	"vstun/cmd/internal/config"
+	"vstun/cmd/internal/director/plan"
 	"vstun/routing/neigh"
 	"vstun/routing/query"
 )
 
-// neighbours examines whether this host answers for each VIP in one of its subnets. Hosts and routers there ask for the
-// VIP by ARP or neighbour discovery, but the director's kernel does not own it.
-func (res *result) neighbours(vips []netip.Addr) {
+// neighbours examines whether the director answers for each VIP in one of this host's subnets, alone. Hosts and routers
+// there ask for the VIP by ARP or neighbour discovery. st is the status of the running director; nil: there is none.
+func (res *result) neighbours(cfg *config.Director, vips []netip.Addr, st *api.DirectorStatus) {
 	devices, err := query.Devices()
 	if res.failed(err) {
 		return
@@ -21,27 +25,78 @@ func (res *result) neighbours(vips []netip.Addr) {
 	for _, vip := range vips {
 		for _, d := range devices {
 			subnet, in := subnetOf(d, vip)
-			if !in {
+			if !in || d.Name == cfg.TUN || d.Name == cfg.LocalTUN() {
 				continue
 			}
-			answers, err := query.AnswersFor(d.Name, vip)
+			announced := plan.Announces(cfg, d.Name)
+			if st != nil {
+				announced = slices.ContainsFunc(st.Announced, func(a api.Announced) bool {
+					return a.VIP == vip.String() && slices.Contains(a.Devices, d.Name)
+				})
+			}
+			found, err := res.neighbour(vip, subnet, d, announced)
 			if res.failed(err) {
 				return
 			}
-			if !answers {
-				good = false
-				res.find(Finding{Severity: Warning, Where: fmt.Sprintf("VIP %s", vip),
-					What: fmt.Sprintf("it is in %s, the subnet of %s, and this host does not answer for it there",
-						subnet, d.Name),
-					Why: "neighbours that ask for it get no answer, unless they have a route to it by this host",
-					Fix: proxyFor(vip, d.Name), Remarks: []string{"or give the router a route to it by this host"}})
-			}
+			good = good && !found
 		}
 	}
 	good = res.impostors(devices, vips) && good
-	if good {
-		res.fine("no other host answers ARP for a VIP, and this host answers for VIPs in its own subnets")
+	if st != nil {
+		good = res.conflicts(st) && good
 	}
+	if good {
+		res.fine("no other host uses a VIP, and the director alone answers for VIPs in this host's subnets")
+	}
+}
+
+// neighbour examines a VIP in a subnet of the device d, and reports whether it has found a fault.
+func (res *result) neighbour(vip netip.Addr, subnet netip.Prefix, d query.Device, announced bool) (bool, error) {
+	where := fmt.Sprintf("VIP %s", vip)
+	if announced {
+		proxy, err := query.HasProxy(d.Name, vip)
+		if proxy {
+			res.find(Finding{Severity: Warning, Where: where,
+				What: fmt.Sprintf("the kernel answers for it on %s, too", d.Name),
+				Why:  "a proxy entry goes on to answer when the director has ended",
+				Fix:  fmt.Sprintf("ip neigh del proxy %s dev %s", vip, d.Name)})
+		}
+		return proxy, err
+	}
+	answers, err := query.AnswersFor(d.Name, vip)
+	if err != nil || answers {
+		return false, err
+	}
+	res.find(Finding{Severity: Warning, Where: where,
+		What: fmt.Sprintf("it is in %s, the subnet of %s, and this host does not answer for it there", subnet, d.Name),
+		Why:  "neighbours that ask for it get no answer, unless they have a route to it by this host",
+		Fix:  "director reload",
+		Remarks: []string{fmt.Sprintf("first set announce = \"auto\" in [director], and add %q to announce_devices if "+
+			"there is that key", d.Name), "or give the router a route to it by this host"}})
+	return true, nil
+}
+
+// recent is the age up to which a conflict is a finding, in seconds.
+const recent = 600
+
+// conflicts examines the conflicts that the director has seen, and reports whether there is none of late.
+func (res *result) conflicts(st *api.DirectorStatus) (good bool) {
+	good = true
+	for _, a := range st.Announced {
+		for _, c := range a.Conflicts {
+			if c.Last > recent {
+				continue
+			}
+			good = false
+			res.find(Finding{Severity: Error, Where: "VIP " + a.VIP,
+				What: fmt.Sprintf("the host with MAC address %s uses it on %s", c.MAC, c.Device),
+				Why:  "neighbours there may send it the VIP's packets, past the director",
+				Fix:  fmt.Sprintf("ip neigh show dev %s | grep -i %s", c.Device, c.MAC),
+				Remarks: []string{"on that host, remove the VIP from devices other than the agent's",
+					fmt.Sprintf("the director saw it %.0f s ago", c.Last)}})
+		}
+	}
+	return good
 }
 
 // impostors examines whether another host answers ARP for a VIP: a realserver without arp_ignore, or a second director.
@@ -101,12 +156,4 @@ func subnetOf(d query.Device, a netip.Addr) (netip.Prefix, bool) {
 		}
 	}
 	return netip.Prefix{}, false
-}
-
-// proxyFor returns the command that makes a host answer for an address that it does not own.
-func proxyFor(a netip.Addr, device string) string {
-	if a.Is6() {
-		return fmt.Sprintf("sysctl -w net.ipv6.conf.%s.proxy_ndp=1; ip neigh add proxy %s dev %s", device, a, device)
-	}
-	return fmt.Sprintf("ip neigh add proxy %s dev %s", a, device)
 }

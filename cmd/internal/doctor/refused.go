@@ -35,7 +35,7 @@ func (res *result) realserverDrops(ctx context.Context, s *Realserver, before *a
 				words.Count(after.In.Packets, "packet"))))
 		}
 	}
-	if len(after.FromDirectors) == 0 && len(after.RefusedSources) == 0 {
+	if len(s.Config.Encaps) > 0 && len(after.FromDirectors) == 0 && len(after.RefusedSources) == 0 {
 		res.find(Finding{Severity: Hint, Where: "directors",
 			What: fmt.Sprintf("no tunnel packet has come since the start, %v ago",
 				time.Duration(after.Uptime)*time.Second),

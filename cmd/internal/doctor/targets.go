@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"slices"
 
+	"vstun/balancer/method"
 	"vstun/cmd/internal/config"
 	"vstun/encap"
 	"vstun/encap/packet"
@@ -77,7 +78,7 @@ func targets(cfg *config.Director, paths map[netip.Addr]query.Path,
 	for _, s := range cfg.Services {
 		for _, r := range ends(&s) {
 			path, reachable := paths[r.Address]
-			if !reachable {
+			if !reachable || r.Forward != method.TUN {
 				continue
 			}
 			c := encap.Config{Source: cfg.Source.For(r.Address), Destination: r.Address, Checksum: r.Checksum,
@@ -109,15 +110,17 @@ func targets(cfg *config.Director, paths map[netip.Addr]query.Path,
 // ends returns all hosts to which a service may send connections: its realservers and its sorry server. The sorry
 // server has weight 0, since it rarely gets a connection.
 func ends(s *config.Service) []config.RealserverRef {
-	if !s.SorryServer.IsValid() || s.IsRealserver(s.SorryServer) {
+	if !s.HasSorry() || s.IsRealserver(s.Sorry.ID()) {
 		return s.Realservers
 	}
-	return append(slices.Clip(s.Realservers), config.RealserverRef{Address: s.SorryServer, Tunnel: s.SorryTunnel})
+	sorry := s.Sorry
+	sorry.Weight = 0
+	return append(slices.Clip(s.Realservers), sorry)
 }
 
 // role returns the role of one of ends.
 func role(s *config.Service, r config.RealserverRef) string {
-	if r.Address == s.SorryServer && !s.IsRealserver(r.Address) {
+	if r.ID() == s.Sorry.ID() && !s.IsRealserver(r.ID()) {
 		return s.Name + ": sorry server"
 	}
 	return s.Name

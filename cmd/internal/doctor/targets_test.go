@@ -9,6 +9,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"vstun/balancer/method"
 	"vstun/cmd/internal/config"
 	"vstun/encap/packet"
 	"vstun/routing/query"
@@ -21,10 +22,10 @@ func TestSorryServerIsATarget(t *testing.T) {
 	vip, sorry, server := addr("198.51.100.80"), addr("10.0.99.2"), addr("10.0.11.2")
 	cfg := &config.Director{Services: []config.Service{
 		{Name: "web", VIPs: []netip.Addr{vip}, Protocol: "tcp", Ports: []config.PortRange{{First: 80, Last: 80}},
-			EncapPort: 6080, SorryServer: sorry, SorryTunnel: gue,
+			EncapPort: 6080, Sorry: config.RealserverRef{Address: sorry, Tunnel: gue},
 			Realservers: []config.RealserverRef{{Address: server, Weight: 1, Tunnel: ipip}}},
 		{Name: "mail", VIPs: []netip.Addr{vip}, Protocol: "tcp", Ports: []config.PortRange{{First: 25, Last: 25}},
-			EncapPort: 6080, SorryServer: server, SorryTunnel: ipip},
+			EncapPort: 6080, Sorry: config.RealserverRef{Address: server, Tunnel: ipip}},
 	}}
 	all, services := realservers(cfg)
 	if diff := cmp.Diff([]string{"10.0.11.2", "10.0.99.2"}, []string{all[0].String(), all[1].String()}); diff != "" ||
@@ -38,6 +39,11 @@ func TestSorryServerIsATarget(t *testing.T) {
 	}
 	paths := map[netip.Addr]query.Path{server: {MTU: 1500, Source: addr("10.0.2.2")},
 		sorry: {MTU: 1500, Source: addr("10.0.2.2")}}
+	// Realservers of other methods have no tunnel.
+	cfg.Services[0].Realservers = append(cfg.Services[0].Realservers,
+		config.RealserverRef{Address: server, Forward: method.NAT, Port: 8080, Weight: 1},
+		config.RealserverRef{Address: addr("10.0.12.2"), Forward: method.DR, Weight: 1})
+	paths[addr("10.0.12.2")] = paths[server]
 	found := map[string]Severity{}
 	for _, t := range targets(cfg, paths, func(netip.Addr) netip.Addr { return addr("10.0.2.2") }) {
 		found[t.where()+" by "+t.tunnelName(t.Kind)] = t.grade()

@@ -24,9 +24,9 @@ import (
 // further keys.
 func (s *site) checkedTOML(service, check string) string {
 	text := fmt.Sprintf("[[service]]\nname = \"web\"\nvip = %q\nprotocol = \"tcp\"\nport = 80\nscheduler = "+
-		"\"rr\"\n%s\ncheck = { %s }\n", s.VIP, service, check)
-	for _, web := range s.Webs {
-		text += fmt.Sprintf("[[service.realserver]]\naddress = %q\n", web.Addr)
+		"\"rr\"\n%s\n%scheck = { %s }\n", s.VIP, service, s.method.keys(), check)
+	for i := range s.Webs {
+		text += fmt.Sprintf("[[service.realserver]]\n%s\n", strings.Join(s.realserverKeys(i, "80"), "\n"))
 	}
 	return text
 }
@@ -201,16 +201,15 @@ type span struct {
 	from, to time.Time
 }
 
-// TestDeathUnderLoad kills, under load, a web server, and then an agent whose web server lives. Each is out in time,
-// later requests do not fail, and it comes back. In the end the machine is in its former state.
+// TestDeathUnderLoad kills, under load, a web server, and then an agent, or the host, of a web server that lives. Each
+// is out in time, later requests do not fail, and it comes back. In the end the machine is in its former state.
 func TestDeathUnderLoad(t *testing.T) {
 	t.Parallel()
-	testkit.Families(t, testDeathUnderLoad)
+	byMethod(t, testDeathUnderLoad)
 }
 
-func testDeathUnderLoad(t *testing.T, ipv6 bool) {
-	s := newSite(t, 2, nil)
-	s.speak(ipv6)
+func testDeathUnderLoad(t *testing.T, m method, ipv6 bool) {
+	s := newMethodSite(t, m, ipv6, 2, nil)
 	before := s.observeAll()
 	servers := s.startChecked("", `type = "http", body = "web", `+quick)
 	clients := s.visit(short(500, 100))
@@ -231,7 +230,8 @@ func testDeathUnderLoad(t *testing.T, ipv6 bool) {
 	s.awaitOut("a web server ends", "down up", begin)
 	quiet("one web server has ended")
 	svc := s.awaitReason(0, "connection refused")
-	if r := svc.Realservers[0]; r.Check.Type != "http" || r.Check.Via != "tunnel" || r.Effective != 0 ||
+	via := map[method]string{tun: "tunnel", dr: "tunnel", nat: "direct"}[m]
+	if r := svc.Realservers[0]; r.Check.Type != "http" || r.Check.Via != via || r.Effective != 0 ||
 		r.Weight != 1 || svc.WeightUp != 1 || svc.Health != "up" {
 		t.Errorf("status has %+v, %+v, %+v", svc, r, r.Check)
 	}
@@ -240,13 +240,13 @@ func testDeathUnderLoad(t *testing.T, ipv6 bool) {
 	quiet("it is back")
 
 	begin = time.Now()
-	s.agents[1].kill()
-	svc = s.awaitOut("an agent is killed", "up down", begin)
-	quiet("one agent is dead")
+	s.die(1)
+	svc = s.awaitOut("a realserver dies", "up down", begin)
+	quiet("one realserver is dead")
 	t.Logf("the check says: %s", svc.Realservers[1].Check.Reason)
-	s.agents[1].start()
+	s.revive(1)
 	s.awaitHealth("up up")
-	quiet("the agent is back")
+	quiet("the realserver is back")
 
 	clients.stop()
 	for _, q := range spans {

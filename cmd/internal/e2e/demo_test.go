@@ -86,10 +86,14 @@ func (d *demo) end() int {
 	return 0
 }
 
-// TestDemo runs the demo to its end, with IPv4 and with IPv6.
+// TestDemo runs the demo to its end, in each network, with IPv4 and with IPv6.
 func TestDemo(t *testing.T) {
 	t.Run("IPv4", func(t *testing.T) { mustPlay(t, "198.51.100.80", "10.0.11.2") })
 	t.Run("IPv6", func(t *testing.T) { mustPlay(t, "http://[2001:db8:100::80]/", "fd00:0:11::2", "--ipv6") })
+	t.Run("LAN", func(t *testing.T) { mustPlay(t, "10.0.2.80 is announced on", "10.0.2.11", "--lan") })
+	t.Run("LAN-IPv6", func(t *testing.T) {
+		mustPlay(t, "fd00:0:2::80 is announced on", "fd00:0:2::11", "--lan", "--ipv6")
+	})
 }
 
 func mustPlay(t *testing.T, vip, web string, args ...string) {

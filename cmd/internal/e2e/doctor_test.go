@@ -327,7 +327,6 @@ func TestDoctorOfDirector(t *testing.T) {
 	s.addIPv6()
 	s.startAgents(`encap = ["gue"]`)
 	s.namedEchoAt(s.Webs[0], ":80")
-	s.shell(s.Director, "ip neigh add proxy "+near.String()+" dev eth0")
 	s.startDirectorWith(fmt.Sprintf("[[service]]\nname = \"four\"\nvip = [%q, %q]\nprotocol = \"tcp\"\nport = "+
 		"80\nencap = \"gue\"\nrealserver = [ { address = %q } ]\n"+
 		"[[service]]\nname = \"six\"\nvip = %q\nprotocol = \"tcp\"\nport = 80\nencap = \"gue\"\nrealserver = [ { "+
@@ -341,14 +340,14 @@ func TestDoctorOfDirector(t *testing.T) {
 
 	// Answers from a VIP to the director itself, like those to health checks.
 	pesky := s.repeatUDP(s.Webs[0], netip.AddrPortFrom(s.VIP, 4711), netip.AddrPortFrom(s.Director.Addr, 9))
-	s.shell(s.Director, `sysctl -qw net.ipv4.conf.eth0.forwarding=0; ip neigh del proxy 10.0.2.80 dev eth0
+	s.shell(s.Director, `sysctl -qw net.ipv4.conf.eth0.forwarding=0; ip neigh add proxy 10.0.2.80 dev eth0
 nft add table inet fw
 nft add chain inet fw forward '{ type filter hook forward priority 0; policy drop; }'
 nft add rule inet fw forward ct state established,related accept`)
 	r := s.director.mustName(
 		symptom{"forwarding", []string{"net.ipv4.conf.eth0.forwarding is 0",
 			"sysctl -w net.ipv4.conf.eth0.forwarding=1"}},
-		symptom{"neighbours", []string{near.String(), "10.0.2.0/24", "ip neigh add proxy"}},
+		symptom{"neighbours", []string{near.String(), "the kernel answers", "ip neigh del proxy"}},
 		symptom{"firewall", []string{"nftables chain inet fw forward", "clients' packets",
 			"nft insert rule inet fw forward oifname"}},
 		symptom{"rp_filter", []string{"eth0", "strict", "sysctl -w net.ipv4.conf.eth0.rp_filter=2"}})
@@ -383,6 +382,8 @@ nft add rule inet fw input meta l4proto '{ icmpv6 }' accept`)
 		// the router drops what comes from an address of its own
 		symptom{"tunnels", []string{"no answer from " + near.String() + " comes back"}})
 	s.shell(s.Router, "ip addr del 10.0.2.80/32 dev director")
+	s.director.stop() // it remembers the conflict
+	s.director.start()
 	s.shell(s.Director, "ip rule del priority 100; ip rule add iif lo to "+s.VIP.String()+" lookup 100 priority 5")
 	s.director.mustName(symptom{"device", []string{s.VIP.String(), "this host's own packets go to 10.0.2.1 by eth0, " +
 		"not to vs0-local", "ip rule"}})

@@ -176,6 +176,8 @@ func TestReloadOfEveryKeyOfDirector(t *testing.T) {
 	p.start()
 	p.mustChangeEach(base, tables, map[string][]string{
 		"director.tun":        {`tun = "vs7"`},
+		"director.device":     {`device = "tap"`},
+		"director.bridge":     {`device = "tap"`, `bridge = "br0"`},
 		"director.table":      {"table = 30399"},
 		"director.queues":     {"queues = 7"},
 		"director.offload":    {`offload = "off"`},
@@ -186,6 +188,10 @@ func TestReloadOfEveryKeyOfDirector(t *testing.T) {
 		"director.no_service": {`no_service = "drop"`},
 
 		"director.no_connection": {`no_connection = "drop"`},
+
+		"director.announce":          {`announce = "none"`},
+		"director.announce_devices":  {`announce_devices = ["eth0"]`},
+		"director.announce_conflict": {`announce_conflict = "warn"`},
 
 		"connections.max":                       {"max = 2000"},
 		"connections.sloppy_tcp":                {"sloppy_tcp = true"},
@@ -213,6 +219,7 @@ func TestReloadOfEveryKeyOfDirector(t *testing.T) {
 		"service.scheduler":       {`scheduler = "rr"`},
 		"service.scheduler_flags": {`scheduler_flags = ["sh-port"]`},
 		"service.one_packet":      {`protocol = "udp"`, "one_packet = true"},
+		"service.forward":         {`forward = "dr"`, `sorry_forward = "tun"`},
 		"service.encap":           {`encap = "ipip"`},
 		"service.encap_port":      {`encap = "gue"`, "encap_port = 6081"},
 		"service.encap_key":       {"encap_key = 7"},
@@ -220,6 +227,7 @@ func TestReloadOfEveryKeyOfDirector(t *testing.T) {
 		"service.quorum":          {"quorum = 2"},
 		"service.hysteresis":      {"quorum = 3", "hysteresis = 1"},
 		"service.sorry_server":    {`sorry_server = "10.0.99.2"`},
+		"service.sorry_forward":   {`sorry_forward = "nat"`},
 		"service.on_failure":      {`on_failure = "drain"`},
 
 		"service.persistence.timeout":  {`timeout = "1m"`},
@@ -257,6 +265,8 @@ func TestReloadOfEveryKeyOfDirector(t *testing.T) {
 		"service.check.command":    {`type = "exec"`, `command = ["/bin/true"]`},
 
 		"service.realserver.address":        {`address = "10.0.12.2"`},
+		"service.realserver.forward":        {`forward = "nat"`},
+		"service.realserver.port":           {`forward = "nat"`, "port = 8080"},
 		"service.realserver.weight":         {"weight = 7"},
 		"service.realserver.on_failure":     {`on_failure = "drain"`},
 		"service.realserver.encap":          {`encap = "ipip"`},

@@ -13,10 +13,10 @@ import (
 
 // A named echo server is a TCP server that answers each line with its host's name and the line.
 
-// namedEcho starts a named echo server on a port of the VIP on h.
+// namedEcho starts a named echo server on h, for a port of the VIP.
 func (s *site) namedEcho(h *lab.Host, port uint16) {
 	s.t.Helper()
-	s.namedEchoAt(h, s.at(port))
+	s.namedEchoAt(h, s.behind(h, port))
 }
 
 // namedEchoAt starts a named echo server on an address of h. On all addresses (":80") it outlives the VIP.

@@ -153,7 +153,8 @@ func rules() (lines []string, err error) {
 			return nil, err
 		}
 		for _, r := range all {
-			lines = append(lines, fmt.Sprintf("rule family %d proto %d table %d %s", family, r.Protocol, r.Table, r))
+			lines = append(lines, fmt.Sprintf("rule family %d proto %d table %d goto %d iif %s ipproto %d sport %v %s",
+				family, r.Protocol, r.Table, r.Goto, r.IifName, r.IPProto, r.Sport, r))
 		}
 	}
 	return lines, nil

@@ -44,17 +44,18 @@ http {
   client_body_temp_path %[1]s; proxy_temp_path %[1]s; fastcgi_temp_path %[1]s; uwsgi_temp_path %[1]s;
   scgi_temp_path %[1]s;
   server {
-    listen [::]:80 ipv6only=off backlog=512;
+    listen [::]:%[3]d ipv6only=off backlog=512;
     location = / { return 200 "%[2]s"; }
     location / { root %[1]s/files; }
   }
 }
-`, dir, h.Name)
+`, dir, h.Name, s.realPort(80))
 	path := filepath.Join(dir, "nginx.conf")
 	if err := os.WriteFile(path, []byte(config), 0o644); err != nil {
 		s.t.Fatal(err)
 	}
-	return s.server(h, netip.AddrPortFrom(h.Addr, 80), exec.Command("nginx", "-e", "stderr", "-p", dir, "-c", path))
+	address := netip.AddrPortFrom(h.Addr, s.realPort(80))
+	return s.server(h, address, exec.Command("nginx", "-e", "stderr", "-p", dir, "-c", path))
 }
 
 // server starts a server on h and waits until it accepts connections on an address of the host.
@@ -123,10 +124,10 @@ func (s *site) serveTCP(h *lab.Host, address string, handle func(net.Conn)) {
 	})
 }
 
-// answerUDP answers each datagram to a port of the VIP on h.
+// answerUDP answers each datagram to a port of the VIP that reaches h.
 func (s *site) answerUDP(h *lab.Host, port uint16, answer func([]byte) []byte) net.PacketConn {
 	s.t.Helper()
-	c := s.listenUDP(h, s.at(port))
+	c := s.listenUDP(h, s.behind(h, port))
 	var running sync.WaitGroup
 	running.Go(func() {
 		buf := make([]byte, 65536)

@@ -38,19 +38,27 @@ type site struct {
 	*lab.Lab
 	t        *testing.T
 	dir      string
+	method   method       // how the director forwards
+	unmapped bool         // the realservers of nat have the VIP's ports
 	vips     []netip.Addr // destinations that the agents accept
 	sources  []netip.Addr // sources that the agents accept
 	director *program
 	agents   []*program // in the order of Webs
 }
 
-// newSite builds the hosts, without programs.
+// newSite builds the hosts, without programs, for the method tun.
 func newSite(t *testing.T, webs int, links map[string]lab.Link) *site {
+	t.Helper()
+	return newSiteBy(t, tun, webs, links)
+}
+
+// newSiteBy is newSite for a forwarding method.
+func newSiteBy(t *testing.T, m method, webs int, links map[string]lab.Link) *site {
 	t.Helper()
 	needMachine(t)
 	name := strings.NewReplacer("Test", "", "/", "-").Replace(t.Name())
 	prefix := fmt.Sprintf("e2e%d-%s", os.Getpid(), name)
-	l, err := lab.New(lab.Spec{Prefix: prefix[:min(len(prefix), 40)], Webs: webs, Links: links})
+	l, err := lab.New(lab.Spec{Prefix: prefix[:min(len(prefix), 40)], Webs: webs, Network: m.network(), Links: links})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -59,7 +67,8 @@ func newSite(t *testing.T, webs int, links map[string]lab.Link) *site {
 			t.Error(err)
 		}
 	})
-	return &site{Lab: l, t: t, dir: t.TempDir(), vips: []netip.Addr{l.VIP}, sources: []netip.Addr{l.Director.Addr}}
+	return &site{Lab: l, t: t, dir: t.TempDir(), method: m, vips: []netip.Addr{l.VIP},
+		sources: []netip.Addr{l.Director.Addr}}
 }
 
 // addIPv6 lets the agents also accept packets to the IPv6 VIP, and tunnels over IPv6. It must be called before they
@@ -76,6 +85,9 @@ func (s *site) speak(ipv6 bool) {
 	s.VIP = s.VIP6
 	for _, h := range append([]*lab.Host{s.Client, s.Director}, s.Webs...) {
 		h.Addr = h.Addr6
+	}
+	if s.Insider != nil {
+		s.Insider.Addr = s.Insider.Addr6
 	}
 	s.vips, s.sources = []netip.Addr{s.VIP}, []netip.Addr{s.Director.Addr}
 }
@@ -109,13 +121,15 @@ type service struct {
 func (s *site) directorTOML(socket, more string, services ...service) string {
 	text := fmt.Sprintf("[director]\ncontrol = %q\n%s\n", socket, more)
 	for i, svc := range services {
-		text += fmt.Sprintf("[[service]]\nname = \"s%d\"\nvip = %q\nprotocol = %q\nport = %s\nscheduler = %q\n",
-			i+1, s.VIP, svc.protocol, svc.ports, svc.scheduler)
+		text += fmt.Sprintf("[[service]]\nname = \"s%d\"\nvip = %q\nprotocol = %q\nport = %s\nscheduler = %q\n%s",
+			i+1, s.VIP, svc.protocol, svc.ports, svc.scheduler, s.method.keys())
+		var all []string
 		for i, w := range svc.weights {
 			if w >= 0 {
-				text += fmt.Sprintf("  [[service.realserver]]\n  address = %q\n  weight = %d\n", s.Webs[i].Addr, w)
+				all = append(all, s.realserver(i, svc.ports, fmt.Sprintf("weight = %d", w)))
 			}
 		}
+		text += fmt.Sprintf("realserver = [ %s ]\n", strings.Join(all, ", "))
 	}
 	return text
 }
@@ -134,9 +148,15 @@ func (s *site) startDirector(more string, services ...service) {
 	s.director.start()
 }
 
-// startAgents starts an agent on each web server and waits until they are up.
+// startAgents starts an agent on each web server and waits until they are up. A realserver of VS/NAT needs none.
 func (s *site) startAgents(more string) {
 	s.t.Helper()
+	switch s.method {
+	case dr:
+		more = "encap = []"
+	case nat:
+		return
+	}
 	for _, web := range s.Webs {
 		s.startAgent(web, more)
 	}

@@ -35,7 +35,7 @@ func (u unit) filter(t *testing.T) []bpf.RawInstruction {
 	}
 	var families []bpf.Instruction
 	known := map[string]uint32{"AF_INET": unix.AF_INET, "AF_INET6": unix.AF_INET6, "AF_NETLINK": unix.AF_NETLINK,
-		"AF_UNIX": unix.AF_UNIX}
+		"AF_UNIX": unix.AF_UNIX, "AF_PACKET": unix.AF_PACKET}
 	names := u.words("RestrictAddressFamilies")
 	for i, name := range names {
 		families = append(families, bpf.JumpIf{Cond: bpf.JumpEqual, Val: known[name], SkipTrue: uint8(len(names) - i)})

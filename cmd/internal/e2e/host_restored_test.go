@@ -2,7 +2,9 @@ package e2e
 
 import (
 	"context"
+	"fmt"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 
@@ -12,30 +14,29 @@ import (
 	"vstun/testdata/testkit"
 )
 
-// TestHostRestored ends both programs in every way, with and without traffic, and compares the hosts' states before and
-// after.
+// TestHostRestored ends the programs of each method in every way, with and without traffic, and compares the hosts'
+// states before and after.
 func TestHostRestored(t *testing.T) {
 	t.Parallel()
-	testkit.Families(t, testRestore)
+	byMethod(t, testRestore)
 }
 
-func testRestore(t *testing.T, ipv6 bool) {
-	s := newSite(t, 1, nil)
-	s.speak(ipv6)
+func testRestore(t *testing.T, m method, ipv6 bool) {
+	s := newMethodSite(t, m, ipv6, 1, nil)
 	services := []service{{"tcp", "80", "wrr", []int{1}}, {"udp", "53", "rr", []int{1}}}
 	before := s.observeAll()
 	s.startAgents("")
 	s.startDirector("", services...)
-	agent, web := s.agents[0], s.Webs[0]
-	s.namedEchoAt(web, ":80")
+	web := s.Webs[0]
+	s.namedEchoAt(web, fmt.Sprintf(":%d", s.realPort(80)))
 	s.mustBeServedBy(80, web.Name)
 	up := s.observeAll()
-	for _, host := range []string{s.Director.Name, web.Name} {
-		if cmp.Equal(before[host], up[host]) {
-			t.Fatalf("%s is the same with and without our program: the comparison is blind", host)
+	both := append([]*program{s.director}, s.agents...) // with nat, the director alone
+	for _, p := range both {
+		if cmp.Equal(before[p.host.Name], up[p.host.Name]) {
+			t.Fatalf("%s is the same with and without our program: the comparison is blind", p.host.Name)
 		}
 	}
-	both := []*program{s.director, agent}
 	after := func(when string) {
 		t.Helper()
 		mustBe(t, when, before, s.observeAll())
@@ -52,8 +53,9 @@ func testRestore(t *testing.T, ipv6 bool) {
 	}
 	start := func() {
 		t.Helper()
-		agent.start()
-		s.director.start()
+		for _, p := range slices.Backward(both) {
+			p.start()
+		}
 		s.mustBeServedBy(80, web.Name)
 	}
 	end("after SIGTERM")
@@ -74,9 +76,9 @@ func testRestore(t *testing.T, ipv6 bool) {
 		}
 		stopTraffic()
 		killed := s.observeAll()
-		for _, host := range []string{s.Director.Name, web.Name} {
-			if cmp.Equal(before[host], killed[host]) {
-				t.Errorf("%s is as before although its program was killed: the test does not test", host)
+		for _, p := range both {
+			if cmp.Equal(before[p.host.Name], killed[p.host.Name]) {
+				t.Errorf("%s is as before although its program was killed: the test does not test", p.host.Name)
 			}
 		}
 	}

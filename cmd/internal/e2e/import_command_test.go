@@ -33,7 +33,8 @@ func imports(t *testing.T, stdin []byte, args ...string) (code int, stdout, stde
 	return cmd.ProcessState.ExitCode(), out.String(), errs.String()
 }
 
-// TestImport imports configurations with the program, which must accept its own output.
+// TestImport imports configurations with the program, which must accept its own output. The realservers are in a subnet
+// of the host, as VS/DR needs it.
 func TestImport(t *testing.T) {
 	t.Parallel()
 	needMachine(t)
@@ -54,9 +55,14 @@ func TestImport(t *testing.T) {
 					t.Errorf("%s: a line does not begin with the file: %s", file, line)
 				}
 			}
-			if text, err := exec.Command(programPath("director"), "check", "-c", out).CombinedOutput(); err != nil {
-				t.Errorf("%s: director check: %v\n%s", file, err, text)
-			}
+			testkit.InNamespace(t, func() {
+				shell := "ip link add lan type veth peer name switch; ip link set switch up; ip link set lan up; " +
+					"ip address add 10.0.0.1/8 dev lan; ip address add fd00::1/16 dev lan nodad; exec " +
+					programPath("director") + " check -c " + out
+				if text, err := exec.Command("sh", "-c", shell).CombinedOutput(); err != nil {
+					t.Errorf("%s: director check: %v\n%s", file, err, text)
+				}
+			})
 		}
 	}
 }

@@ -162,7 +162,7 @@ func statusRows(st api.DirectorStatus) (rows [][]string) {
 			if r.Weight == 0 {
 				health = "draining"
 			}
-			rows = append(rows, row(r.Address, r.Encap, r.Weight, health, r.Active, r.Inactive, r.Connections,
+			rows = append(rows, row(r.Address, r.Method(), r.Weight, health, r.Active, r.Inactive, r.Connections,
 				r.Forwarded.Packets))
 		}
 		rows[service] = row(svc.Name, svc.Settings(), weight, fmt.Sprintf("%d unchecked", len(svc.Realservers)), active,

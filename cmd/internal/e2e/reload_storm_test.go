@@ -18,11 +18,16 @@ import (
 // connections. The configurations differ in settings of connections, weights, a service, and a realserver with
 // connections. Each connection gets answers of its own realserver only. A busy machine needs longer for the same number
 // of reloads and requests.
-func TestReloadStorm(t *testing.T) {
+func TestReloadStorm(t *testing.T) { byMethod(t, testReloadStorm) }
+
+func testReloadStorm(t *testing.T, m method, ipv6 bool) {
 	const talkers = 500
 	length := short(20*time.Second, 6*time.Second)
-	s := newSite(t, 4, nil)
-	s.startWith(stormTOML(0))
+	if m != tun || ipv6 {
+		length /= 2
+	}
+	s := newMethodSite(t, m, ipv6, 4, nil)
+	s.startWith(s.stormTOML(0))
 	s.namedEcho(s.Webs[3], 81)
 	conns := make([]net.Conn, talkers)
 	homes := map[string]int{}
@@ -79,11 +84,11 @@ func TestReloadStorm(t *testing.T) {
 	for ; storms() && errs.Load() == 0; <-every.C {
 		reloads++
 		if reloads%2 == 0 {
-			if changes := s.reloadWith(stormTOML(reloads)); len(changes) < 3 {
+			if changes := s.reloadWith(s.stormTOML(reloads)); len(changes) < 3 {
 				t.Errorf("reload %d changed only %q", reloads, changes)
 			}
 		} else {
-			s.director.configure(s.fileWith(stormTOML(reloads)))
+			s.director.configure(s.fileWith(s.stormTOML(reloads)))
 			s.director.signal(unix.SIGHUP)
 		}
 		testkit.Within(t, "the configuration is in force", soon, func() bool {
@@ -99,7 +104,7 @@ func TestReloadStorm(t *testing.T) {
 	if words.Load() < wantWords {
 		t.Errorf("only %d words were sent, want at least %d", words.Load(), wantWords)
 	}
-	s.reloadWith(stormTOML(0))
+	s.reloadWith(s.stormTOML(0))
 	st := s.director.balance()
 	if n := s.scheduled(); n != scheduled || len(st.Drops) != 0 || st.Connections.Count != talkers {
 		t.Errorf("%d connections were scheduled, %d before the storm; %d are there, dropped %v; want no new one, %d "+
@@ -115,9 +120,13 @@ const every100 = 100 * time.Millisecond
 func stormWeight(n int) int { return 1 + n%97 }
 
 // stormTOML returns the n-th configuration. An even one has a third realserver, every third one another service.
-func stormTOML(n int) string {
-	var b strings.Builder
-	fmt.Fprintf(&b, `
+func (s *site) stormTOML(n int) string {
+	weight := func(w int) string { return fmt.Sprintf("weight = %d", w) }
+	realservers := []string{s.realserver(0, "80", weight(stormWeight(n))), s.realserver(1, "80", weight(1+n%3))}
+	if n%4 < 2 {
+		realservers = append(realservers, s.realserver(2, "80"))
+	}
+	text := fmt.Sprintf(`
 connections.timeouts.tcp = "%dm"
 connections.half_open_max = %d
 connections.sloppy_tcp = %t
@@ -125,28 +134,24 @@ connections.secure_tcp = %q
 director.no_service = %q
 [[service]]
 name = "web"
-vip = "198.51.100.80"
+vip = %q
 protocol = "tcp"
 port = 80
 scheduler = "wrr"
-realserver = [ { address = "10.0.11.2", weight = %d }, { address = "10.0.12.2", weight = %d }`,
-		1+n%7, 3000+n%5*1000, n%2 == 0, []string{"auto", "always", "off"}[n%3], []string{"reject", "drop"}[n%2],
-		stormWeight(n), 1+n%3)
-	if n%4 < 2 {
-		b.WriteString(`, { address = "10.0.13.2" }`)
-	}
-	b.WriteString(" ]\n")
+%srealserver = [ %s ]
+`, 1+n%7, 3000+n%5*1000, n%2 == 0, []string{"auto", "always", "off"}[n%3], []string{"reject", "drop"}[n%2], s.VIP,
+		s.method.keys(), strings.Join(realservers, ", "))
 	if n%3 == 0 {
-		b.WriteString(`
+		text += fmt.Sprintf(`
 [[service]]
 name = "other"
-vip = "198.51.100.80"
+vip = %q
 protocol = "tcp"
 port = 81
-realserver = [ { address = "10.0.14.2" } ]
-`)
+%srealserver = [ %s ]
+`, s.VIP, s.method.keys(), s.realserver(3, "81"))
 	}
-	return b.String()
+	return text
 }
 
 // scheduled returns the connections scheduled to the first service's realservers so far.

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bufio"
+	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
@@ -12,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"syscall"
 	"testing"
 	"time"
@@ -145,13 +147,14 @@ func TestUpload(t *testing.T) {
 	}
 }
 
-// acceptUploads serves HTTP on a port of the VIP on h, and compares the body of each PUT with the stream.
+// acceptUploads serves HTTP on h for a port of the VIP, and compares the body of each PUT with the stream.
 func (s *site) acceptUploads(h *lab.Host, port uint16) {
 	s.t.Helper()
-	s.acceptUploadsAt(h, s.at(port))
+	s.acceptUploadsAt(h, s.behind(h, port))
 }
 
-// acceptUploadsAt is acceptUploads on an address of h, or on all (":80").
+// acceptUploadsAt is acceptUploads on an address of h, or on all (":80"). The query bytes=N gets the first N bytes of
+// the stream.
 func (s *site) acceptUploadsAt(h *lab.Host, address string) {
 	s.t.Helper()
 	ln, err := h.Listen("tcp", address)
@@ -159,6 +162,10 @@ func (s *site) acceptUploadsAt(h *lab.Host, address string) {
 		s.t.Fatal(err)
 	}
 	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if size, err := strconv.ParseInt(r.URL.Query().Get("bytes"), 10, 64); err == nil {
+			_, _ = io.CopyN(w, stream(), size) // the client notices
+			return
+		}
 		n, want, got := 0, make([]byte, 1<<16), make([]byte, 1<<16)
 		same := stream()
 		for {
@@ -209,6 +216,32 @@ func putFrom(conn net.Conn, from io.Reader, n int) (string, error) {
 	defer resp.Body.Close()
 	body, err := io.ReadAll(resp.Body)
 	return string(body), err
+}
+
+// pull reads the first n bytes of the stream from a server of uploads.
+func pull(conn net.Conn, n int) error {
+	if _, err := fmt.Fprintf(conn, "GET /?bytes=%d HTTP/1.0\r\n\r\n", n); err != nil {
+		return err
+	}
+	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	want, got := make([]byte, 1<<16), make([]byte, 1<<16)
+	same := stream()
+	for at := 0; ; {
+		k, err := resp.Body.Read(got)
+		_, _ = io.ReadFull(same, want[:k]) // never fails
+		if !bytes.Equal(want[:k], got[:k]) {
+			return fmt.Errorf("bytes %d to %d differ from the sent ones", at, at+k)
+		}
+		if at += k; err == io.EOF && at == n {
+			return nil
+		} else if err != nil {
+			return fmt.Errorf("%d bytes of %d, then %w", at, n, err)
+		}
+	}
 }
 
 // sendMSS returns the largest payload of the segments that the kernel sends on a TCP connection, in bytes.

@@ -197,13 +197,20 @@ func (s *site) mustDrain(p *lab.Process) {
 func TestDrainWait(t *testing.T) {
 	t.Parallel()
 	needTool(t, "nginx", "nginx-light")
-	s := newSite(t, 2, nil)
+	byMethod(t, testDrainWait)
+}
+
+func testDrainWait(t *testing.T, m method, ipv6 bool) {
+	s := newMethodSite(t, m, ipv6, 2, nil)
+	s.unmapped = true // the service has two ports
 	s.startAgents("")
 	for _, web := range s.Webs {
 		s.nginx(web)
 		s.namedEchoAt(web, ":81")
 	}
-	s.startDirectorWith(strings.Replace(drainTOML("", web1+", "+web2), "port = 80", "port = [80, 81]", 1))
+	s.startDirectorWith(strings.NewReplacer("port = 80", "port = [80, 81]\n"+m.keys(), "198.51.100.80",
+		s.VIP.String()).Replace(drainTOML("", s.realserver(0, "")+", "+s.realserver(1, ""))))
+	leaves := s.Webs[0].Addr.String()
 	l := s.startLoad(8)
 	l.more(t, 100)
 	// A connection to each server that is longer than all requests.
@@ -215,12 +222,12 @@ func TestDrainWait(t *testing.T) {
 		long = append(long, c)
 	}
 
-	if got := s.ask("drain", "web", "10.0.11.2", "--wait", "--timeout", "2s"); got.code != 1 ||
+	if got := s.ask("drain", "web", leaves, "--wait", "--timeout", "2s"); got.code != 1 ||
 		!strings.Contains(got.stderr, "director: after 2s there remain") {
 		t.Errorf("while a connection is open: exit status %d, want 1 and how many remain: %s%s", got.code, got.stdout,
 			got.stderr)
 	}
-	drain := s.startDrain("web", "10.0.11.2")
+	drain := s.startDrainBy(s.method.drained(), "web", leaves)
 	l.more(t, 100)
 	select {
 	case <-drain.Done():
@@ -231,10 +238,10 @@ func TestDrainWait(t *testing.T) {
 		c.Close()
 	}
 	s.mustDrain(drain)
-	s.agents[0].kill()
+	s.die(0)
 	l.more(t, 200)
-	s.agents[0].start()
-	s.must("undrain", "web", "10.0.11.2")
+	s.revive(0)
+	s.must("undrain", "web", leaves)
 	before := s.director.balance().Services[0].Realservers[0].Connections
 	l.more(t, 100)
 	if r := s.director.balance().Services[0].Realservers[0]; r.Weight != 1 || r.Connections == before {

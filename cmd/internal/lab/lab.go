@@ -12,16 +12,28 @@
 // subnet and names the links after the hosts. The router routes the virtual address, 198.51.100.80, to the director.
 // IPv6 mirrors all of it: the host 10.0.11.2 is fd00:0:11::2 as well, in a /64, and the virtual address is
 // 2001:db8:100::80. The caller's network namespace is neither changed nor connected.
+//
+// That is the network Routed. In the network LAN the director and the web servers share the virtual address's subnet:
+//
+//	client 10.0.1.2 ── .1 router .1 ── switch ─┬─ director 10.0.2.2    virtual address 10.0.2.80, fd00:0:2::80
+//	                                           ├─ insider  10.0.2.9
+//	                                           └─ web1 10.0.2.11, web2 10.0.2.12, …
+//
+// In the network NAT the director is the web servers' gateway:
+//
+//	client 10.0.1.2 ── .1 router .1 ── 10.0.2.2 director 10.0.3.1 ── switch ─┬─ insider 10.0.3.9
+//	                                       eth0          eth1                └─ web1 10.0.3.11, web2 10.0.3.12, …
+//
+// The switch is a namespace with a bridge, whose ports are named after the hosts. The insider is one more client. Every
+// host's only link is its eth0, beside the router's to the switch (lan) and the director's to the switch (eth1).
 package lab
 
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net"
 	"net/netip"
 	"os"
-	"regexp"
 	"sync"
 	"time"
 )
@@ -32,19 +44,22 @@ type Spec struct {
 	// Labs with different prefixes can be up at the same time. 1 to 40 letters, digits, dots, dashes and underscores,
 	// the first a letter or a digit.
 	Prefix string
-	// Webs is the number of web servers, 0 to 245.
+	// Webs is the number of web servers, 0 to 245; in the networks LAN and NAT 0 to 60.
 	Webs int
-	// Links has options for a host's link to the router, by the name of the host ("client", "director", "web1").
+	// Network is how the hosts are connected.
+	Network Network
+	// Links has options for a host's link to the router or the switch, by the name of the host ("client", "director",
+	// "web1", "insider"). The link "lan" is the router's to the switch in the network LAN, the director's in NAT.
 	Links map[string]Link
 }
 
-// Link is the link between a host and the router. The zero value is the default.
+// Link is the link between a host and the router, or the switch. The zero value is the default.
 type Link struct {
 	// MTU is the MTU at both ends, in bytes without the Ethernet header. 0 means 1500. Below 1280 the link has no IPv6
 	// (RFC 8200, section 5).
 	MTU int
-	// Segmented makes the router cut GSO packets that it sends on this link into packets of the MTU, as a network
-	// card does. Without it a GSO packet passes the link as one.
+	// Segmented makes the router, or the switch, cut GSO packets that it sends on this link into packets of the MTU, as
+	// a network card does. Without it a GSO packet passes the link as one.
 	Segmented bool
 	// GRO makes the host's end merge segments that arrive within this time into GSO packets, as a network card does
 	// (generic receive offload): 50 µs is usual. It needs Segmented, since there are no segments otherwise. 0 switches
@@ -58,9 +73,11 @@ type Lab struct {
 	Router   *Host // its Addr is the one that the client sees
 	Director *Host
 	Webs     []*Host
-	VIP      netip.Addr // 198.51.100.80, routed to the director; no host owns it yet
-	VIP6     netip.Addr // 2001:db8:100::80, likewise, if the director has IPv6
+	Insider  *Host      // a client in the web servers' subnet; nil in the network Routed
+	VIP      netip.Addr // 198.51.100.80, routed to the director; LAN: 10.0.2.80, unrouted. No host owns it yet
+	VIP6     netip.Addr // 2001:db8:100::80; LAN: fd00:0:2::80; likewise, if the director has IPv6
 
+	bridge  *Host        // the switch; nil in the network Routed
 	lock    net.Listener // claims the prefix
 	hosts   []*Host
 	threads sync.WaitGroup
@@ -79,7 +96,7 @@ func New(spec Spec) (*Lab, error) {
 	if os.Geteuid() != 0 {
 		return nil, errors.New("making network namespaces needs root: run as root")
 	}
-	hosts, err := plan(spec)
+	y, err := plan(spec)
 	if err != nil {
 		return nil, err
 	}
@@ -88,101 +105,56 @@ func New(spec Spec) (*Lab, error) {
 		return nil, err
 	}
 	l := &Lab{
-		Client:    hosts[1],
-		Router:    hosts[0],
-		Director:  hosts[2],
-		Webs:      hosts[3:],
-		VIP:       netip.AddrFrom4([4]byte{198, 51, 100, 80}),
-		VIP6:      netip.MustParseAddr("2001:db8:100::80"),
+		Client:    y.client,
+		Router:    y.router,
+		Director:  y.director,
+		Insider:   y.insider,
+		bridge:    y.bridge,
+		Webs:      y.webs,
+		VIP:       y.vip[0],
+		VIP6:      y.vip[1],
 		lock:      lock,
 		closed:    make(chan struct{}),
 		release:   make(chan struct{}),
 		processes: map[*Process]struct{}{},
 	}
-	if err := l.build(spec, hosts); err != nil {
+	if err := l.build(spec.Prefix, y); err != nil {
 		return nil, errors.Join(err, l.Close())
 	}
 	return l, nil
 }
 
-// plan checks the spec and lists the hosts: router, client, director, web servers.
-func plan(spec Spec) ([]*Host, error) {
-	if !regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,39}$`).MatchString(spec.Prefix) {
-		return nil, fmt.Errorf("prefix %q: use 1 to 40 letters, digits, dots, dashes and underscores", spec.Prefix)
-	}
-	if spec.Webs < 0 || spec.Webs > 245 {
-		return nil, fmt.Errorf("%d web servers: use 0 to 245", spec.Webs)
-	}
-	host := func(name string, subnet, last int) *Host {
-		return &Host{
-			Name:      name,
-			Namespace: spec.Prefix + "-" + name,
-			Addr:      netip.AddrFrom4([4]byte{10, 0, byte(subnet), byte(last)}),
-			// the same digits, here hexadecimal
-			Addr6: netip.MustParseAddr(fmt.Sprintf("fd00:0:%d::%d", subnet, last)),
-			work:  make(chan func()),
-		}
-	}
-	hosts := []*Host{host("router", 1, 1), host("client", 1, 2), host("director", 2, 2)}
-	for n := 1; n <= spec.Webs; n++ {
-		hosts = append(hosts, host(fmt.Sprintf("web%d", n), 10+n, 2))
-	}
-	known := map[string]bool{}
-	for _, h := range hosts[1:] {
-		known[h.Name] = true
-	}
-	for name, link := range spec.Links {
-		if !known[name] {
-			return nil, fmt.Errorf("link of %q: no such host behind the router", name)
-		}
-		if link.MTU != 0 && (link.MTU < 68 || link.MTU > 65535) {
-			return nil, fmt.Errorf("link of %s: MTU %d: use 68 to 65535, or 0 for 1500", name, link.MTU)
-		}
-		if link.GRO < 0 || link.GRO > time.Second {
-			return nil, fmt.Errorf("link of %s: GRO for %v: use up to 1s, or 0 for none", name, link.GRO)
-		}
-	}
-	for i, h := range hosts {
-		name := h.Name
-		if i == 0 {
-			name = hosts[1].Name // the router's address is on the client's link
-		}
-		if mtu := spec.Links[name].MTU; mtu != 0 && mtu < minMTU6 || !hasIPv6() {
-			h.Addr6 = netip.Addr{}
-		}
-	}
-	return hosts, nil
-}
-
-func (l *Lab) build(spec Spec, hosts []*Host) error {
+func (l *Lab) build(prefix string, y *layout) error {
 	if err := prepareNamespaceDir(); err != nil {
 		return err
 	}
-	if err := removeStale(spec.Prefix); err != nil {
+	if err := removeStale(prefix); err != nil {
 		return err
 	}
-	for _, h := range hosts {
+	for _, h := range y.hosts {
 		h.lab = l
 		if err := h.create(); err != nil {
 			return err
 		}
 		l.hosts = append(l.hosts, h)
-		if err := h.prepare(h == l.Router); err != nil {
+		if err := h.prepare(y.role(h)); err != nil {
 			return err
 		}
 	}
-	for _, h := range hosts[1:] {
-		if err := l.connect(h, spec.Links[h.Name]); err != nil {
+	for _, w := range y.wires {
+		if err := w.connect(); err != nil {
 			return err
 		}
 	}
-	if err := l.routeVIP(); err != nil {
-		return err
+	for _, r := range y.routes {
+		if err := l.Router.do("route", func() error { return addRoutes(r.to, r.via) }); err != nil {
+			return err
+		}
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), carrierTimeout)
 	defer cancel()
-	for _, h := range hosts[1:] {
-		if err := l.awaitCarrier(ctx, h); err != nil {
+	for _, w := range y.wires {
+		if err := w.awaitCarrier(ctx); err != nil {
 			return err
 		}
 	}

@@ -99,7 +99,7 @@ func owner(address string) string {
 // removeStale deletes the namespaces of a lab of this prefix whose process died. Its processes died with it, see
 // Host.Start.
 func removeStale(prefix string) error {
-	name := regexp.MustCompile("^" + regexp.QuoteMeta(prefix) + `-(client|router|director|web[0-9]+)$`)
+	name := regexp.MustCompile("^" + regexp.QuoteMeta(prefix) + `-(client|router|director|switch|insider|web[0-9]+)$`)
 	entries, err := os.ReadDir(namespaceDir)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("look for namespaces of an earlier lab: %w", err)

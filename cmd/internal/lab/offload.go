@@ -18,24 +18,24 @@ const deferIRQs = 4
 var segmentation = []string{"tx-tcp-segmentation", "tx-tcp-ecn-segmentation", "tx-tcp-mangleid-segmentation",
 	"tx-tcp6-segmentation", "tx-generic-segmentation"}
 
-// offload applies Link's Segmented and GRO to the link between a host and the router.
-func (l *Lab) offload(h *Host, link Link) error {
-	if link.Segmented {
-		if err := l.Router.Do(func() error { return setFeatures(h.Name, false, segmentation...) }); err != nil {
-			return fmt.Errorf("router: switch segmentation offload off: %w", err)
+// offload applies Link's Segmented and GRO.
+func (w *wire) offload() error {
+	if w.Segmented {
+		if err := w.near.host.Do(func() error { return setFeatures(w.near.name, false, segmentation...) }); err != nil {
+			return fmt.Errorf("%s: switch segmentation offload off: %w", w.near.host.Name, err)
 		}
 	}
-	if link.GRO == 0 {
+	if w.GRO == 0 {
 		return nil
 	}
-	err := h.Do(func() error {
-		if err := setFeatures(uplink, true, "rx-gro"); err != nil {
+	err := w.far.host.Do(func() error {
+		if err := setFeatures(w.far.name, true, "rx-gro"); err != nil {
 			return err
 		}
-		return holdGRO(uplink, link.GRO)
+		return holdGRO(w.far.name, w.GRO)
 	})
 	if err != nil {
-		return fmt.Errorf("%s: switch GRO on: %w", h.Name, err)
+		return fmt.Errorf("%s: switch GRO on: %w", w.far.host.Name, err)
 	}
 	return nil
 }

@@ -17,19 +17,52 @@ import (
 )
 
 const (
-	uplink         = "eth0"          // a host's link to the router
+	uplink         = "eth0"          // a host's link to the router, or to the switch
+	downlink       = "eth1"          // the director's link to the switch, as a gateway
+	bridge         = "br0"           // the switch's bridge
 	carrierTimeout = 5 * time.Second // for all links of a lab to come up
 	carrierPoll    = 5 * time.Millisecond
 	minMTU6        = 1280 // IPv6 is off on links with less
 )
 
+// role is what a host does with packets that are not for itself.
+type role struct {
+	forwards bool // between its links, as a router
+	strict   bool // checks the source of packets: RFC 3704, section 2.2
+	bridges  bool // between its links, as a switch
+}
+
+func (y *layout) role(h *Host) role {
+	switch h {
+	case y.router:
+		// Replies with the VIP as source come from the web servers' links, but the route to the VIP leads to the
+		// director, so a strict check drops them.
+		return role{forwards: true}
+	case y.bridge:
+		return role{bridges: true}
+	case y.director:
+		// A gateway forwards with and without our program.
+		return role{forwards: y.isGateway(h), strict: true}
+	}
+	// Strict, as many machines are: this is the hardest setting for packets that come out of a tunnel.
+	return role{strict: true}
+}
+
+// isGateway reports whether another host's default routes lead to h.
+func (y *layout) isGateway(h *Host) bool {
+	return slices.ContainsFunc(y.wires, func(w *wire) bool {
+		return w.far.gateway != nil && w.far.gateway.host == h
+	})
+}
+
 // ipv6Sysctls returns the IPv6 settings of a lab's hosts. Addresses can be used at once, since duplicate address
-// detection (RFC 4862, section 5.4) is off. Hosts solicit no other router. Other settings are the kernel's defaults.
-func ipv6Sysctls(forward string) [][2]string {
+// detection (RFC 4862, section 5.4) is off. Hosts solicit no other router. A switch sends nothing of its own. Other
+// settings are the kernel's defaults.
+func ipv6Sysctls(r role) [][2]string {
 	return [][2]string{
-		{"net.ipv6.conf.all.forwarding", forward}, // first: changing it resets others
-		{"net.ipv6.conf.all.disable_ipv6", "0"},
-		{"net.ipv6.conf.default.disable_ipv6", "0"},
+		{"net.ipv6.conf.all.forwarding", digit(r.forwards)}, // first: changing it resets others
+		{"net.ipv6.conf.all.disable_ipv6", digit(r.bridges)},
+		{"net.ipv6.conf.default.disable_ipv6", digit(r.bridges)},
 		{"net.ipv6.conf.all.accept_dad", "0"},
 		{"net.ipv6.conf.default.accept_dad", "0"},
 		{"net.ipv6.conf.default.router_solicitations", "0"},
@@ -44,21 +77,14 @@ func hasIPv6() bool {
 
 // prepare sets the values that the host needs before it gets a link. It writes every value, since a new namespace may
 // inherit some from the machine.
-func (h *Host) prepare(router bool) error {
-	// The router must not check the source of packets: replies with the VIP as source come from the web servers' links,
-	// but its route to the VIP leads to the director, so a strict check drops them (RFC 3704, section 2.2). The other
-	// hosts are strict, as many machines are: this is the hardest setting for packets that come out of a tunnel.
-	forward, filter := "0", "1"
-	if router {
-		forward, filter = "1", "0"
-	}
+func (h *Host) prepare(r role) error {
 	values := [][2]string{
-		{"net.ipv4.ip_forward", forward}, // first: changing it resets others
-		{"net.ipv4.conf.all.rp_filter", filter},
-		{"net.ipv4.conf.default.rp_filter", filter},
+		{"net.ipv4.ip_forward", digit(r.forwards)}, // first: changing it resets others
+		{"net.ipv4.conf.all.rp_filter", digit(r.strict)},
+		{"net.ipv4.conf.default.rp_filter", digit(r.strict)},
 	}
 	if hasIPv6() {
-		values = append(values, ipv6Sysctls(forward)...)
+		values = append(values, ipv6Sysctls(r)...)
 	}
 	return h.Do(func() error {
 		for _, s := range values {
@@ -73,8 +99,33 @@ func (h *Host) prepare(router bool) error {
 		if err := netlink.LinkSetUp(lo); err != nil {
 			return fmt.Errorf("%s: bring lo up: %w", h.Name, err)
 		}
+		if r.bridges {
+			return addBridge()
+		}
 		return nil
 	})
+}
+
+// digit returns a sysctl's value.
+func digit(on bool) string {
+	if on {
+		return "1"
+	}
+	return "0"
+}
+
+// addBridge creates the bridge in this thread's namespace, and sets it up.
+func addBridge() error {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = bridge
+	br := &netlink.Bridge{LinkAttrs: attrs}
+	if err := netlink.LinkAdd(br); err != nil {
+		return fmt.Errorf("make a bridge (does the kernel have bridge?): %w", err)
+	}
+	if err := netlink.LinkSetUp(br); err != nil {
+		return fmt.Errorf("bring %s up: %w", bridge, err)
+	}
+	return nil
 }
 
 // setSysctl writes one value of this thread's namespace.
@@ -85,71 +136,68 @@ func setSysctl(key, value string) error {
 	return nil
 }
 
-// connect creates the link between a host and the router, adds the addresses, and sets the host's default routes.
-func (l *Lab) connect(h *Host, link Link) error {
-	if link.MTU == 0 {
-		link.MTU = 1500
-	}
-	gateway, gateway6 := h.Addr.Prev(), h.Addr6.Prev()
-	err := l.Router.Do(func() error {
-		peer, err := netns.GetFromName(h.Namespace)
+// connect creates the link, adds the addresses, and sets the default routes of the host at the far end.
+func (w *wire) connect() error {
+	err := w.near.host.Do(func() error {
+		peer, err := netns.GetFromName(w.far.host.Namespace)
 		if err != nil {
 			return err
 		}
 		defer peer.Close()
 		attrs := netlink.NewLinkAttrs()
-		attrs.Name, attrs.MTU = h.Name, link.MTU
+		attrs.Name, attrs.MTU = w.near.name, w.MTU
 		// Each end is created in its own namespace, so that it takes no name on the machine itself.
 		veth := &netlink.Veth{
-			LinkAttrs: attrs, PeerName: uplink, PeerMTU: uint32(link.MTU), PeerNamespace: netlink.NsFd(int(peer)),
+			LinkAttrs: attrs, PeerName: w.far.name, PeerMTU: uint32(w.MTU), PeerNamespace: netlink.NsFd(int(peer)),
 		}
 		if err := netlink.LinkAdd(veth); err != nil {
 			return fmt.Errorf("make a veth pair (does the kernel have veth?): %w", err)
 		}
-		return raise(h.Name, gateway, gateway6)
+		return w.near.raise()
 	})
 	if err != nil {
-		return fmt.Errorf("router's link to %s: %w", h.Name, err)
+		return fmt.Errorf("%s: %w", w, err)
 	}
-	err = h.Do(func() error {
-		if err := raise(uplink, h.Addr, h.Addr6); err != nil {
+	err = w.far.host.Do(func() error {
+		if err := w.far.raise(); err != nil || w.far.gateway == nil {
 			return err
 		}
-		if err := addRoute(netip.PrefixFrom(netip.IPv4Unspecified(), 0), gateway); err != nil || !h.Addr6.IsValid() {
-			return err
-		}
-		return addRoute(netip.PrefixFrom(netip.IPv6Unspecified(), 0), gateway6)
+		return addRoutes([2]netip.Prefix{netip.PrefixFrom(netip.IPv4Unspecified(), 0),
+			netip.PrefixFrom(netip.IPv6Unspecified(), 0)}, w.far.gateway)
 	})
 	if err != nil {
-		return fmt.Errorf("%s's link to the router: %w", h.Name, err)
+		return fmt.Errorf("%s: %w", w, err)
 	}
-	return l.offload(h, link)
+	return w.offload()
 }
 
-func (l *Lab) routeVIP() error {
-	err := l.Router.Do(func() error {
-		if err := addRoute(netip.PrefixFrom(l.VIP, l.VIP.BitLen()), l.Director.Addr); err != nil ||
-			!l.Director.Addr6.IsValid() {
+func (w *wire) String() string {
+	return fmt.Sprintf("link between %s and %s", w.far.host.Name, w.near.host.Name)
+}
+
+// addRoutes adds routes to this thread's namespace, in the families that the gateway has.
+func addRoutes(to [2]netip.Prefix, gateway *end) error {
+	for i, via := range gateway.addr {
+		if !via.IsValid() {
+			continue
+		}
+		if err := addRoute(to[i], via); err != nil {
 			return err
 		}
-		return addRoute(netip.PrefixFrom(l.VIP6, l.VIP6.BitLen()), l.Director.Addr6)
-	})
-	if err != nil {
-		return fmt.Errorf("router: %w", err)
 	}
 	return nil
 }
 
-// awaitCarrier waits until both ends of a host's link are up. Until then the kernel may drop packets, although both
-// ends are set up.
-func (l *Lab) awaitCarrier(ctx context.Context, h *Host) error {
+// awaitCarrier waits until both ends of a link are up. Until then the kernel may drop packets, although both ends are
+// set up.
+func (w *wire) awaitCarrier(ctx context.Context) error {
 	tick := time.NewTicker(carrierPoll)
 	defer tick.Stop()
 	for {
-		near, err := h.operational(uplink)
-		far, err2 := l.Router.operational(h.Name)
+		near, err := w.near.host.operational(w.near.name)
+		far, err2 := w.far.host.operational(w.far.name)
 		if err := errors.Join(err, err2); err != nil {
-			return fmt.Errorf("link between %s and router: %w", h.Name, err)
+			return fmt.Errorf("%s: %w", w, err)
 		}
 		if near && far {
 			return nil
@@ -157,9 +205,35 @@ func (l *Lab) awaitCarrier(ctx context.Context, h *Host) error {
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			return fmt.Errorf("link between %s and router: no carrier after %v", h.Name, carrierTimeout)
+			return fmt.Errorf("%s: no carrier after %v", w, carrierTimeout)
 		}
 	}
+}
+
+// Plug pulls the cable of a host's eth0 out of the switch, or puts it in again and returns when the link carries
+// packets. It is for hosts at the switch of the networks LAN and NAT.
+func (l *Lab) Plug(h *Host, in bool) error {
+	if l.bridge == nil {
+		return fmt.Errorf("%s: plug: the network has no switch", h.Name)
+	}
+	set := netlink.LinkSetDown
+	if in {
+		set = netlink.LinkSetUp
+	}
+	err := l.bridge.do("plug", func() error {
+		port, err := netlink.LinkByName(h.Name)
+		if err != nil {
+			return fmt.Errorf("find %s: %w", h.Name, err)
+		}
+		return set(port)
+	})
+	if err != nil || !in {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), carrierTimeout)
+	defer cancel()
+	w := wire{near: &end{host: l.bridge, name: h.Name}, far: &end{host: h, name: uplink}}
+	return w.awaitCarrier(ctx)
 }
 
 // operational reports whether a link is up and its addresses are usable. IPv6 addresses are usable a moment after they
@@ -187,47 +261,60 @@ func settled(link netlink.Link) (bool, error) {
 
 // disconnect deletes all links, so that no packet passes any more even if a socket keeps a namespace alive.
 func (l *Lab) disconnect() error {
-	if len(l.hosts) == 0 {
-		return nil
+	var errs []error
+	for _, h := range l.hosts {
+		errs = append(errs, h.do("delete links", deleteVeths))
 	}
-	return l.Router.Do(func() error {
-		links, err := netlink.LinkList()
-		for try := 1; errors.Is(err, netlink.ErrDumpInterrupted) && try < 10; try++ { // the links are changing
-			links, err = netlink.LinkList()
-		}
-		if err != nil {
-			return fmt.Errorf("list the router's links: %w", err)
-		}
-		var errs []error
-		for _, link := range links {
-			if link.Type() != "veth" {
-				continue
-			}
-			if err := netlink.LinkDel(link); err != nil {
-				errs = append(errs, fmt.Errorf("delete the router's link to %s: %w", link.Attrs().Name, err))
-			}
-		}
-		return errors.Join(errs...)
-	})
+	return errors.Join(errs...)
 }
 
-// raise adds the addresses to a link of this thread's namespace, addr in a /24 and addr6, if it is valid, in a /64. It
-// then sets the link up.
-func raise(name string, addr, addr6 netip.Addr) error {
-	link, err := netlink.LinkByName(name)
+// deleteVeths deletes the veth pairs of this thread's namespace.
+func deleteVeths() error {
+	links, err := netlink.LinkList()
+	for try := 1; errors.Is(err, netlink.ErrDumpInterrupted) && try < 10; try++ { // the links are changing
+		links, err = netlink.LinkList()
+	}
 	if err != nil {
-		return fmt.Errorf("find %s: %w", name, err)
+		return fmt.Errorf("list the links: %w", err)
 	}
-	if err := addAddress(link, netip.PrefixFrom(addr, 24)); err != nil {
-		return err
+	var errs []error
+	for _, link := range links {
+		if link.Type() != "veth" {
+			continue
+		}
+		if err := netlink.LinkDel(link); err != nil {
+			errs = append(errs, fmt.Errorf("delete %s: %w", link.Attrs().Name, err))
+		}
 	}
-	if addr6.IsValid() {
-		if err := addAddress(link, netip.PrefixFrom(addr6, 64)); err != nil {
+	return errors.Join(errs...)
+}
+
+// raise sets a link of this thread's namespace up. Before, it adds the addresses, IPv4 in a /24 and IPv6 in a /64. A
+// link without an address becomes a port of the bridge.
+func (e *end) raise() error {
+	link, err := netlink.LinkByName(e.name)
+	if err != nil {
+		return fmt.Errorf("find %s: %w", e.name, err)
+	}
+	if !e.addr[0].IsValid() {
+		br, err := netlink.LinkByName(bridge)
+		if err != nil {
+			return fmt.Errorf("find %s: %w", bridge, err)
+		}
+		if err := netlink.LinkSetMaster(link, br); err != nil {
+			return fmt.Errorf("put %s into %s: %w", e.name, bridge, err)
+		}
+	}
+	for i, bits := range []int{24, 64} {
+		if !e.addr[i].IsValid() {
+			continue
+		}
+		if err := addAddress(link, netip.PrefixFrom(e.addr[i], bits)); err != nil {
 			return err
 		}
 	}
 	if err := netlink.LinkSetUp(link); err != nil {
-		return fmt.Errorf("bring %s up: %w", name, err)
+		return fmt.Errorf("bring %s up: %w", e.name, err)
 	}
 	return nil
 }

@@ -30,7 +30,7 @@ import (
 var extra embed.FS
 
 // manual is the collection to which all pages belong.
-const manual = "LVS/TUN load balancing in user space"
+const manual = "LVS load balancing in user space"
 
 // program is a program with manual pages.
 type program struct {

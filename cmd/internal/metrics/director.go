@@ -66,6 +66,15 @@ var directorSeries = []series[api.DirectorStatus]{
 		"connections.", func(st *api.DirectorStatus) float64 { return float64(st.Leaving.Realservers) }),
 	gauge(nil, "vstun_director_leaving_connections", "Connections of those.",
 		func(st *api.DirectorStatus) float64 { return float64(st.Leaving.Connections) }),
+	counter(nil, "vstun_director_neighbour_answers_total", "Answers to ARP requests and neighbour solicitations for "+
+		"VIPs.", func(st *api.DirectorStatus) float64 { return float64(st.Neighbours.Answers) }),
+	counter(nil, "vstun_director_neighbour_announcements_total", "Gratuitous ARP requests and unsolicited neighbour "+
+		"advertisements of VIPs.",
+		func(st *api.DirectorStatus) float64 { return float64(st.Neighbours.Announcements) }),
+	counter(nil, "vstun_director_neighbour_conflicts_total", "Packets by which other hosts use a VIP.",
+		func(st *api.DirectorStatus) float64 { return float64(st.Neighbours.Conflicts) }),
+	counter(nil, "vstun_director_neighbour_send_errors_total", "Answers and announcements that the kernel refused to "+
+		"send.", func(st *api.DirectorStatus) float64 { return float64(st.Neighbours.Failed) }),
 	gauge(nil, "vstun_director_config_last_reload_successful", "Whether the last reload of the configuration went "+
 		"well: 1 or 0.", func(st *api.DirectorStatus) float64 { return boolean(st.Configuration.Error == "") }),
 	gauge(nil, "vstun_director_config_last_reload_success_timestamp_seconds", "When the configuration in force was "+
@@ -171,11 +180,12 @@ func sendService(ch chan<- prometheus.Metric, s *api.Service) {
 	}
 	for i := range s.Realservers {
 		r := &s.Realservers[i]
+		name := r.Name()
 		for i := range realserverSeries {
-			realserverSeries[i].send(ch, r, s.Name, r.Address)
+			realserverSeries[i].send(ch, r, s.Name, name)
 		}
-		ch <- prometheus.MustNewConstMetric(current, gaugeValue, float64(r.Active), s.Name, r.Address, "active")
-		ch <- prometheus.MustNewConstMetric(current, gaugeValue, float64(r.Inactive), s.Name, r.Address, "inactive")
+		ch <- prometheus.MustNewConstMetric(current, gaugeValue, float64(r.Active), s.Name, name, "active")
+		ch <- prometheus.MustNewConstMetric(current, gaugeValue, float64(r.Inactive), s.Name, name, "inactive")
 	}
 }
 

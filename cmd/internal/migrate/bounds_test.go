@@ -55,6 +55,8 @@ func TestHostileFiles(t *testing.T) {
 		{"scripts", migrate.Keepalived, service + numbered(200_000,
 			"real_server @ {\n notify_up /x\n}\n") + "}\n", "too much for one command"},
 		{"large groups", migrate.Keepalived, lots + "virtual_server group a {\n}\n", "too many services"},
+		{"ports of groups", migrate.Keepalived, lots + "virtual_server group a {\nreal_server 10.0.0.1 1 {\n}\n}\n",
+			"too many services"},
 		{"groups again and again", migrate.Keepalived, lots + strings.Repeat("virtual_server group a {\n}\n", 20_000),
 			"too many services"},
 		{"blocks again and again", migrate.Keepalived, "virtual_server_group a {\n" + numbered(60_000,

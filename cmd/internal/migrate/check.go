@@ -10,6 +10,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"vstun/balancer/method"
 	"vstun/cmd/internal/config"
 )
 
@@ -18,7 +19,8 @@ type check struct {
 	Place
 	kind     string
 	via      string // "tunnel" or "direct"
-	port     uint16 // 0: the service's
+	port     uint16 // 0: the service's, or the realserver's own
+	foreign  bool   // no client gets to the port
 	keys     []key  // keys of this kind only
 	interval time.Duration
 	timeout  time.Duration
@@ -127,7 +129,7 @@ func (k *keepalived) readCheck(s *service, r *realserver, port uint16, block *st
 		retryDelay = t.delay
 	}
 	k.settleTimes(s, c, retry, retryDelay, t.retryDelay > 0)
-	if !k.settlePort(s, c, connectPort, port) {
+	if !k.settlePort(s, r, c, connectPort, port) {
 		return nil
 	}
 	return c
@@ -161,11 +163,13 @@ func (k *keepalived) flatten(s *service, block *statement) (list []*statement) {
 	return list
 }
 
-// settlePort sets via and port of a check. keepalived connects to the realserver's own address. If the port is one of
-// the service, the check is for the server that clients reach by the VIP.
-func (k *keepalived) settlePort(s *service, c *check, connect, own uint16) bool {
-	if c.local() {
+// settlePort sets via and port of a check of r. keepalived connects to the realserver's own address, by default at its
+// port, own. If that is a port of the service, the check is for the server that clients reach by the VIP.
+func (k *keepalived) settlePort(s *service, r *realserver, c *check, connect, own uint16) bool {
+	if c.local() || r.forward == method.NAT {
 		c.via = "direct"
+	}
+	if c.local() {
 		return true
 	}
 	if !config.LookupCheckType(c.kind).Has("port") || len(s.vips) == 0 && connect == 0 {
@@ -173,9 +177,13 @@ func (k *keepalived) settlePort(s *service, c *check, connect, own uint16) bool 
 	}
 	port := connect
 	if port == 0 && slices.Contains(s.ports, 0) {
-		port = own // else the VIP's port, see notePort
+		port = own // else the VIP's port, see notePort, or the realserver's own
 	}
 	switch {
+	case r.port != 0:
+		if port != 0 && port != r.port {
+			c.port, c.foreign = port, true
+		}
 	case port == 0 && slices.Contains(s.ports, 0):
 		k.noteOf(s, c.Place, "a check without a port, in a service of every port: left out: write port in the check")
 		return false
@@ -183,7 +191,7 @@ func (k *keepalived) settlePort(s *service, c *check, connect, own uint16) bool 
 	case slices.Contains(s.ports, port) || slices.Contains(s.ports, 0):
 		c.port = port
 	default:
-		c.port, c.via = port, "direct"
+		c.port, c.via, c.foreign = port, "direct", true
 	}
 	return true
 }

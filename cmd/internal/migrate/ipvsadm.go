@@ -8,6 +8,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"vstun/balancer/method"
 )
 
 // IPVSAdm imports the output of ipvsadm-save or ipvsadm -S, the input of ipvsadm -R: a line for each service, "-A", and
@@ -188,7 +190,7 @@ func (p *ipvsadm) addService(at Place, r rule) {
 		s.protocol, s.ports, s.want = "tcp", []uint16{0}, "fwmark-"+value
 		s.source = printable("firewall mark " + value)
 	default:
-		a, port, err := hostPort(value)
+		a, port, err := hostPort(value, unicast)
 		if err != nil {
 			p.note(at, "%s: %v: left out, with its realservers", s.source, err)
 			p.lost[id] = true
@@ -229,15 +231,15 @@ func (p *ipvsadm) addService(at Place, r rule) {
 var shortFor = map[string]string{"tcp-service": "-t", "udp-service": "-u", "sctp-service": "--sctp-service",
 	"fwmark-service": "-f"}
 
-// hostPort reads "192.0.2.1:80" or "[2001:db8::1]:80". A missing port is every port.
-func hostPort(text string) (netip.Addr, uint16, error) {
+// hostPort reads "192.0.2.1:80" or "[2001:db8::1]:80". A missing port is every port. address reads the address.
+func hostPort(text string, address func(string) (netip.Addr, error)) (netip.Addr, uint16, error) {
 	host, port := text, "0"
 	if i := strings.LastIndexByte(text, ':'); i >= 0 && (strings.HasPrefix(text, "[") && strings.HasSuffix(text[:i],
 		"]") || strings.Count(text, ":") == 1) {
 		host, port = text[:i], text[i+1:]
 	}
 	host = strings.TrimSuffix(strings.TrimPrefix(host, "["), "]")
-	a, err := unicast(host)
+	a, err := address(host)
 	if err != nil {
 		return a, 0, fmt.Errorf("%w: want an address, as ipvsadm-save -n prints it", err)
 	}
@@ -263,7 +265,7 @@ func (p *ipvsadm) addServer(at Place, r rule) {
 			r.options["real-server"], strings.TrimSpace(shortFor[option]+" "+value))
 		return
 	}
-	a, port, err := hostPort(r.options["real-server"])
+	a, port, err := hostPort(r.options["real-server"], server)
 	if err != nil {
 		p.noteOf(s, at, "realserver %s: %v: left out", r.options["real-server"], err)
 		return
@@ -279,17 +281,15 @@ func (p *ipvsadm) addServer(at Place, r rule) {
 	if text, ok := r.options["l-threshold"]; ok {
 		p.setThreshold(s, rs, at, &rs.lower, text)
 	}
+	forward := method.DR // ipvsadm's default
 	switch {
 	case r.has("ipip"):
+		forward = method.TUN
 		p.tunnel(s, at, r, &rs.tunnel)
 	case r.has("masquerading"):
-		p.noteMethod(s, at, "NAT", title)
-	default: // -g, ipvsadm's default
-		p.noteMethod(s, at, "DR", title)
+		forward = method.NAT
 	}
-	if port != 0 {
-		p.notePort(s, at, title, port)
-	}
+	p.setMethod(s, rs, title, forward, port)
 	s.realservers = append(s.realservers, rs)
 }
 

@@ -3,6 +3,7 @@ package migrate
 import (
 	"encoding/binary"
 	"errors"
+	"iter"
 	"math/big"
 	"net/netip"
 	"path/filepath"
@@ -234,14 +235,16 @@ func (k *keepalived) virtualServer(block *statement) {
 		parts := k.group(group)
 		size := block.size()
 		every := slices.ContainsFunc(parts, func(p groupPart) bool { return p.ports[0] == 0 })
+		replaces := replacesPorts(block)
 		for _, part := range parts {
-			s := base
-			s.vips, s.ports, s.want = part.vips, part.ports, block.arg(2)
-			if !k.spend(block.Place, size*(1+(len(part.vips)+len(part.ports))/1024)) {
-				return
+			for s := range k.divide(block.Place, part, replaces) {
+				if !k.spend(block.Place, size*(1+(len(s.vips)+len(s.ports))/1024)) {
+					return
+				}
+				s.Place, s.source, s.want = base.Place, base.source, block.arg(2)+s.want
+				k.fill(s, block, every)
+				k.services = append(k.services, s)
 			}
-			k.fill(&s, block, every)
-			k.services = append(k.services, &s)
 		}
 	default:
 		vip, err := unicast(block.arg(1))
@@ -351,6 +354,50 @@ func (k *keepalived) group(block *statement) (parts []groupPart) {
 		parts[i].vips = append(parts[i].vips, a)
 	}
 	return parts
+}
+
+// divide yields services with the VIPs and ports of a part. With replaces, each has one port, and a part of its name.
+func (k *keepalived) divide(at Place, part groupPart, replaces bool) iter.Seq[*service] {
+	return func(yield func(*service) bool) {
+		if !replaces || len(part.ports) == 1 {
+			yield(&service{vips: part.vips, ports: part.ports})
+			return
+		}
+		for _, port := range part.ports {
+			if !k.spend(at, addressWork*len(part.vips)) || !yield(&service{vips: slices.Clone(part.vips),
+				ports: []uint16{port}, want: "-" + strconv.Itoa(int(port))}) {
+				return
+			}
+		}
+	}
+}
+
+// replacesPorts reports whether a server in a virtual_server's block gets packets at another port than the VIP's. Then
+// each port needs a service of its own.
+func replacesPorts(block *statement) bool {
+	isNAT := func(of *statement, absent bool, keywords ...string) bool {
+		for _, st := range of.block {
+			if slices.Contains(keywords, st.name()) {
+				absent = st.arg(1) != "TUN" && st.arg(1) != "DR"
+			}
+		}
+		return absent
+	}
+	byDefault := isNAT(block, true, "lb_kind", "lvs_method")
+	sorry := isNAT(block, byDefault, "sorry_server_lvs_method")
+	return slices.ContainsFunc(block.block, func(st *statement) bool {
+		replaces := false
+		switch st.name() {
+		case "real_server":
+			replaces = isNAT(st, byDefault, "lb_kind", "lvs_method")
+		case "sorry_server":
+			replaces = sorry
+		default:
+			return false
+		}
+		a, err := server(st.arg(1))
+		return st.arg(2) != "" && st.arg(2) != "0" && (replaces || err == nil && a.IsLoopback())
+	})
 }
 
 // addressRange reads "192.0.2.1", "192.0.2.1-9", "192.0.2.1-192.0.2.9" or "192.0.2.0/28", and the same forms with IPv6,

@@ -1,21 +1,18 @@
 package migrate
 
-import (
-	"net/netip"
-	"strings"
-)
+import "strings"
 
 // script is one of keepalived's notify_up, notify_down, quorum_up and quorum_down.
 type script struct {
 	Place
 	of         *service
-	realserver netip.Addr // invalid: the service's quorum
-	state      string     // "up" or "down"
+	realserver *realserver // nil: the service's quorum
+	state      string      // "up" or "down"
 	command    []string
 }
 
 // script records the script that a statement names. Without a realserver the script is the service's.
-func (k *keepalived) script(s *service, st *statement, realserver netip.Addr, state string) {
+func (k *keepalived) script(s *service, st *statement, realserver *realserver, state string) {
 	first, others := st.rest()
 	command := shellWords(first)
 	if !isCommand(command) {
@@ -40,20 +37,20 @@ const maxDispatcher = 120 << 10
 func (p *plan) dispatcher() string {
 	type subject struct {
 		*service
-		realserver netip.Addr // invalid: the service
+		*realserver // nil: the service
 	}
 	kept := map[subject]bool{}
 	for _, s := range p.services {
-		kept[subject{service: s}] = true
+		kept[subject{s, nil}] = true
 		for _, r := range s.realservers {
-			kept[subject{s, r.address}] = true
+			kept[subject{s, r}] = true
 		}
 	}
 	var b strings.Builder
 	for _, s := range p.scripts {
-		kind, address := "service", "-"
-		if s.realserver.IsValid() {
-			kind, address = "realserver", s.realserver.String()
+		kind, name := "service", "-"
+		if s.realserver != nil {
+			kind, name = "realserver", s.realserver.name()
 		}
 		if !kept[subject{s.of, s.realserver}] {
 			continue // its service or realserver has been left out
@@ -62,7 +59,7 @@ func (p *plan) dispatcher() string {
 		for _, w := range s.command {
 			words = append(words, shellQuote(w))
 		}
-		b.WriteString("\"" + strings.Join([]string{kind, s.of.name, address, s.state}, " ") + "\") exec " +
+		b.WriteString("\"" + strings.Join([]string{kind, s.of.name, name, s.state}, " ") + "\") exec " +
 			strings.Join(words, " ") + " ;;\n")
 	}
 	if b.Len() == 0 {

@@ -14,6 +14,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"vstun/balancer/method"
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/migrate"
 )
@@ -208,9 +209,41 @@ func TestAsKeepalivedReads(t *testing.T) {
 			func(d *config.Director) any { return check(d).SendHex + check(d).ExpectHex }, "", []string{`payload`,
 				`require_reply`}},
 
+		"no lb_kind": {strings.Replace(server(""), "lb_kind TUN; ", "", 1),
+			func(d *config.Director) any { return service(d).Realservers[0].Forward }, method.NAT, nil},
+		"lb_kind DR": {strings.Replace(server(""), "TUN", "DR", 1),
+			func(d *config.Director) any { return service(d).Realservers[0].Forward }, method.DR, nil},
+		"lb_kind that is none": {strings.Replace(server(""), "TUN", "tun", 1),
+			func(d *config.Director) any { return service(d).Realservers[0].Forward }, method.NAT,
+			[]string{`^x.conf:3: lb_kind tun: unknown`}},
+		"one server, two ports": {"virtual_server 192.0.2.1 80 {; protocol TCP; real_server 198.51.100.1 8080 {; }; " +
+			"real_server 198.51.100.1 8081 {; }; real_server 198.51.100.1 80 {; }; real_server 198.51.100.1 {; }; }; ",
+			func(d *config.Director) any {
+				var all []string
+				for _, r := range service(d).Realservers {
+					all = append(all, r.ID().String())
+				}
+				return strings.Join(all, " ")
+			}, "198.51.100.1:8080 198.51.100.1:8081 198.51.100.1:0",
+			[]string{`^x.conf:9: .*198.51.100.1 is there twice`}},
+		"LocalNode": {strings.Replace(tunnelled("sorry_server 127.0.0.1 80; real_server 198.51.100.1 80 {; }"), "TUN",
+			"DR", 1),
+			func(d *config.Director) any { return fmt.Sprint(service(d).Sorry.ID(), service(d).Sorry.Forward) },
+			"127.0.0.1:0 nat", []string{`^x.conf:5: sorry_server 127.0.0.1: is this host itself: imported as nat`}},
+		"LocalNode at another port": {"virtual_server 192.0.2.1 80 {; protocol TCP; lb_kind NAT; sorry_server " +
+			"127.0.0.1 8080; real_server 198.51.100.1 80 {; }; }; ",
+			func(d *config.Director) any { return fmt.Sprint(service(d).Sorry.ID(), service(d).Sorry.Forward) },
+			"127.0.0.1:8080 nat", nil},
+		"check of NAT": {"virtual_server 192.0.2.1 80 {; protocol TCP; delay_loop 6; real_server 198.51.100.1 8080 " +
+			"{; TCP_CHECK {; connect_timeout 3; }; }; }; ",
+			func(d *config.Director) any {
+				r := service(d).Realservers[0]
+				return fmt.Sprint(r.Via(), r.CheckPort())
+			}, "direct8080", nil},
+
 		"sorry server is a realserver": {tunnelled("sorry_server 198.51.100.2 80; real_server 198.51.100.1 80 {; }; " +
 			"real_server 198.51.100.2 80 {; }"),
-			func(d *config.Director) any { return service(d).SorryServer }, netip.MustParseAddr("198.51.100.2"), nil},
+			func(d *config.Director) any { return service(d).Sorry.Address }, netip.MustParseAddr("198.51.100.2"), nil},
 
 		"SSL": {"SSL {; certificate " + certificate(t, dir) + "; key " + filepath.Join(dir,
 			"key.pem") + "; }; " + server("SSL_GET {; connect_timeout 3; url {; path /; }; }"),

@@ -1,11 +1,12 @@
 package migrate
 
 import (
-	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
+
+	"vstun/balancer/method"
 )
 
 // fill reads the block of a virtual_server into s, which has its VIPs and ports. every is set if an address of the
@@ -16,11 +17,11 @@ func (k *keepalived) fill(s *service, block *statement, every bool) {
 	}
 	general := settings{delay: 60 * time.Second, timeout: 5 * time.Second, retry: -1, leastRetry: 1, weight: 1,
 		tunnel: tunnel{encap: "ipip"}}
-	method := ""
+	s.forward = usualMethod
 	for _, st := range block.block {
 		switch st.name() {
 		case "lb_kind", "lvs_method":
-			method = k.method(s, st, &general.tunnel)
+			s.forward = k.method(s, st, &general.tunnel)
 		case "persistence_timeout":
 			switch st.arg(1) {
 			case "":
@@ -33,7 +34,7 @@ func (k *keepalived) fill(s *service, block *statement, every bool) {
 			k.setNetmask(s, st.Place, st.arg(1))
 		case "weight":
 			k.setWeight(s, s.source, &general.weight, st.Place, st.arg(1))
-		case "real_server": // read last, see below
+		case "real_server", "sorry_server", "sorry_server_lvs_method": // read last, see below
 		default:
 			if !general.read(k, s, "virtual_server", st) {
 				k.serviceStatement(s, st)
@@ -48,33 +49,40 @@ func (k *keepalived) fill(s *service, block *statement, every bool) {
 		k.noteOf(s, block.Place, "port 0 without persistence_timeout: keepalived makes it 360 seconds, and so does "+
 			"the import: take persistence out where no client has to stay")
 	}
-	if method == "" {
-		method = "NAT" // keepalived's default
-	}
-	ownMethods := true
+	sorryMethod := s.forward
 	for _, st := range block.block {
-		if st.name() == "real_server" {
-			ownMethods = k.realServer(s, st, general) && ownMethods
+		if st.name() == "sorry_server_lvs_method" {
+			sorryMethod = k.sorryMethod(s, st, general.tunnel)
 		}
 	}
-	if !ownMethods {
-		k.noteMethod(s, block.Place, method, s.source)
+	for _, st := range block.block {
+		switch st.name() {
+		case "real_server":
+			k.realServer(s, st, general)
+		case "sorry_server":
+			k.sorryServer(s, st, sorryMethod)
+		}
 	}
 }
+
+// usualMethod is keepalived's default.
+const usualMethod = method.NAT
 
 // usualPersistence is keepalived's default, IPVS_SVC_PERSISTENT_TIMEOUT.
 const usualPersistence = 6 * time.Minute
 
 // method reads "TUN type gue port 6080 csum", "DR" or "NAT".
-func (k *keepalived) method(s *service, st *statement, t *tunnel) string {
-	method := st.arg(1)
-	switch method {
-	case "DR", "NAT":
-		return method
+func (k *keepalived) method(s *service, st *statement, t *tunnel) method.Kind {
+	switch name := st.arg(1); name {
+	case "DR":
+		return method.DR
+	case "NAT":
+		return method.NAT
 	case "TUN":
 	default:
-		k.noteOf(s, st.Place, "%s %s: unknown: imported as a tunnel, ipip", st.name(), method)
-		return "TUN"
+		k.noteOf(s, st.Place, "%s %s: unknown: nat, keepalived's default, is in its place: want TUN, DR or NAT",
+			st.name(), name)
+		return usualMethod
 	}
 	*t = tunnel{encap: "ipip"}
 	for i := 2; i < len(st.words); i++ {
@@ -101,7 +109,7 @@ func (k *keepalived) method(s *service, st *statement, t *tunnel) string {
 			k.noteOf(s, st.Place, "%s: tunnel option %q: unknown: left out", st.name(), w)
 		}
 	}
-	return method
+	return method.TUN
 }
 
 // serviceKeywords are the keywords of a virtual_server that are not settings and that fill does not read itself.
@@ -111,17 +119,14 @@ var serviceKeywords = map[string]func(*keepalived, *service, *statement){
 	"flag-1":    (*keepalived).flag, "flag-2": (*keepalived).flag, "flag-3": (*keepalived).flag,
 	"sh-port": (*keepalived).flag, "sh-fallback": (*keepalived).flag,
 	"mh-port": (*keepalived).flag, "mh-fallback": (*keepalived).flag,
-	"ops":          func(_ *keepalived, s *service, _ *statement) { s.onePacket = true },
-	"protocol":     (*keepalived).protocol,
-	"quorum":       func(k *keepalived, s *service, st *statement) { k.sum(s, st, &s.quorum) },
-	"hysteresis":   func(k *keepalived, s *service, st *statement) { k.sum(s, st, &s.hysteresis) },
-	"quorum_up":    func(k *keepalived, s *service, st *statement) { k.script(s, st, netip.Addr{}, "up") },
-	"quorum_down":  func(k *keepalived, s *service, st *statement) { k.script(s, st, netip.Addr{}, "down") },
-	"sorry_server": (*keepalived).sorryServer,
+	"ops":         func(_ *keepalived, s *service, _ *statement) { s.onePacket = true },
+	"protocol":    (*keepalived).protocol,
+	"quorum":      func(k *keepalived, s *service, st *statement) { k.sum(s, st, &s.quorum) },
+	"hysteresis":  func(k *keepalived, s *service, st *statement) { k.sum(s, st, &s.hysteresis) },
+	"quorum_up":   func(k *keepalived, s *service, st *statement) { k.script(s, st, nil, "up") },
+	"quorum_down": func(k *keepalived, s *service, st *statement) { k.script(s, st, nil, "down") },
 	"sorry_server_inhibit": without("sorry_server_inhibit: no counterpart: the sorry server is there while it is " +
 		"needed"),
-	"sorry_server_lvs_method": without("sorry_server_lvs_method: no counterpart: the sorry server is reached " +
-		"through its service's tunnel"),
 	"omega": without("omega: no counterpart: a director sends no notification at its end: do it in its " +
 		"unit (ExecStopPost=)"),
 	"ha_suspend": without("ha_suspend: no counterpart: checks run on every director, also on one that " +
@@ -147,7 +152,7 @@ func isSetting(name string) bool {
 	_, ofService := serviceKeywords[name]
 	_, general := knownIn[name]
 	return ofService || general || slices.Contains([]string{"lb_kind", "lvs_method", "persistence_timeout",
-		"persistence_granularity", "weight"}, name)
+		"persistence_granularity", "weight", "sorry_server", "sorry_server_lvs_method"}, name)
 }
 
 // serviceStatement reads a statement that is neither a real_server nor a default for real_servers.
@@ -181,18 +186,27 @@ func (k *keepalived) sum(s *service, st *statement, to *int) {
 	*to = int(n)
 }
 
-func (k *keepalived) sorryServer(s *service, st *statement) {
-	a, err := unicast(st.arg(1))
-	port, ok := k.port(st.Place, "sorry_server "+st.arg(1), st.arg(2))
+func (k *keepalived) sorryServer(s *service, st *statement, forward method.Kind) {
+	title := "sorry_server " + st.arg(1)
+	a, err := server(st.arg(1))
+	port, _ := k.port(st.Place, title, st.arg(2))
 	if err != nil {
-		k.noteOf(s, st.Place, "sorry_server %s: %v: left out: it is reached through a tunnel, as a realserver is",
-			st.arg(1), err)
+		k.noteOf(s, st.Place, "%s: %v: left out: want an address that the director reaches", title, err)
 		return
 	}
-	s.sorry = a
-	if ok && st.arg(2) != "" {
-		k.notePort(s, st.Place, "sorry_server "+st.arg(1), port)
+	s.sorry = &realserver{Place: st.Place, address: a}
+	k.setMethod(s, s.sorry, title, forward, port)
+}
+
+// sorryMethod reads sorry_server_lvs_method. The sorry server has its service's tunnel, which is general.
+func (k *keepalived) sorryMethod(s *service, st *statement, general tunnel) method.Kind {
+	own := general
+	forward := k.method(s, st, &own)
+	if forward == method.TUN && own != general {
+		k.noteOf(s, st.Place, "sorry_server_lvs_method: the sorry server's tunnel is the service's: left out: make it "+
+			"one of the realservers, with weight 0")
 	}
+	return forward
 }
 
 func (k *keepalived) smtpAlert(s *service, st *statement) {
@@ -201,32 +215,32 @@ func (k *keepalived) smtpAlert(s *service, st *statement) {
 	}
 }
 
-// realServer reads a real_server and reports whether it has its own lvs_method.
-func (k *keepalived) realServer(s *service, block *statement, general settings) (ownMethod bool) {
-	a, err := unicast(block.arg(1))
+// realServer reads a real_server.
+func (k *keepalived) realServer(s *service, block *statement, general settings) {
+	a, err := server(block.arg(1))
 	if err != nil {
 		k.noteOf(s, block.Place, "real_server %s: %v: left out: want an address that the director reaches",
 			block.arg(1), err)
-		return true
+		return
 	}
 	title := "real_server " + a.String()
 	r := &realserver{Place: block.Place, address: a, weight: general.weight}
+	forward := s.forward
 	var found []*statement // checkers
 	for _, st := range block.block {
 		switch st.name() {
 		case "weight":
 			k.setWeight(s, title, &r.weight, st.Place, st.arg(1))
 		case "lvs_method", "lb_kind":
-			ownMethod = true
-			k.noteMethod(s, st.Place, k.method(s, st, &general.tunnel), title)
+			forward = k.method(s, st, &general.tunnel)
 		case "uthreshold":
 			k.setThreshold(s, r, st.Place, &r.upper, st.arg(1))
 		case "lthreshold":
 			k.setThreshold(s, r, st.Place, &r.lower, st.arg(1))
 		case "notify_up":
-			k.script(s, st, a, "up")
+			k.script(s, st, r, "up")
 		case "notify_down":
-			k.script(s, st, a, "down")
+			k.script(s, st, r, "down")
 		case "smtp_alert":
 			k.smtpAlert(s, st)
 		case "snmp_name":
@@ -242,12 +256,9 @@ func (k *keepalived) realServer(s *service, block *statement, general settings) 
 			}
 		}
 	}
-	if port, ok := k.port(block.Place, title, block.arg(2)); ok && block.arg(2) != "" {
-		k.notePort(s, block.Place, title, port)
-	}
+	port, _ := k.port(block.Place, title, block.arg(2))
+	k.setMethod(s, r, title, forward, port)
 	r.tunnel, r.drain = general.tunnel, general.inhibit
-	port, _ := strconv.ParseUint(block.arg(2), 10, 16)
-	r.check = k.check(s, r, uint16(port), found, general)
+	r.check = k.check(s, r, port, found, general)
 	s.realservers = append(s.realservers, r)
-	return ownMethod
 }

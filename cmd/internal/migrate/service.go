@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"vstun/balancer"
+	"vstun/balancer/method"
 	"vstun/cmd/internal/config"
 )
 
@@ -28,7 +29,8 @@ type service struct {
 	onePacket   bool
 	quorum      int // 0: the default
 	hysteresis  int
-	sorry       netip.Addr
+	forward     method.Kind // of keepalived's virtual_server
+	sorry       *realserver // nil: none
 	realservers []*realserver
 }
 
@@ -43,11 +45,21 @@ type persistence struct {
 type realserver struct {
 	Place
 	address      netip.Addr
+	forward      method.Kind
+	port         uint16 // of nat; 0: the service's
 	weight       int
 	upper, lower int
 	tunnel       tunnel
 	drain        bool   // on_failure
 	check        *check // nil: none
+}
+
+// name returns the realserver's name in messages: its address, and its own port, where it has one.
+func (r *realserver) name() string {
+	if r.port == 0 {
+		return r.address.String()
+	}
+	return netip.AddrPortFrom(r.address, r.port).String()
 }
 
 // tunnel has the values of the keys encap, encap_port and encap_checksum.
@@ -76,6 +88,35 @@ func unicast(text string) (netip.Addr, error) {
 		return netip.Addr{}, fmt.Errorf("%s is %s", a, config.NotUnicast(a))
 	}
 	return a, nil
+}
+
+// server reads the address of a realserver. A loopback address is this host itself, as IPVS's LocalNode.
+func server(text string) (netip.Addr, error) {
+	if a, err := netip.ParseAddr(text); err == nil && a.Is4() && a.IsLoopback() {
+		return a, nil
+	}
+	return unicast(text)
+}
+
+// setMethod sets the forwarding method of a realserver, and its port, 0 for none.
+func (p *plan) setMethod(s *service, r *realserver, title string, forward method.Kind, port uint16) {
+	r.forward = forward
+	if r.address.IsLoopback() && forward != method.NAT {
+		p.noteOf(s, r.Place, "%s: is this host itself: imported as nat: its server gets the packets at %s, where IPVS "+
+			"leaves them at the VIP", title, r.address)
+		r.forward = method.NAT
+	}
+	every := slices.Contains(s.ports, 0) && len(s.vips) > 0
+	switch {
+	case port == 0 || len(s.ports) == 1 && port == s.ports[0]:
+	case r.forward != method.NAT:
+		p.notePort(s, r.Place, title, r.forward, port)
+	case every:
+		p.noteOf(s, r.Place, "%s port %d: in a service of every port IPVS leaves ports as they are: left out", title,
+			port)
+	default:
+		r.port = port
+	}
 }
 
 // settle removes conflicts within one director.toml: VIPs and ports of another service, realservers that are VIPs.
@@ -130,16 +171,22 @@ func (p *plan) settle() {
 }
 
 func (p *plan) settleRealservers(s *service, vips map[netip.Addr]bool) {
-	seen := map[netip.Addr]bool{}
+	seen := map[netip.AddrPort]bool{}
 	s.realservers = slices.DeleteFunc(s.realservers, func(r *realserver) bool {
+		at := netip.AddrPortFrom(r.address, r.port)
+		if r.port == 0 && len(s.ports) == 1 {
+			at = netip.AddrPortFrom(r.address, s.ports[0])
+		}
 		switch {
 		case vips[r.address]:
 			p.noteOf(s, r.Place, "realserver %s is a VIP: left out: name the server's own address", r.address)
-		case seen[r.address]:
-			p.noteOf(s, r.Place, "realserver %s is there twice, which tunnels can't tell apart: left out: add its "+
-				"weight to the first", r.address)
+		case !s.reaches(r):
+			p.noteOf(s, r.Place, "realserver %s: %v changes no IP version, and the VIP has another one: left out: "+
+				"use tun", r.address, r.forward)
+		case seen[at]:
+			p.noteOf(s, r.Place, "realserver %s is there twice: left out: add its weight to the first", r.name())
 		default:
-			seen[r.address] = true
+			seen[at] = true
 			return false
 		}
 		return true
@@ -159,6 +206,14 @@ func (p *plan) settleRealservers(s *service, vips map[netip.Addr]bool) {
 	}
 }
 
+// reaches reports whether r can have the packets of all VIPs of s: only tunnels carry the packets of one IP version
+// over the other.
+func (s *service) reaches(r *realserver) bool {
+	return r.forward == method.TUN || !slices.ContainsFunc(s.vips, func(vip netip.Addr) bool {
+		return vip.Is4() != r.address.Is4()
+	})
+}
+
 // settleQuorum lowers a quorum above the sum of weights, as keepalived does, and removes a sorry server that is a VIP.
 func (p *plan) settleQuorum(s *service, vips map[netip.Addr]bool) {
 	sum, drains := 0, len(s.realservers) == 0
@@ -166,9 +221,15 @@ func (p *plan) settleQuorum(s *service, vips map[netip.Addr]bool) {
 		sum += r.weight
 		drains = drains || r.weight == 0
 	}
-	if vips[s.sorry] {
-		p.noteOf(s, s.Place, "sorry_server %s is a VIP: left out: name the server's own address", s.sorry)
-		s.sorry = netip.Addr{}
+	switch r := s.sorry; {
+	case r == nil:
+	case vips[r.address]:
+		p.noteOf(s, s.Place, "sorry_server %s is a VIP: left out: name the server's own address", r.address)
+		s.sorry = nil
+	case !s.reaches(r):
+		p.noteOf(s, r.Place, "sorry_server %s: %v changes no IP version, and the VIP has another one: left out",
+			r.address, r.forward)
+		s.sorry = nil
 	}
 	if most := max(s.quorum, 1) - 1; s.hysteresis > most {
 		p.noteOf(s, s.Place, "hysteresis %d is not less than the quorum: %d is in its place", s.hysteresis, most)
@@ -186,6 +247,8 @@ func (p *plan) settleTunnels(s *service) {
 	var port uint16
 	for _, r := range s.realservers {
 		switch {
+		case r.forward != method.TUN:
+			r.tunnel = tunnel{}
 		case r.tunnel.encap == "ipip":
 			r.tunnel = tunnel{encap: "ipip"}
 		case r.tunnel.encap == "gre":
@@ -353,22 +416,10 @@ func (p *plan) setThreshold(s *service, r *realserver, at Place, to *int, text s
 	*to = int(n)
 }
 
-// noteMethod notes that a realserver with another forwarding method gets a tunnel.
-func (p *plan) noteMethod(s *service, at Place, method, address string) {
-	const agent = "the realserver needs vstun's agent, or a tunnel device of its own, with the VIP"
-	switch method {
-	case "DR":
-		p.noteOf(s, at, "%s: direct routing (DR) is none of this: imported as ipip: %s", address, agent)
-	case "NAT":
-		p.noteOf(s, at, "%s: masquerading (NAT) is none of this: imported as ipip: %s, and must answer clients itself",
-			address, agent)
-	}
-}
-
-// notePort notes that a tunnel changes no port.
-func (p *plan) notePort(s *service, at Place, address string, port uint16) {
+// notePort notes that a method changes no port.
+func (p *plan) notePort(s *service, at Place, address string, forward method.Kind, port uint16) {
 	if !slices.Contains(s.ports, port) && !slices.Contains(s.ports, 0) {
-		p.noteOf(s, at, "%s port %d: a tunnel leaves ports as they are: let the server listen at the VIP's port %d",
-			address, port, s.ports[0])
+		p.noteOf(s, at, "%s port %d: %v leaves ports as they are: let the server listen at the VIP's port %d", address,
+			port, forward, s.ports[0])
 	}
 }

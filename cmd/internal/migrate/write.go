@@ -9,6 +9,8 @@ import (
 	"strings"
 	"time"
 	"unicode/utf8"
+
+	"vstun/balancer/method"
 )
 
 // writer writes TOML in the manual's style: keys in the manual's order, aligned, without defaults, and comments before
@@ -69,10 +71,10 @@ func (p *plan) write(source, notify string) []byte {
 	}
 	if p.hasChecks() {
 		w.line("#")
-		w.line("# Checks with via = \"tunnel\" go to the VIP, through the tunnel, as clients' packets do, and so " +
-			"find more than keepalived's, which go to the")
-		w.line("# realserver's own address: that is via = \"direct\". As with keepalived, realservers begin as up " +
-			"(initial) but for those with alpha,")
+		w.line("# Checks with via = \"tunnel\" go to the VIP, by the forwarding method, as clients' packets do, and " +
+			"so find more than keepalived's, which go to")
+		w.line("# the realserver's own address: that is via = \"direct\". As with keepalived, realservers begin as " +
+			"up (initial) but for those with alpha,")
 		w.line("# one success makes them up again (rise), and certificates are not verified (verify).")
 	}
 	if p.program == "ipvsadm" {
@@ -105,8 +107,9 @@ func (p *plan) write(source, notify string) []byte {
 		w.line("")
 		w.line("# keepalived's scripts. The director runs this for every change of state, with these arguments " +
 			"behind it: service or realserver, the")
-		w.line("# service's name, the realserver's address or -, the old state, the new state, why. It runs with " +
-			"the director's rights, which are few.")
+		w.line("# service's name, the realserver's address (ADDRESS:PORT, if it has a port of its own) or -, the old " +
+			"state, the new state, why. It runs")
+		w.line("# with the director's rights, which are few.")
 		w.table("", "[notify]", []key{{"command", `["/bin/sh", "-c", ` + block(notify) + `, "notify"]`, ""}})
 	}
 	for _, s := range p.services {
@@ -140,7 +143,7 @@ func (w *writer) source(s *service) {
 // service writes a service. A service without VIPs is written for a comment, with marks where the user fills in values.
 func (w *writer) service(s *service) {
 	tunnel, drain, common := s.tunnel(), s.drain(), s.check()
-	keys := slices.Concat([]key{{"name", quote(s.name), ""}}, s.addressKeys(), s.schedulingKeys(), s.tunnelKeys(tunnel),
+	keys := slices.Concat([]key{{"name", quote(s.name), ""}}, s.addressKeys(), s.schedulingKeys(), s.methodKeys(tunnel),
 		s.healthKeys(drain))
 	w.table("", "[[service]]", keys)
 	if common != nil {
@@ -149,7 +152,7 @@ func (w *writer) service(s *service) {
 	}
 	for _, r := range s.realservers {
 		w.line("")
-		w.realserver(r, tunnel, drain)
+		w.realserver(r, s.method(), tunnel, drain)
 		if common == nil && r.check != nil {
 			w.line("")
 			w.check("    ", "[service.realserver.check]", r.check)
@@ -206,9 +209,12 @@ func (s *service) schedulingKeys() (keys []key) {
 	return keys
 }
 
-// tunnelKeys returns the keys of the service's tunnel.
-func (s *service) tunnelKeys(tunnel tunnel) (keys []key) {
+// methodKeys returns the keys of the service's forwarding method and tunnel.
+func (s *service) methodKeys(tunnel tunnel) (keys []key) {
 	add := func(name, value string) { keys = append(keys, key{name, value, ""}) }
+	if s.method() != method.TUN {
+		add("forward", quote(s.method().String()))
+	}
 	if tunnel.encap != "ipip" {
 		add("encap", quote(tunnel.encap))
 	}
@@ -224,7 +230,7 @@ func (s *service) tunnelKeys(tunnel tunnel) (keys []key) {
 	return keys
 }
 
-// healthKeys returns the keys quorum, hysteresis, on_failure and sorry_server.
+// healthKeys returns the keys quorum, hysteresis, on_failure and those of the sorry server.
 func (s *service) healthKeys(drain bool) (keys []key) {
 	add := func(name, value string) { keys = append(keys, key{name, value, ""}) }
 	if s.quorum > 1 {
@@ -236,15 +242,30 @@ func (s *service) healthKeys(drain bool) (keys []key) {
 	if drain {
 		add("on_failure", quote("drain"))
 	}
-	if s.sorry.IsValid() {
-		add("sorry_server", quote(s.sorry.String()))
+	if s.sorry != nil {
+		add("sorry_server", quote(s.sorry.name()))
+		if s.sorry.forward != s.method() {
+			add("sorry_forward", quote(s.sorry.forward.String()))
+		}
 	}
 	return keys
 }
 
-func (w *writer) realserver(r *realserver, tunnel tunnel, drain bool) {
-	keys := []key{{"address", quote(r.address.String()), ""}, {"weight", strconv.Itoa(r.weight), ""}}
+// realserver writes a realserver of a service with a method, a tunnel and on_failure.
+func (w *writer) realserver(r *realserver, forward method.Kind, tunnel tunnel, drain bool) {
+	var keys []key
 	add := func(name, value string) { keys = append(keys, key{name, value, ""}) }
+	add("address", quote(r.address.String()))
+	if r.port != 0 {
+		add("port", strconv.Itoa(int(r.port)))
+	}
+	add("weight", strconv.Itoa(r.weight))
+	if r.forward != forward {
+		add("forward", quote(r.forward.String()))
+	}
+	if r.forward != method.TUN {
+		tunnel = r.tunnel // none
+	}
 	if r.tunnel.encap != tunnel.encap {
 		add("encap", quote(r.tunnel.encap))
 	}
@@ -263,12 +284,24 @@ func (w *writer) realserver(r *realserver, tunnel tunnel, drain bool) {
 	w.table("  ", "[[service.realserver]]", keys)
 }
 
-// tunnel returns the service's tunnel: its first realserver's. A realserver with another tunnel has keys of its own.
-func (s *service) tunnel() tunnel {
+// method returns the service's forwarding method: its first realserver's. A realserver with another method has a key of
+// its own.
+func (s *service) method() method.Kind {
 	if len(s.realservers) == 0 {
-		return tunnel{encap: "ipip"}
+		return s.forward
 	}
-	return s.realservers[0].tunnel
+	return s.realservers[0].forward
+}
+
+// tunnel returns the service's tunnel: that of its first realserver with one. A realserver with another tunnel has keys
+// of its own.
+func (s *service) tunnel() tunnel {
+	for _, r := range s.realservers {
+		if r.forward == method.TUN {
+			return r.tunnel
+		}
+	}
+	return tunnel{encap: "ipip"}
 }
 
 // drain reports whether all realservers drain when they fail. If not, the draining ones have a key of their own.
@@ -305,7 +338,7 @@ func (w *writer) check(indent, header string, c *check) {
 	if c.port != 0 {
 		add("port", strconv.Itoa(int(c.port)))
 	}
-	if c.via == "direct" && c.port != 0 {
+	if c.foreign {
 		keys[len(keys)-1].comment = "no port of the service"
 	}
 	keys = append(keys, c.keys...)

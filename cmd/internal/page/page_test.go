@@ -40,7 +40,7 @@ func TestShows(t *testing.T) {
 		"tbody:nth-of-type(2) .service .how":    "rr ops",
 		"tbody:nth-of-type(3) .service .how":    "wlc persistent 300 netmask 24",
 		"tbody:nth-of-type(3) .service .health": "▲ sorry server 0 of 2 up, weight 0, quorum 2",
-		"tbody:nth-of-type(2) .realserver":      "fd00:0:11::2 ipip 1 ○ unchecked 41 160 0 0 0",
+		"tbody:nth-of-type(2) .realserver":      "fd00:0:11::2 Tunnel,ipip 1 ○ unchecked 41 160 0 0 0",
 		"#notices": "mail: its sorry server answers (weight 0 up, quorum 2) Show 3 " +
 			"realservers of 8 down, in 2 services Show",
 		"#drops tbody":   "no_service 0 1,234 send_error 0 3 too_big 0 17",

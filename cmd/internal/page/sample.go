@@ -77,9 +77,16 @@ type drop struct {
 
 // leaving is the realservers that are not configured any more. List has the first leavingShown of them.
 type leaving struct {
-	Realservers int                     `json:"realservers"`
-	Connections int                     `json:"connections"`
-	List        []api.LeavingRealserver `json:"list"`
+	Realservers int                 `json:"realservers"`
+	Connections int                 `json:"connections"`
+	List        []leavingRealserver `json:"list"`
+}
+
+type leavingRealserver struct {
+	Name     string `json:"name"`
+	Service  string `json:"service"`
+	Active   int    `json:"active"`
+	Inactive int    `json:"inactive"`
 }
 
 const leavingShown = 100
@@ -110,7 +117,7 @@ type serviceState struct {
 }
 
 type realserver struct {
-	address   string
+	name      string
 	state     *realserverState
 	figures   *figures
 	stateAt   uint64
@@ -119,8 +126,8 @@ type realserver struct {
 }
 
 type realserverState struct {
-	Address    string `json:"address"`
-	Tunnel     string `json:"tunnel"`
+	Name       string `json:"name"`
+	Method     string `json:"method"` // with its tunnel, as status prints it
 	Weight     int    `json:"weight"`
 	Configured int    `json:"configured"` // weight in the configuration
 	Effective  int    `json:"effective"`
@@ -155,7 +162,7 @@ func (s *sample) take(st *api.DirectorStatus, now time.Time) {
 func (s *sample) arrange(all []api.Service) {
 	same := slices.EqualFunc(s.services, all, func(a *service, b api.Service) bool {
 		return a.name == b.Name && slices.EqualFunc(a.realservers, b.Realservers,
-			func(a *realserver, b api.Realserver) bool { return a.address == b.Address })
+			func(a *realserver, b api.Realserver) bool { return a.name == b.Name() })
 	})
 	if same {
 		return
@@ -174,12 +181,12 @@ func (s *sample) arrange(all []api.Service) {
 		}
 		was := map[string]*realserver{}
 		for _, r := range svc.realservers {
-			was[r.address] = r
+			was[r.name] = r
 		}
 		svc.realservers = make([]*realserver, 0, len(all[i].Realservers))
 		for j := range all[i].Realservers {
 			r := &all[i].Realservers[j]
-			svc.realservers = append(svc.realservers, cmp.Or(was[r.Address], &realserver{address: r.Address,
+			svc.realservers = append(svc.realservers, cmp.Or(was[r.Name()], &realserver{name: r.Name(),
 				old: counted(r)}))
 		}
 		s.services = append(s.services, svc)
@@ -216,7 +223,7 @@ func (s *sample) takeService(svc *service, st *api.Service) (growth counts) {
 func (s *sample) takeRealserver(r *realserver, st *api.Realserver, c, growth counts) {
 	f := figures{active: float64(st.Active), inactive: float64(st.Inactive)}
 	f.set(c, growth, s.seconds)
-	state := realserverState{Address: st.Address, Tunnel: st.Forward(), Weight: st.Weight, Configured: st.Weight,
+	state := realserverState{Name: st.Name(), Method: st.Method(), Weight: st.Weight, Configured: st.Weight,
 		Effective: st.Weight, Upper: st.Upper, Lower: st.Lower,
 		Health: cmp.Or(st.Health, "unchecked")}
 	if st.Configured != nil {
@@ -227,7 +234,11 @@ func (s *sample) takeRealserver(r *realserver, st *api.Realserver, c, growth cou
 	}
 	if k := st.Check; k != nil {
 		state.Check, state.Reason = k.Type+", direct", k.Reason
-		if k.Via == "tunnel" {
+		switch {
+		case k.Via != "tunnel":
+		case st.Encap == "": // dr
+			state.Check = k.Type + ", to the VIP"
+		default:
 			state.Check = k.Type + ", through the tunnel"
 		}
 		var since, last float64
@@ -236,6 +247,9 @@ func (s *sample) takeRealserver(r *realserver, st *api.Realserver, c, growth cou
 		}
 		state.Since = int64(moment(s.at, k.Since, since))
 		f[checked], f[took] = moment(s.at, k.Last, last), math.Round(k.Duration*1e4)/10
+	}
+	if st.Unreachable != "" {
+		state.Reason = st.Unreachable
 	}
 	update(&r.figures, f, &r.figuresAt, s.number)
 	update(&r.state, state, &r.stateAt, s.number)
@@ -298,8 +312,10 @@ func (s *sample) takeTotals(st *api.DirectorStatus, scheduled uint64) {
 	s.director = directorState{Version: st.Version, Pid: st.Pid, Started: moment(s.at, st.Uptime, s.director.Started),
 		TUN: st.TUN, Queues: st.Queues,
 		Offloads: st.Offloads, SendError: st.SendError}
-	s.leaving = leaving{st.Leaving.Realservers, st.Leaving.Connections,
-		st.Leaving.List[:min(len(st.Leaving.List), leavingShown)]}
+	s.leaving = leaving{Realservers: st.Leaving.Realservers, Connections: st.Leaving.Connections}
+	for _, r := range st.Leaving.List[:min(len(st.Leaving.List), leavingShown)] {
+		s.leaving.List = append(s.leaving.List, leavingRealserver{r.Name(), r.Service, r.Active, r.Inactive})
+	}
 }
 
 func trafficOf(t api.Traffic, growth counts, seconds float64) traffic {

@@ -18,15 +18,19 @@ const (
 	Reassembly  // a fragment of a packet that was not complete in time, or was evicted for a later one
 
 	// Packets that the director cannot forward. The agent also drops packets as Offload and TooBig.
+	Frame        // an Ethernet frame for another host or for a group, with a VLAN tag, or without an IP packet
 	Protocol     // neither TCP, UDP, SCTP nor ICMP
 	ICMP         // an ICMP message that is neither an echo request nor an error of the kinds that servers need
 	NoService    // no service has this address, protocol and port
 	NoConnection // TCP or SCTP without a known connection, and no SYN or INIT; an ICMP error about such a connection
 	Removed      // the realserver of its connection is no longer configured
 	NoRealserver // no realserver can get a new connection
+	Unreachable  // no route to the realserver of VS/NAT, or a client on this host: the sender gets an ICMP error
 	TableFull    // a new connection beyond connections.max, and no entry can be evicted for it
 	Offload      // a GSO packet, or an unfinished checksum, that contradicts its own headers
 	TooBig       // with DF, larger than the path takes; the sender gets an ICMP error with the MTU
+	Unresolved   // the MAC address of its realserver is not known (VS/DR), and enough packets wait for it already
+	TTL          // its TTL or hop limit is used up; the sender gets an ICMP time exceeded
 
 	// Packets that the realserver's agent refuses.
 	NotDirector      // outer source is not in directors
@@ -73,15 +77,19 @@ var reasons = [NumReasons]struct {
 	SourceRoute:      {"source_route", both},
 	Fragment:         {"fragment", director},
 	Reassembly:       {"reassembly", director},
+	Frame:            {"frame", director},
 	Protocol:         {"protocol", director},
 	ICMP:             {"icmp", director},
 	NoService:        {"no_service", director},
 	NoConnection:     {"no_connection", director},
 	Removed:          {"realserver_removed", director},
 	NoRealserver:     {"no_realserver", director},
+	Unreachable:      {"unreachable", director},
 	TableFull:        {"table_full", director},
 	Offload:          {"offload", both},
 	TooBig:           {"too_big", both},
+	Unresolved:       {"unresolved", director},
+	TTL:              {"ttl", director},
 	NotDirector:      {"not_director", realserver},
 	Outer:            {"outer_header", realserver},
 	TunnelHeader:     {"tunnel_header", realserver},

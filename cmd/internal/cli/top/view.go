@@ -48,7 +48,7 @@ func (v *view) take(at time.Time, st *api.DirectorStatus) {
 	for i := range v.was.Services {
 		s := &v.was.Services[i]
 		for j := range s.Realservers {
-			v.previous[realserver{s.Name, s.Realservers[j].Address}] = &s.Realservers[j]
+			v.previous[realserver{s.Name, s.Realservers[j].Name()}] = &s.Realservers[j]
 		}
 	}
 }
@@ -93,9 +93,9 @@ func (v *view) services() (all []service) {
 		}
 		for j := range s.Realservers {
 			r := &s.Realservers[j]
-			now := row{Service: s.Name, Realserver: r.Address, Health: r.Health, Weight: r.Weight, Active: r.Active,
-				Inactive: r.Inactive, name: r.Address}
-			if was := v.previous[realserver{s.Name, r.Address}]; was != nil {
+			now := row{Service: s.Name, Realserver: r.Name(), Health: r.Health, Weight: r.Weight, Active: r.Active,
+				Inactive: r.Inactive, name: r.Name()}
+			if was := v.previous[realserver{s.Name, r.Name()}]; was != nil {
 				now.Conns, now.Packets = v.per(was.Connections, r.Connections), v.per(was.Forwarded.Packets,
 					r.Forwarded.Packets)
 				now.Bits = 8 * v.per(was.Forwarded.Bytes, r.Forwarded.Bytes)

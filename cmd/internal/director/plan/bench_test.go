@@ -24,7 +24,8 @@ func BenchmarkPlan(b *testing.B) {
 			s.Realservers = append(s.Realservers, config.RealserverRef{Address: a, Weight: 1, Check: check,
 				Tunnel: config.Tunnel{Encap: "ipip"}})
 			paths[a] = query.Path{Link: "eth0", MTU: 1500}
-			states = append(states, health.State{Service: s.Name, Realserver: a, Checked: true, Known: true, Up: true})
+			states = append(states, health.State{Service: s.Name, Realserver: netip.AddrPortFrom(a, 0),
+				Checked: true, Known: true, Up: true})
 		}
 		cfg.Services = append(cfg.Services, s)
 	}

@@ -14,16 +14,17 @@ func Subjects(cfg *config.Director,
 	var all []health.Subject
 	for i := range cfg.Services {
 		s := &cfg.Services[i]
-		checks := map[*config.Check]*health.Check{}
+		checks := map[checkKey]*health.Check{}
 		for j := range s.Realservers {
 			r := &s.Realservers[j]
-			subject := health.Subject{Service: s.Name, Realserver: r.Address}
+			subject := health.Subject{Service: s.Name, Realserver: r.ID()}
 			if c := r.Check; c != nil {
-				if checks[c] == nil || c.Row().PerRealserver {
-					checks[c] = check(c, s, r)
+				key := checkKey{c, r.CheckedDirectly()}
+				if checks[key] == nil || c.Row().PerRealserver {
+					checks[key] = check(c, s, r)
 				}
-				subject.Check, subject.Port, subject.Targets = checks[c], c.Port, s.VIPs
-				if c.Direct {
+				subject.Check, subject.Port, subject.Targets = checks[key], r.CheckPort(), s.VIPs
+				if key.direct {
 					subject.Targets = []netip.Addr{r.Address}
 				}
 				subject.Way = pathName(s, r)
@@ -35,6 +36,12 @@ func Subjects(cfg *config.Director,
 		}
 	}
 	return all
+}
+
+// checkKey identifies a check for realservers that have it in common.
+type checkKey struct {
+	check  *config.Check
+	direct bool
 }
 
 func check(c *config.Check, s *config.Service, r *config.RealserverRef) *health.Check {

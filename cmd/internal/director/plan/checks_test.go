@@ -1,7 +1,6 @@
 package plan
 
 import (
-	"fmt"
 	"net/netip"
 	"os"
 	"strings"
@@ -13,6 +12,7 @@ import (
 
 	"vstun/balancer/health"
 	"vstun/cmd/internal/config"
+	"vstun/cmd/internal/words"
 )
 
 // checked is the configuration that has every type of check.
@@ -44,7 +44,7 @@ func TestSubjects(t *testing.T) {
 	)
 	got := make(map[string]health.Subject)
 	for _, s := range all {
-		got[fmt.Sprintf("%s %v", s.Service, s.Realserver)] = s
+		got[s.Service+" "+words.Realserver(s.Realserver)] = s
 	}
 	addr, tunnel := netip.MustParseAddr, "tunnel ipip port 0 key 0 false checksum false"
 	check := func(p health.Probe) *health.Check {
@@ -59,7 +59,7 @@ func TestSubjects(t *testing.T) {
 			Check: &health.Check{Interval: 10 * time.Second, Timeout: 3 * time.Second, Rise: 1, Fall: 5, Up: true,
 				Probe: health.Exec{Command: []string{"/usr/local/bin/check", "an argument"},
 					Env: []string{"VSTUN_SERVICE=web", "VSTUN_VIP=198.51.100.80", "VSTUN_PORT=8443",
-						"VSTUN_REALSERVER=10.0.11.5"}}}},
+						"VSTUN_REALSERVER=10.0.11.5", "VSTUN_REALSERVER_PORT=8443"}}}},
 		"web 10.0.11.1": {Port: 9443, Targets: []netip.Addr{addr("10.0.11.1")}, Way: "direct",
 			Check: &health.Check{Interval: 10 * time.Second, Timeout: 3 * time.Second, Rise: 1, Fall: 5, Up: true,
 				Probe: health.HTTP{TLS: true, Path: "/health?full=1", Host: "www.example.com",
@@ -79,12 +79,12 @@ func TestSubjects(t *testing.T) {
 				Interval: 500 * time.Millisecond, Timeout: 500 * time.Millisecond, Rise: 2, Fall: 3}},
 	} {
 		service, realserver, _ := strings.Cut(name, " ")
-		want.Service, want.Realserver = service, addr(realserver)
+		want.Service, want.Realserver = service, netip.AddrPortFrom(addr(realserver), 0)
 		if want.Check != nil {
-			want.Path = pathTo{Address: want.Realserver}
+			want.Path = pathTo{Address: want.Realserver.Addr()}
 		}
 		if diff := cmp.Diff(want, got[name], cmpopts.EquateComparable(netip.Addr{},
-			pathTo{})); diff != "" {
+			netip.AddrPort{}, pathTo{})); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", name, diff)
 		}
 	}

@@ -22,16 +22,20 @@ const (
 	lastResort = 4294967294
 	// deviceMTU is the largest MTU. The director itself enforces the MTU of each tunnel.
 	deviceMTU = 65535
+	queueLen  = 1000 // packets
 )
 
 // Machine returns the state of the machine that in needs: routes lead the VIPs, the retired ones included, into the TUN
 // devices.
 func Machine(in Inputs) routing.State {
+	if in.Config.TAP {
+		return portMachine(in)
+	}
 	cfg, vips := in.Config, unique(slices.Concat(VIPs(in.Config), in.RetiredVIPs))
-	s := routing.State{Loose: in.ReplyLinks}
+	s := routing.State{Loose: slices.Clone(in.ReplyLinks)}
 	v4, v6 := slices.ContainsFunc(vips, netip.Addr.Is4), slices.ContainsFunc(vips, netip.Addr.Is6)
 	for _, name := range []string{cfg.TUN, cfg.LocalTUN()} {
-		s.Links = append(s.Links, routing.Link{Name: name, MTU: deviceMTU, TxQueueLen: 1000, Up: true})
+		s.Links = append(s.Links, routing.Link{Name: name, MTU: deviceMTU, TxQueueLen: queueLen, Up: true})
 		s.Sysctls = append(s.Sysctls, deviceSysctls(name, v6)...)
 	}
 	if v6 { // packets for a VIP are forwarded into the device
@@ -42,10 +46,11 @@ func Machine(in Inputs) routing.State {
 	}
 	rule4, rule6 := v4 && in.Rules.IPv4, v6 && in.Rules.IPv6
 	if rule4 {
-		s.Rules = append(s.Rules, routing.Rule{Table: cfg.Table, Priority: localPriority})
+		s.Rules = append(s.Rules, routing.Rule{In: routing.Loopback, Table: cfg.Table, Priority: localPriority})
 	}
 	if rule6 {
-		s.Rules = append(s.Rules, routing.Rule{IPv6: true, Table: cfg.Table, Priority: localPriority})
+		s.Rules = append(s.Rules, routing.Rule{IPv6: true, In: routing.Loopback, Table: cfg.Table,
+			Priority: localPriority})
 	}
 	for _, vip := range vips {
 		dst := netip.PrefixFrom(vip, vip.BitLen())
@@ -57,13 +62,14 @@ func Machine(in Inputs) routing.State {
 			s.Routes = append(s.Routes, routing.Route{Dst: dst, Link: cfg.LocalTUN(), Table: cfg.Table})
 		}
 	}
+	addReplies(&s, &in)
 	return s
 }
 
 // SameMachine reports whether in and o need the same machine, without a comparison of different configurations.
 func (in *Inputs) SameMachine(o *Inputs) bool {
 	return in.Config == o.Config && in.Rules == o.Rules && slices.Equal(in.RetiredVIPs, o.RetiredVIPs) &&
-		slices.Equal(in.ReplyLinks, o.ReplyLinks)
+		slices.Equal(in.ReplyLinks, o.ReplyLinks) && slices.Equal(in.RetiredNAT, o.RetiredNAT) && in.sameReplyPaths(o)
 }
 
 // deviceSysctls returns the sysctls of a TUN device, with IPv6 or without. The device never has an IPv6 address: with

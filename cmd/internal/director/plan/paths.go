@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"vstun/balancer"
+	"vstun/balancer/method"
 	"vstun/cmd/internal/config"
 	"vstun/encap"
 	"vstun/routing/query"
@@ -36,18 +37,22 @@ func addresses(cfg *config.Director) (all []netip.Addr) {
 		for _, r := range s.Realservers {
 			all = append(all, r.Address)
 		}
-		if s.SorryServer.IsValid() {
-			all = append(all, s.SorryServer)
+		if s.HasSorry() {
+			all = append(all, s.Sorry.Address)
 		}
 	}
 	return all
 }
 
-// unreachable returns the addresses of cfg to which there is no route, in ascending order.
+// unreachable returns the addresses of cfg to which there is no route, in ascending order. To those in the network of a
+// TAP device no route is needed.
 func (p Paths) unreachable(cfg *config.Director) []netip.Addr {
-	var all []netip.Addr
+	var all, direct []netip.Addr
+	if cfg.TAP {
+		direct = Direct(cfg)
+	}
 	for _, a := range addresses(cfg) {
-		if path, asked := p[a]; asked && path == (query.Path{}) {
+		if path, asked := p[a]; asked && path == (query.Path{}) && !slices.Contains(direct, a) {
 			all = append(all, a)
 		}
 	}
@@ -99,7 +104,7 @@ func tunnelChecks(cfg *config.Director, fn func(s *config.Service, r *config.Rea
 	for i := range cfg.Services {
 		s := &cfg.Services[i]
 		for j := range s.Realservers {
-			if r := &s.Realservers[j]; r.Check != nil && !r.Check.Direct {
+			if r := &s.Realservers[j]; r.Check != nil && !r.CheckedDirectly() {
 				fn(s, r)
 			}
 		}
@@ -161,9 +166,12 @@ func Target(s *config.Service, r *config.RealserverRef) balancer.Target {
 
 // pathName names the kind of path by which a realserver is checked. Equal names for one realserver mean the same path.
 func pathName(s *config.Service, r *config.RealserverRef) string {
-	if r.Check == nil || r.Check.Direct {
+	if r.Check == nil || r.CheckedDirectly() {
 		return "direct"
 	}
 	t := Target(s, r)
-	return fmt.Sprintf("tunnel %v port %d key %d %v checksum %v", t.Encap, t.Port, t.Key, t.HasKey, t.Checksum)
+	if t.Kind != method.TUN {
+		return t.Kind.String()
+	}
+	return fmt.Sprintf("tunnel %v port %d key %d %v checksum %v", t.Encap, t.EncapPort, t.Key, t.HasKey, t.Checksum)
 }

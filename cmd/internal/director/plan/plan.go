@@ -1,6 +1,6 @@
 // Package plan computes the desired state of a director's machine and balancer from its inputs: the configuration,
-// weights that operators have set, the health of realservers, the paths to them. It is pure: it does no I/O, logs
-// nothing and takes no lock.
+// weights that operators have set, the health of realservers, the paths to them, the host's devices. It is pure: it
+// does no I/O, logs nothing and takes no lock.
 package plan
 
 import (
@@ -12,17 +12,20 @@ import (
 	"vstun/balancer"
 	"vstun/balancer/health"
 	"vstun/cmd/internal/config"
+	"vstun/cmd/internal/words"
 	"vstun/routing"
+	"vstun/routing/neigh"
+	"vstun/routing/query"
 )
 
 // RealserverID names a realserver of a service.
 type RealserverID struct {
-	Service string
-	Address netip.Addr
+	Service    string
+	Realserver netip.AddrPort // see config.RealserverRef.ID
 }
 
 func (id RealserverID) String() string {
-	return fmt.Sprintf("service %q: realserver %v", id.Service, id.Address)
+	return fmt.Sprintf("service %q: realserver %s", id.Service, words.Realserver(id.Realserver))
 }
 
 // Inputs is everything that a plan depends on.
@@ -32,12 +35,19 @@ type Inputs struct {
 	Health  []health.State // of all realservers that are monitored
 	Paths   Paths          // to Destinations, and to Retired
 
+	Neighbours Neighbours // of Direct, and of Retired
+
 	// RetiredVIPs are former VIPs, in ascending order. They keep their routes while they have connections.
 	RetiredVIPs []netip.Addr
+	// RetiredNAT are the servers of former realservers of VS/NAT, in a fixed order. Their replies pass the director
+	// while they have connections.
+	RetiredNAT []NATServer
 	// Retired are the addresses of realservers that are not configured any more, and still have connections.
 	Retired []netip.Addr
 
 	ReplyLinks []string // see ReplyLinks
+	Port       Port     // of a TAP device
+	Devices    []query.Device
 	Rules      Rules
 }
 
@@ -49,11 +59,13 @@ type Rules struct{ IPv4, IPv6 bool }
 type Desired struct {
 	Config      *config.Director // with the weights that operators have set
 	Machine     routing.State
+	Announce    []neigh.Device // the VIPs that the director answers neighbours for, see Announce
 	Balancer    balancer.Config
 	Reroute     map[netip.Addr]balancer.Path // paths to retired realservers
 	Services    map[string]ServiceState      // by name
 	Down        map[RealserverID]bool        // the realservers that their checks have found down
 	Unreachable []netip.Addr                 // realservers without a route, in ascending order
+	Faults      []Unreachable                // realservers of VS/DR that are no neighbours, or do not answer
 }
 
 // Event is a change of a service's known state, or a new service with a state that is not known yet.
@@ -85,16 +97,20 @@ func Plan(in Inputs, before map[string]ServiceState) (Desired, []Event) {
 	cfg := in.Weights.effective(in.Config)
 	table := Table(cfg.Connections)
 	d := Desired{
-		Config:  cfg,
-		Machine: Machine(in),
-		Balancer: balancer.Config{Probed: in.Paths.targets(cfg), Options: options(cfg), Table: &table,
+		Config:   cfg,
+		Machine:  Machine(in),
+		Announce: Announce(in),
+		Balancer: balancer.Config{Probed: in.Neighbours.linkTargets(in.Paths.targets(cfg)), Options: options(cfg),
+			Table:    &table,
 			LeftVIPs: in.RetiredVIPs},
-		Reroute:     in.Paths.reroute(cfg.Source, in.Retired),
+		Reroute:     in.Neighbours.linkPaths(in.Paths.reroute(cfg.Source, in.Retired), in.Retired),
 		Services:    make(map[string]ServiceState, len(cfg.Services)),
 		Down:        map[RealserverID]bool{},
 		Unreachable: in.Paths.unreachable(cfg),
+		Faults:      in.Neighbours.faults(cfg),
 	}
 	states := Health(in.Health, in.Weights)
+	in.Neighbours.fail(cfg, states)
 	for id, st := range states {
 		if !st.Up {
 			d.Down[id] = true
@@ -109,9 +125,10 @@ func Plan(in Inputs, before map[string]ServiceState) (Desired, []Event) {
 		}
 		b := service(s, cfg.Source, in.Paths)
 		is := applyHealth(&b, s, states, was)
-		if s.SorryServer.IsValid() && !s.IsRealserver(s.SorryServer) {
+		if s.HasSorry() && !s.IsRealserver(s.Sorry.ID()) {
 			b.Realservers = append(b.Realservers, sorryServer(s, cfg.Source, in.Paths, is.Sorry))
 		}
+		in.Neighbours.link(b.Realservers)
 		d.Balancer.Services = append(d.Balancer.Services, b)
 		d.Services[s.Name] = is
 		if e, happened := event(s, was, is); happened {
@@ -121,8 +138,8 @@ func Plan(in Inputs, before map[string]ServiceState) (Desired, []Event) {
 	return d, events
 }
 
-// Reconfigured returns in with the configuration cfg. It keeps the weights that still hold under cfg. VIPs that are not
-// configured any more become retired ones.
+// Reconfigured returns in with the configuration cfg. It keeps the weights that still hold under cfg. VIPs, and
+// servers of VS/NAT, that are not configured any more become retired ones.
 func (in Inputs) Reconfigured(cfg *config.Director) Inputs {
 	var stay []netip.Addr
 	if in.Config != nil {
@@ -131,6 +148,11 @@ func (in Inputs) Reconfigured(cfg *config.Director) Inputs {
 	vips := VIPs(cfg)
 	in.RetiredVIPs = slices.DeleteFunc(unique(slices.Concat(stay, in.RetiredVIPs)),
 		func(vip netip.Addr) bool { return slices.Contains(vips, vip) })
+	servers := NATServers(cfg)
+	in.RetiredNAT = slices.DeleteFunc(in.allNATServers(), func(n NATServer) bool {
+		_, found := slices.BinarySearchFunc(servers, n, NATServer.compare)
+		return found
+	})
 	in.Config, in.Weights = cfg, in.Weights.kept(cfg)
 	return in
 }
@@ -153,7 +175,7 @@ func Realservers(cfg *config.Director) map[RealserverID]config.RealserverRef {
 	all := map[RealserverID]config.RealserverRef{}
 	for i := range cfg.Services {
 		for _, r := range cfg.Services[i].Realservers {
-			all[RealserverID{cfg.Services[i].Name, r.Address}] = r
+			all[RealserverID{cfg.Services[i].Name, r.ID()}] = r
 		}
 	}
 	return all

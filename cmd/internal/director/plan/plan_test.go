@@ -23,8 +23,11 @@ var (
 )
 
 // state is the known state of a realserver of web.
+func webID(a netip.Addr) RealserverID { return RealserverID{"web", netip.AddrPortFrom(a, 0)} }
+
 func state(a netip.Addr, up bool, offset int) health.State {
-	return health.State{Service: "web", Realserver: a, Checked: true, Known: true, Up: up, Offset: offset}
+	return health.State{Service: "web", Realserver: netip.AddrPortFrom(a, 0), Checked: true, Known: true, Up: up,
+		Offset: offset}
 }
 
 // plainAddrs lets cmp compare addresses as Go does.
@@ -49,28 +52,28 @@ func TestPlan(t *testing.T) {
 		{"one is down", ServiceState{Up: true, Known: true}, func(in *Inputs, _ *config.Service) {
 			in.Health = []health.State{state(first, false, 0), state(second, true, 0)}
 		}, "1! 1", ServiceState{Up: true, UpWeight: 1, Known: true}, nil, func(d Desired) bool {
-			return len(d.Down) == 1 && d.Down[RealserverID{"web", first}]
+			return len(d.Down) == 1 && d.Down[webID(first)]
 		}},
 		{"both are down", ServiceState{Up: true, Known: true}, func(in *Inputs, _ *config.Service) {
 			in.Health = []health.State{state(first, false, 0), state(second, false, 0)}
 		}, "1! 1!", ServiceState{Known: true}, []string{"web up down weight 0 is up, quorum 1"}, nil},
 		{"both are down, sorry", ServiceState{Up: true, Known: true}, func(in *Inputs, web *config.Service) {
 			in.Health = []health.State{state(first, false, 0), state(second, false, 0)}
-			web.SorryServer = sorryServer1
+			web.Sorry = config.RealserverRef{Address: sorryServer1, Weight: 1}
 		}, "1! 1! 1", ServiceState{Sorry: true, Known: true},
 			[]string{"web up down weight 0 is up, quorum 1; clients go to the sorry server 10.0.99.2"}, nil},
 		{"back, sorry", ServiceState{Sorry: true, Known: true}, func(_ *Inputs, web *config.Service) {
-			web.SorryServer = sorryServer1
+			web.Sorry = config.RealserverRef{Address: sorryServer1, Weight: 1}
 		}, "1 1 1!", ServiceState{Up: true, UpWeight: 2, Known: true}, []string{"web down up weight 2 is up, quorum 1"},
 			nil},
 		{"an operator drains one", ServiceState{Up: true, Known: true}, func(in *Inputs, _ *config.Service) {
-			in.Weights = Weights{{"web", first}: {0, 1}}
+			in.Weights = Weights{webID(first): {0, 1}}
 		}, "0 1", ServiceState{Up: true, UpWeight: 1, Known: true}, nil, func(d Desired) bool {
 			return d.Config.Services[0].Realservers[0].Weight == 0
 		}},
 		{"an offset, but not of a weight that is set", ServiceState{Up: true, Known: true},
 			func(in *Inputs, _ *config.Service) {
-				in.Weights = Weights{{"web", first}: {5, 1}}
+				in.Weights = Weights{webID(first): {5, 1}}
 				in.Health = []health.State{state(first, true, 3), state(second, true, 3)}
 			}, "5 4", ServiceState{Up: true, UpWeight: 9, Known: true}, nil, nil},
 		{"no route to one", ServiceState{Up: true, Known: true}, func(in *Inputs, _ *config.Service) {
@@ -142,7 +145,7 @@ func TestReconfigured(t *testing.T) {
 	if len(in.RetiredVIPs) != 0 {
 		t.Errorf("at the start %v are retired", in.RetiredVIPs)
 	}
-	in.Weights = in.Weights.With(in.Config, []RealserverID{{"web", first}, {"web", second}}, 0)
+	in.Weights = in.Weights.With(in.Config, []RealserverID{webID(first), webID(second)}, 0)
 	moved := running()
 	moved.Services = moved.Services[:1]
 	moved.Services[0].VIPs = []netip.Addr{other}
@@ -151,7 +154,7 @@ func TestReconfigured(t *testing.T) {
 	if !slices.Equal(is.RetiredVIPs, []netip.Addr{vip}) {
 		t.Errorf("%v are retired", is.RetiredVIPs)
 	}
-	if _, stays := is.Weights[RealserverID{"web", second}]; !stays || len(is.Weights) != 1 {
+	if _, stays := is.Weights[webID(second)]; !stays || len(is.Weights) != 1 {
 		t.Errorf("the weights are %v", is.Weights)
 	}
 	if len(in.Weights) != 2 || len(in.RetiredVIPs) != 0 {

@@ -9,8 +9,10 @@ import (
 	"vstun/balancer/health"
 	"vstun/balancer/method"
 	"vstun/cmd/internal/config"
+	"vstun/cmd/internal/words"
 	"vstun/encap"
 	"vstun/encap/packet"
+	"vstun/routing/query"
 )
 
 // ServiceState is the state of a service that follows from the health of its realservers.
@@ -66,11 +68,15 @@ func service(s *config.Service, sources config.Sources, paths Paths) balancer.Se
 // realserver returns r, a realserver of s, as the balancer takes it.
 func realserver(s *config.Service, r *config.RealserverRef, sources config.Sources, paths Paths) balancer.Realserver {
 	rs := balancer.Realserver{Address: r.Address, Weight: r.Weight, Upper: r.Upper, Lower: r.Lower,
-		Config: method.Config{Key: r.Key, HasKey: r.HasKey, Checksum: r.Checksum, Source: sources.For(r.Address),
-			MTU: paths.mtu(r.Address)}}
+		Config: method.Config{Kind: r.Forward, Port: r.Port, Key: r.Key, HasKey: r.HasKey, Checksum: r.Checksum,
+			Source: sources.For(r.Address),
+			MTU:    paths.mtu(r.Address)}}
+	if path, asked := paths[r.Address]; r.Forward == method.NAT && asked && path == (query.Path{}) {
+		rs.MTU = 0 // no route: clients are told so
+	}
 	rs.Encap, _ = encap.ParseKind(r.Encap) // the configuration is validated
 	if rs.Encap.UDP() {
-		rs.Port = s.EncapPort
+		rs.EncapPort = s.EncapPort
 	}
 	// Elsewhere the kernel fills in the source.
 	if !rs.Source.IsValid() && (!r.Address.Is4() || rs.Encap.UDP() && rs.Checksum) {
@@ -82,7 +88,7 @@ func realserver(s *config.Service, r *config.RealserverRef, sources config.Sourc
 // sorryServer returns the sorry server of s as a realserver. While it is not in use it is down, so that its connections
 // that can be rescheduled move to other realservers.
 func sorryServer(s *config.Service, sources config.Sources, paths Paths, inUse bool) balancer.Realserver {
-	r := realserver(s, &config.RealserverRef{Address: s.SorryServer, Tunnel: s.SorryTunnel, Weight: 1}, sources, paths)
+	r := realserver(s, &s.Sorry, sources, paths)
 	r.Down = !inUse
 	return r
 }
@@ -96,7 +102,7 @@ func applyHealth(b *balancer.Service, s *config.Service, states map[RealserverID
 	least, most := 0, 0 // bounds of the weight that is up, whatever the unknown states are
 	for i := range s.Realservers {
 		r := &s.Realservers[i]
-		st, monitored := states[RealserverID{s.Name, r.Address}]
+		st, monitored := states[RealserverID{s.Name, r.ID()}]
 		weight := Weight(r.Weight, st)
 		b.Realservers[i].Weight = weight
 		down[i] = monitored && !st.Up
@@ -115,11 +121,11 @@ func applyHealth(b *balancer.Service, s *config.Service, states map[RealserverID
 	quorum := health.Quorum{Weight: s.Quorum, Hysteresis: s.Hysteresis}
 	is.Up = quorum.Up(wasUp, is.UpWeight)
 	is.Known = was != nil && was.Known || quorum.Up(wasUp, least) == quorum.Up(wasUp, most)
-	is.Sorry = !is.Up && s.SorryServer.IsValid()
+	is.Sorry = !is.Up && s.HasSorry()
 	for i := range down {
 		r := &b.Realservers[i]
 		switch {
-		case is.Sorry && r.Address == s.SorryServer: // whatever its own check has found
+		case is.Sorry && r.ID() == s.Sorry.ID(): // whatever its own check has found
 			r.Weight, r.Upper, r.Lower = max(r.Weight, 1), 0, 0
 		case !down[i] && !is.Sorry:
 		case s.Realservers[i].DrainOnFailure:
@@ -136,7 +142,7 @@ func event(s *config.Service, was *ServiceState, is ServiceState) (e Event, happ
 	e = Event{Service: s.Name, Old: Unknown, New: UpDown(is.Up),
 		Reason: fmt.Sprintf("weight %d is up, quorum %d", is.UpWeight, s.Quorum)}
 	if is.Sorry {
-		e.Reason += fmt.Sprintf("; clients go to the sorry server %v", s.SorryServer)
+		e.Reason += fmt.Sprintf("; clients go to the sorry server %s", words.Realserver(s.Sorry.ID()))
 	}
 	if was != nil && was.Known {
 		e.Old = UpDown(was.Up)
@@ -152,6 +158,6 @@ func event(s *config.Service, was *ServiceState, is ServiceState) (e Event, happ
 // canFail reports whether the state of s depends on more than its configuration: a realserver is checked, or there is
 // a sorry server.
 func canFail(s *config.Service) bool {
-	return s.SorryServer.IsValid() ||
+	return s.HasSorry() ||
 		slices.ContainsFunc(s.Realservers, func(r config.RealserverRef) bool { return r.Check != nil })
 }

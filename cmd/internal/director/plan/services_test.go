@@ -99,10 +99,10 @@ func TestApplyHealth(t *testing.T) {
 		"below the quorum": {[]int{1, 1}, []bool{true, false}, nil, up,
 			ServiceState{false, 1, false, true}, []int{1, down}},
 		"below the quorum, sorry": {[]int{1, 1}, []bool{true, false},
-			func(s *config.Service) { s.SorryServer = sorry }, up, ServiceState{false, 1, true, true},
+			func(s *config.Service) { s.Sorry.Address = sorry }, up, ServiceState{false, 1, true, true},
 			[]int{down, down}},
 		"sorry, and drains": {[]int{1, 1}, []bool{true, false}, func(s *config.Service) {
-			s.SorryServer,
+			s.Sorry.Address,
 				s.DrainOnFailure = sorry, true
 		}, up, ServiceState{false, 1, true, true}, []int{idle, idle}},
 		"hysteresis, stays up": {[]int{1, 1}, []bool{true, false}, func(s *config.Service) { s.Hysteresis = 1 },
@@ -112,19 +112,19 @@ func TestApplyHealth(t *testing.T) {
 		"hysteresis, new, all up": {[]int{1, 1}, []bool{true, true}, func(s *config.Service) { s.Hysteresis = 1 },
 			nil, ServiceState{true, 2, false, true}, []int{1, 1}},
 		"an operator drains it all": {[]int{0, 0}, []bool{true, true},
-			func(s *config.Service) { s.SorryServer = sorry }, up, ServiceState{false, 0, true, true},
+			func(s *config.Service) { s.Sorry.Address = sorry }, up, ServiceState{false, 0, true, true},
 			[]int{down, down}},
 		"one of two drains": {[]int{2, 1, 1}, []bool{true, false, false},
 			func(s *config.Service) { s.Realservers[1].DrainOnFailure = true }, up,
 			ServiceState{true, 2, false, true}, []int{2, idle, down}},
 		"sorry is a realserver": {[]int{1, 3}, []bool{true, true},
-			func(s *config.Service) { s.SorryServer = s.Realservers[1].Address }, up,
+			func(s *config.Service) { s.Sorry.Address = s.Realservers[1].Address }, up,
 			ServiceState{true, 4, false, true}, []int{1, 3}},
 		"a realserver is sorry": {[]int{1, 0}, []bool{true, true},
-			func(s *config.Service) { s.SorryServer = s.Realservers[1].Address }, up,
+			func(s *config.Service) { s.Sorry.Address = s.Realservers[1].Address }, up,
 			ServiceState{false, 1, true, true}, []int{down, 1}},
 		"a failed one is sorry": {[]int{1, 3}, []bool{true, false},
-			func(s *config.Service) { s.SorryServer = s.Realservers[1].Address }, up,
+			func(s *config.Service) { s.Sorry.Address = s.Realservers[1].Address }, up,
 			ServiceState{false, 1, true, true}, []int{down, 3}},
 		"a file's offset": {[]int{1, 1}, []bool{true, true},
 			func(s *config.Service) { s.Realservers[0].Upper = 4 }, up, ServiceState{true, 5, false, true},
@@ -137,14 +137,14 @@ func TestApplyHealth(t *testing.T) {
 			a := netip.AddrFrom4([4]byte{10, 0, 11, byte(i)})
 			s.Realservers = append(s.Realservers, config.RealserverRef{Address: a, Weight: w,
 				Tunnel: config.Tunnel{Encap: "ipip"}})
-			states[RealserverID{"web", a}] = health.State{Up: c.up[i], Known: true}
+			states[RealserverID{"web", netip.AddrPortFrom(a, 0)}] = health.State{Up: c.up[i], Known: true}
 		}
 		if c.change != nil {
 			c.change(s)
 		}
 		if name == "a file's offset" {
 			for i, offset := range []int{4, -2} {
-				at := RealserverID{"web", s.Realservers[i].Address}
+				at := RealserverID{"web", s.Realservers[i].ID()}
 				st := states[at]
 				st.Offset = offset
 				states[at] = st
@@ -208,7 +208,7 @@ func TestFirstStateOfAService(t *testing.T) {
 				s.Realservers = append(s.Realservers, config.RealserverRef{Address: a, Weight: c.weights[i],
 					Tunnel: config.Tunnel{Encap: "ipip"}})
 				if r != 'n' {
-					states[RealserverID{"web", a}] = health.State{
+					states[RealserverID{"web", netip.AddrPortFrom(a, 0)}] = health.State{
 						Checked: true,
 						Up:      r == '+' || r == '!',
 						Known: r == '+' ||

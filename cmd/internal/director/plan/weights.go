@@ -59,7 +59,7 @@ func (w Weights) effective(cfg *config.Director) *config.Director {
 		s.Realservers = slices.Clone(s.Realservers)
 		for j := range s.Realservers {
 			r := &s.Realservers[j]
-			r.Weight = w.Of(RealserverID{s.Name, r.Address}, r.Weight)
+			r.Weight = w.Of(RealserverID{s.Name, r.ID()}, r.Weight)
 		}
 	}
 	return &c

@@ -10,7 +10,8 @@ import (
 
 // TestWeightOfOperatorAndReload: a reload keeps the weights of realservers whose configured weight is the same.
 func TestWeightOfOperatorAndReload(t *testing.T) {
-	set := Weights{{"web", netip.MustParseAddr("10.0.11.1")}: {5, 1}, {"web", netip.MustParseAddr("10.0.11.2")}: {0, 1}}
+	set := Weights{{"web", netip.MustParseAddrPort("10.0.11.1:0")}: {5, 1},
+		{"web", netip.MustParseAddrPort("10.0.11.2:0")}: {0, 1}}
 	for _, c := range []struct {
 		name    string
 		change  func(web *config.Service)

@@ -142,7 +142,7 @@ export class Overview {
     while (body.rows.length > list.length) body.deleteRow(-1);
     while (body.rows.length < list.length) body.append(row(4, "", 2)[0].parentNode);
     list.forEach((x, i) => {
-      [x.address, x.service, count(x.active), count(x.inactive)].forEach((words, j) => text(body.rows[i].cells[j], words));
+      [x.name, x.service, count(x.active), count(x.inactive)].forEach((words, j) => text(body.rows[i].cells[j], words));
     });
     $("more-leaving").hidden = l.realservers <= list.length;
     text($("more-leaving"), `and ${count(l.realservers - list.length)} more; ${plural(l.connections, "connection")} in all`);

@@ -243,8 +243,8 @@ export class Services {
 
   #realserver(s, r) {
     const { cells: c, state: st } = r;
-    text(c.name, st.address);
-    text(c.how, st.tunnel);
+    text(c.name, st.name);
+    text(c.how, st.method);
     text(c.weight, st.effective === st.weight ? String(st.weight) : `${st.weight} → ${st.effective}`);
     r.row.classList.toggle("idle", st.effective === 0);
     this.#figuresOf(c, r.figures);
@@ -311,7 +311,7 @@ const operators = (st) => st.configured === st.weight ? "" : `weight ${st.weight
 function haystack(s) {
   for (const r of s.realservers) {
     const st = r.state;
-    r.text = `${st.address} ${st.tunnel} ${st.health} ${st.reason} ${st.weight === 0 ? "draining" : ""} ${operators(st)}`.toLowerCase();
+    r.text = `${st.name} ${st.method} ${st.health} ${st.reason} ${st.weight === 0 ? "draining" : ""} ${operators(st)}`.toLowerCase();
   }
   const st = s.state;
   return `${st.name} ${st.protocol} ${st.addresses} ${st.scheduler} ${st.sorry ? "sorry" : ""}`.toLowerCase();

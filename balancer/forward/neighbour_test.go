@@ -1,0 +1,282 @@
+package forward
+
+import (
+	"bytes"
+	"encoding/binary"
+	"net/netip"
+	"testing"
+
+	"vstun/balancer"
+	"vstun/balancer/conntab"
+	"vstun/balancer/method"
+	"vstun/encap/egress"
+	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
+	"vstun/encap/packet/stats"
+)
+
+var (
+	near     = netip.MustParseAddr("10.0.2.11")
+	near6    = netip.MustParseAddr("fd00:0:2::11")
+	nearLink = method.Link{Device: 7, MAC: [6]byte{2, 0, 0, 0, 0, 11}, OwnMAC: [6]byte{2, 0, 0, 0, 0, 2}}
+)
+
+// frames is a port of packet sockets that keeps the packets, with their work that is left.
+type frames struct {
+	out  [][]byte
+	left []packet.Offload
+	to   []egress.Peer
+}
+
+func (f *frames) Send(out []egress.Outgoing) (int, error) {
+	for i, o := range out {
+		f.out, f.to = append(f.out, append(bytes.Clone(o.Head), o.Body...)), append(f.to, *o.To)
+		left := packet.Offload{}
+		if o.Buf != nil {
+			left = o.Buf.Offload
+		}
+		f.left = append(f.left, left)
+		if i == 9 {
+			return 10, nil // a short count
+		}
+	}
+	return len(out), nil
+}
+
+// directConfig has services web and dns of both families with one realserver each, by VS/DR.
+func directConfig(mtu int, link method.Link) (c balancer.Config) {
+	for _, s := range []struct {
+		name  string
+		vip   netip.Addr
+		real  netip.Addr
+		proto uint8
+		port  uint16
+	}{
+		{"web", vip, near, packet.ProtoTCP, 80}, {"dns", vip, near, packet.ProtoUDP, 53},
+		{"web6", vip6, near6, packet.ProtoTCP, 80}, {"dns6", vip6, near6, packet.ProtoUDP, 53},
+	} {
+		c.Services = append(c.Services, balancer.Service{Name: s.name, VIPs: []netip.Addr{s.vip}, Protocol: s.proto,
+			Ports: []balancer.PortRange{{First: s.port, Last: s.port}}, Scheduler: "rr",
+			Realservers: []balancer.Realserver{{Address: s.real, Weight: 1,
+				Config: method.Config{Kind: method.DR, Link: link, MTU: mtu}}}})
+	}
+	return c
+}
+
+// newDirect is a worker for directConfig. now is its clock.
+func newDirect(t testing.TB, mtu int, link method.Link, f egress.Port, now *conntab.Ticks) (*Worker, *script) {
+	t.Helper()
+	b := balancer.New(conntab.New(conntab.Config{Max: 2048, SloppyTCP: true}), 1)
+	if err := b.Apply(directConfig(mtu, link)); err != nil {
+		t.Fatal(err)
+	}
+	s := &script{}
+	shared := NewShared()
+	shared.UseLink(f)
+	return NewWorker(WorkerConfig{Source: s, Raw: s, Link: f, Balancer: b, Shared: shared,
+		Clock: func() conntab.Ticks { return *now }}), s
+}
+
+// put puts a packet into buffer i of the worker.
+func (w *Worker) put(i int, p []byte, o packet.Offload) {
+	w.bufs[i].SetLen(copy(w.bufs[i].Room(), p))
+	w.bufs[i].Offload = o
+}
+
+// TestToNeighbour: packets leave unchanged for the realserver's MAC address, GSO packets whole and unfinished checksums
+// unfinished. ICMP errors of clients' paths take the same way. Segments that the MTU is too small for become smaller.
+func TestToNeighbour(t *testing.T) {
+	var f frames
+	now := conntab.Ticks(1)
+	w, s := newDirect(t, 1500, nearLink, &f, &now)
+	partial := packet.Offload{Partial: true, CsumStart: 20, CsumOffset: 16}
+	super := partial
+	super.GSO, super.Size = packet.GSOTCP, 1448
+	large := super
+	large.Size = 8960
+	datagrams := packet.Offload{GSO: packet.GSOUDP, Size: 1200, Partial: true, CsumStart: 20, CsumOffset: 6}
+	request := tcp(80, packet.FlagSYN, 0)
+	in := []struct {
+		p []byte
+		o packet.Offload
+	}{{request, packet.Offload{}}, {tcp(80, packet.FlagACK, 500), partial}, {tcp(80, packet.FlagACK, 60_000), super},
+		{tcp(80, packet.FlagACK, 60_000), large}, {udp(53, true, 40*1200), datagrams}, {udp6(53, 20), packet.Offload{}},
+		{errorAbout(flipped(request), 100, 3, 4, 1400), packet.Offload{}}}
+	for i, c := range in {
+		w.put(i, c.p, c.o)
+	}
+	w.forward(w.bufs[:len(in)])
+	var tally stats.Tally
+	w.Read(&tally)
+	if len(f.out) != len(in) || len(s.out) != 0 || tally.OutPackets != uint64(len(in)) {
+		t.Fatalf("%d of %d packets left by the link, %d otherwise; counted %+v", len(f.out), len(in), len(s.out), tally)
+	}
+	for i, c := range in {
+		want := c.o
+		if want.GSO == packet.GSOTCP {
+			want.Size = min(want.Size, 1460)
+		}
+		to := f.to[i]
+		if !bytes.Equal(f.out[i], c.p) || f.left[i] != want || to.MAC != nearLink.MAC || to.OwnMAC != nearLink.OwnMAC ||
+			to.Device != nearLink.Device {
+			t.Errorf("packet %d: %d bytes with %+v to %+v", i, len(f.out[i]), f.left[i], to)
+		}
+	}
+	st := w.balancer.Snapshot().Status()
+	if r := st[0].Realservers[0]; r.Packets != 5 ||
+		r.Bytes != uint64(40+540+2*60_040+len(in[6].p)) {
+		t.Errorf("the realserver's counts: %+v", r)
+	}
+}
+
+// TestFragmentsToNeighbour: a packet without DF that is larger than the MTU leaves in fragments of its own ID, options
+// included, and so does each datagram of a GSO packet. With DF the client gets the MTU.
+func TestFragmentsToNeighbour(t *testing.T) {
+	var f frames
+	now := conntab.Ticks(1)
+	w, s := newDirect(t, 1300, nearLink, &f, &now)
+	plain := udp(53, false, 3000)
+	plain.SetID(4711)
+	plain.SetChecksum()
+	withOptions := optionsIn(plain, 0x07, 3, 4, 1, 0x94, 4, 0, 0) // record route, no operation, router alert
+	for i, p := range [][]byte{plain, withOptions} {
+		f = frames{}
+		w.put(0, p, packet.Offload{})
+		w.forward(w.bufs[:1])
+		whole := reassemble(t, f.out, 1300)
+		if !bytes.Equal(whole, packet.IPv4(p).Payload()) {
+			t.Errorf("packet %d: its fragments have other bytes", i)
+		}
+		for j, b := range f.out {
+			h := packet.IPv4(b)
+			if h.ID() != 4711 || h.TTL() != 63 || h.Src() != client || f.to[j].MAC != nearLink.MAC {
+				t.Errorf("packet %d, fragment %d: %x", i, j, b[:24])
+			}
+			if i == 1 && (h.HeaderLen() != 28 || (h[20] == 0x07) != (j == 0) || h[24] != 0x94) {
+				t.Errorf("options of fragment %d: %x", j, b[20:28])
+			}
+		}
+	}
+	f = frames{}
+	w.put(0, udp(53, false, 3*1400), packet.Offload{GSO: packet.GSOUDP, Size: 1400, Partial: true, CsumStart: 20,
+		CsumOffset: 6})
+	w.forward(w.bufs[:1])
+	if len(f.out) != 6 {
+		t.Errorf("3 datagrams in %d fragments", len(f.out))
+	}
+	f = frames{}
+	w.put(0, udp(53, true, 1400), packet.Offload{})
+	w.put(1, udp6(53, 1400), packet.Offload{})
+	w.forward(w.bufs[:2])
+	if len(f.out) != 0 || len(s.out) != 2 || packet.IPv4(s.out[0]).Protocol() != packet.ProtoICMP ||
+		binary.BigEndian.Uint16(s.out[0][26:]) != 1300 || binary.BigEndian.Uint32(s.out[1][44:]) != 1300 {
+		t.Errorf("with DF: %d packets left, answers %x", len(f.out), s.out)
+	}
+}
+
+// optionsIn is the packet p with IP options.
+func optionsIn(p packet.IPv4, options ...byte) packet.IPv4 {
+	for len(options)%4 != 0 {
+		options = append(options, 0)
+	}
+	b := append(append(bytes.Clone(p[:20]), options...), p[20:]...)
+	b[0] = 0x40 | byte(20+len(options))/4
+	packet.IPv4(b).SetTotalLen(len(b))
+	packet.IPv4(b).SetChecksum()
+	return b
+}
+
+// reassemble joins IPv4 fragments, which must be complete, right and no larger than mtu.
+func reassemble(t *testing.T, fragments [][]byte, mtu int) (whole []byte) {
+	t.Helper()
+	for i, b := range fragments {
+		h := packet.IPv4(b)
+		if len(b) > mtu || h.Check() != drop.Accept || h.FragOffset() != len(whole) || h.DF() ||
+			h.More() != (i < len(fragments)-1) {
+			t.Fatalf("fragment %d: %x", i, b[:20])
+		}
+		whole = append(whole, h.Payload()...)
+	}
+	return whole
+}
+
+// TestUnresolved: while a MAC address is not known, three packets of each realserver wait, GSO packets whole. They are
+// sent when it is known, in their order, or dropped after three seconds. All others are dropped at once. Each drop is
+// counted.
+func TestUnresolved(t *testing.T) {
+	var f frames
+	now := conntab.Ticks(1)
+	w, _ := newDirect(t, 1500, method.Link{Device: 7, OwnMAC: nearLink.OwnMAC}, &f, &now)
+	gso := packet.Offload{GSO: packet.GSOUDP, Size: 1200, Partial: true, CsumStart: 20, CsumOffset: 6}
+	fill := func() {
+		w.put(0, tcp(80, packet.FlagSYN, 0), packet.Offload{})
+		w.put(1, udp(53, true, 10*1200), gso)
+		for i := 2; i < 5; i++ {
+			w.put(i, udp(53, true, i), packet.Offload{})
+		}
+		w.put(5, udp6(53, 6), packet.Offload{})
+		w.forward(w.bufs[:6])
+	}
+	counts := func() (t stats.Tally) {
+		w.Read(&t)
+		w.shared.Read(&t)
+		return t
+	}
+	fill()
+	w.shared.SendResolved(w.balancer.Snapshot(), now)
+	if c := counts(); len(f.out) != 0 || c.Drops[drop.Unresolved] != 2 {
+		t.Errorf("%d packets have left, counted %v", len(f.out), c.Drops)
+	}
+	now += 4 * conntab.PerSecond
+	w.shared.SendResolved(w.balancer.Snapshot(), now)
+	if c := counts(); len(f.out) != 0 || c.Drops[drop.Unresolved] != 6 {
+		t.Errorf("%d packets have left, counted %v", len(f.out), c.Drops)
+	}
+	fill()
+	if err := w.balancer.Apply(directConfig(1500, nearLink)); err != nil {
+		t.Fatal(err)
+	}
+	w.shared.SendResolved(w.balancer.Snapshot(), now)
+	if c := counts(); len(f.out) != 4 || c.Drops[drop.Unresolved] != 8 || c.OutPackets != 4 ||
+		!bytes.Equal(f.out[0], tcp(80, packet.FlagSYN, 0)) || f.left[1] != gso || f.to[3].Dst != near6 {
+		t.Errorf("%d packets have left, counted %+v", len(f.out), c)
+	}
+	w.shared.SendResolved(w.balancer.Snapshot(), now)
+	if len(f.out) != 4 {
+		t.Errorf("%d packets have left", len(f.out))
+	}
+}
+
+// TestToNeighbourAllocatesNothing: neither packets, nor fragments, nor packets that find no room to wait.
+func TestToNeighbourAllocatesNothing(t *testing.T) {
+	for _, link := range []method.Link{nearLink, {Device: 7}} {
+		now := conntab.Ticks(1)
+		w, _ := newDirect(t, 1300, link, discard{}, &now)
+		request, six := tcp(80, packet.FlagSYN, 0), udp6(53, 100)
+		large, super := udp(53, false, 3000), udp(53, false, 4200)
+		if n := testing.AllocsPerRun(100, func() {
+			w.put(0, request, packet.Offload{})
+			w.put(1, large, packet.Offload{})
+			w.put(2, six, packet.Offload{})
+			w.put(3, super, packet.Offload{GSO: packet.GSOUDP, Size: 1400, Partial: true,
+				CsumStart: 20, CsumOffset: 6})
+			w.forward(w.bufs[:4])
+		}); n != 0 {
+			t.Errorf("link %+v: %v allocations a batch", link, n)
+		}
+	}
+}
+
+// BenchmarkToNeighbour is BenchmarkForward for VS/DR.
+func BenchmarkToNeighbour(b *testing.B) {
+	now := conntab.Ticks(1)
+	w, _ := newDirect(b, 1500, nearLink, discard{}, &now)
+	p := udp(53, false, 32)
+	for b.Loop() {
+		for i := range w.bufs {
+			w.bufs[i].SetLen(copy(w.bufs[i].Room(), p))
+		}
+		w.forward(w.bufs)
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/batch, "ns/packet")
+}

@@ -1,0 +1,100 @@
+package forward
+
+import (
+	"errors"
+	"os"
+	"sync"
+
+	"vstun/balancer"
+	"vstun/balancer/conntab"
+	"vstun/encap/egress"
+	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
+	"vstun/encap/packet/stats"
+)
+
+// Packets to a realserver of VS/DR wait while its MAC address is not known: waitingFor packets for each realserver, as
+// the kernel keeps some for a neighbour that it resolves (unres_qlen_bytes in arp(7)). They wait no longer than the
+// kernel asks for a neighbour, three times a second apart.
+const (
+	waitingFor  = 3
+	mostWaiting = 256
+	longestWait = 3 * conntab.PerSecond
+)
+
+// unresolved is copies of the packets that wait, in the order of their arrival. Workers use it only for such packets.
+type unresolved struct {
+	mu       sync.Mutex
+	packets  []unresolvedPacket
+	port     egress.Port // nil: there is none
+	counters stats.Counters
+}
+
+type unresolvedPacket struct {
+	dest  *balancer.Dest
+	buf   *packet.Buf
+	since conntab.Ticks
+}
+
+// UseLink sets the port by which packets leave that have waited for the MAC address of their realserver. It is called
+// before the workers run.
+func (s *Shared) UseLink(port egress.Port) { s.unresolved.port = port }
+
+// hold keeps a copy of the packet in b, which is for dest, if there is room.
+func (u *unresolved) hold(dest *balancer.Dest, b *packet.Buf, now conntab.Ticks) drop.Reason {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	n := 0
+	for i := range u.packets {
+		if u.packets[i].dest.Address == dest.Address {
+			n++
+		}
+	}
+	if n >= waitingFor || len(u.packets) >= mostWaiting || u.port == nil {
+		return drop.Unresolved
+	}
+	u.packets = append(u.packets, unresolvedPacket{dest, b.Clone(), now})
+	return drop.Accept
+}
+
+// SendResolved sends the waiting packets whose realservers have a known MAC address in snap. It drops those that have
+// waited too long.
+func (s *Shared) SendResolved(snap *balancer.Snapshot, now conntab.Ticks) {
+	u := &s.unresolved
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if len(u.packets) == 0 {
+		return
+	}
+	var t stats.Tally
+	stay := u.packets[:0]
+	for _, w := range u.packets {
+		to := neighbour(snap, w.dest)
+		switch {
+		case to != nil:
+			u.send(w, to, &t)
+		case now-w.since > longestWait:
+			t.Drop(drop.Unresolved)
+		default:
+			stay = append(stay, w)
+		}
+	}
+	clear(u.packets[len(stay):])
+	u.packets = stay
+	u.counters.Add(&t)
+}
+
+// send sends one packet to its realserver.
+func (u *unresolved) send(w unresolvedPacket, to *balancer.Dest, t *stats.Tally) {
+	hop := to.Via.Out(w.buf, nil, 0)
+	_, err := u.port.Send([]egress.Outgoing{{Segment: packet.Segment{Head: w.buf.Bytes()}, Hop: hop, Buf: w.buf}})
+	switch {
+	case errors.Is(err, os.ErrClosed):
+	case err != nil:
+		t.Drop(drop.SendError)
+	default:
+		to.Count(0, w.buf.Len())
+		t.OutPackets++
+		t.OutBytes += uint64(w.buf.Len())
+	}
+}

@@ -1,0 +1,191 @@
+package director
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"slices"
+	"time"
+
+	"vstun/cmd/internal/api"
+	"vstun/cmd/internal/director/plan"
+	"vstun/routing/neigh"
+	"vstun/routing/query"
+)
+
+// lan is the director's part in the networks that have a VIP in their subnets: it follows this host's devices, answers
+// for the VIPs, announces them, and asks whether another host has them. The zero value has no sockets and does nothing.
+type lan struct {
+	log      *slog.Logger
+	watch    *query.DeviceWatch
+	answerer *neigh.Answerer
+	prober   *neigh.Prober
+	ethernet *ethernet // the network of the TAP device, in place of those of the host; nil: none
+	missing  error     // why there are no sockets
+}
+
+// open opens the sockets, for all devices of this host and for those that come later. Without the sockets a director
+// still works, unless it has VIPs to announce: see check.
+func (l *lan) open(log *slog.Logger, e *ethernet) (err error) {
+	l.log, l.ethernet = log, e
+	if l.watch, err = query.WatchDevices(); err != nil {
+		return err
+	}
+	if e != nil {
+		l.answerer = e.answerer
+		if l.prober, err = neigh.OpenProber(); err != nil {
+			log.Warn("cannot ask whether another host has a VIP", "error", err)
+		}
+		return nil
+	}
+	if l.answerer, err = neigh.Open(log); err == nil {
+		l.prober, err = neigh.OpenProber()
+	}
+	if err != nil {
+		l.missing = errors.Join(err, l.closeSockets())
+		l.answerer, l.prober = nil, nil
+	}
+	return nil
+}
+
+// devices lists this host's devices.
+func (l *lan) devices() ([]query.Device, error) {
+	if l.watch == nil {
+		return query.Devices()
+	}
+	return l.watch.Devices()
+}
+
+// changed returns the channel of events about devices.
+func (l *lan) changed() <-chan struct{} {
+	if l.watch == nil {
+		return nil
+	}
+	return l.watch.Changed()
+}
+
+// set replaces the VIPs to answer for, which were was. It logs the differences.
+func (l *lan) set(was, is []neigh.Device) {
+	if l.answerer == nil {
+		return
+	}
+	l.answerer.Set(is)
+	for _, d := range plan.Added(was, is) {
+		l.log.Info("VIPs announced", "device", d.Name, "count", len(d.Addrs), "vips",
+			names(d.Addrs[:min(len(d.Addrs), 10)]))
+	}
+	for _, d := range plan.Added(is, was) {
+		l.log.Info("VIPs not announced any more", "device", d.Name, "count", len(d.Addrs), "vips",
+			names(d.Addrs[:min(len(d.Addrs), 10)]))
+	}
+}
+
+// check examines whether in lets the director announce VIPs that it does not announce in was. It returns an error for
+// each VIP that another host has, or, if the configuration says so, logs a warning. It takes a third of a second.
+func (l *lan) check(in plan.Inputs, was []neigh.Device) error {
+	added := plan.Added(was, plan.Announce(in))
+	if len(added) == 0 {
+		return nil
+	}
+	d := added[0]
+	if l.missing != nil {
+		return fmt.Errorf("VIP %s is in a subnet of %s, and the director can't answer for it there: %w; or set "+
+			"announce = \"none\"", d.Addrs[0], d.Name, l.missing)
+	}
+	if l.prober == nil {
+		return nil
+	}
+	if l.ethernet != nil {
+		if added = askedByBridge(in, added); added == nil {
+			return nil
+		}
+	}
+	owners, err := l.prober.Ask(added)
+	if err != nil {
+		return fmt.Errorf("VIP %s: cannot ask whether another host has it: %w", d.Addrs[0], err)
+	}
+	slices.SortFunc(owners, func(a, b neigh.Owner) int { return a.Addr.Compare(b.Addr) })
+	var errs []error
+	for _, o := range owners {
+		if in.Config.Announce.Warn {
+			l.log.Warn("another host answers for a VIP", "vip", o.Addr, "device", o.Device, "mac", o.MAC)
+			continue
+		}
+		errs = append(errs, fmt.Errorf("VIP %s: another host, with MAC address %s, answers for it on %s: remove the "+
+			"address there (a realserver needs arp_ignore = 1), or set announce_conflict = \"warn\"", o.Addr, o.MAC,
+			o.Device))
+	}
+	return errors.Join(errs...)
+}
+
+// status returns those of vips that are announced on these devices, in ascending order, as vips, and the counts. Other
+// addresses that are announced are the director's own.
+func (l *lan) status(devices []neigh.Device, vips []netip.Addr,
+	now time.Time) (all []api.Announced, counts api.Neighbours) {
+	if l.answerer == nil {
+		return nil, counts
+	}
+	c := l.answerer.Counts()
+	counts = api.Neighbours{Answers: c.Answers, Announcements: c.Announcements, Conflicts: c.Conflicts,
+		Failed: c.Failed}
+	on := map[netip.Addr][]string{}
+	for _, d := range devices {
+		for _, a := range d.Addrs {
+			if _, isVIP := slices.BinarySearchFunc(vips, a, netip.Addr.Compare); isVIP {
+				on[a] = append(on[a], d.Name)
+			}
+		}
+	}
+	conflicts := map[netip.Addr][]api.Conflict{}
+	for _, c := range l.answerer.Claims() {
+		conflicts[c.Addr] = append(conflicts[c.Addr], api.Conflict{Device: c.Device, MAC: c.MAC.String(),
+			Packets: c.Count, Last: since(c.Last, now)})
+	}
+	for _, vip := range slices.SortedFunc(maps.Keys(on), netip.Addr.Compare) {
+		all = append(all, api.Announced{VIP: vip.String(), Devices: on[vip], Conflicts: conflicts[vip]})
+	}
+	return all, counts
+}
+
+// run follows the devices and answers until ctx is cancelled.
+func (l *lan) run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	answered := make(chan error, 1)
+	go func() {
+		defer cancel()
+		answered <- l.answer(ctx)
+	}()
+	err := l.watch.Run(ctx)
+	cancel()
+	return errors.Join(err, <-answered)
+}
+
+func (l *lan) answer(ctx context.Context) error {
+	if l.answerer == nil {
+		<-ctx.Done()
+		return nil
+	}
+	return l.answerer.Run(ctx)
+}
+
+// close closes the sockets, also if open has failed half-way.
+func (l *lan) close() error {
+	if l.watch != nil {
+		l.watch.Close()
+	}
+	return l.closeSockets()
+}
+
+func (l *lan) closeSockets() (err error) {
+	if l.answerer != nil {
+		err = l.answerer.Close()
+	}
+	if l.prober != nil {
+		err = errors.Join(err, l.prober.Close())
+	}
+	return err
+}

@@ -1,0 +1,47 @@
+package routing
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+
+	"vstun/routing/kernel/kerneltest"
+)
+
+// TestBridgePort: the device becomes a port of the bridge, becomes one again when another program takes it out, and is
+// no port any more at the end, also after a kill.
+func TestBridgePort(t *testing.T) {
+	newHost(t)
+	must(t, netlink.LinkAdd(&netlink.Bridge{LinkAttrs: kerneltest.Named("br7")}))
+	bridge := linkOf(t, "br7").Attrs().Index
+	s := State{Links: []Link{{Name: "west", Bridge: "br7"}}}
+	isPort := func(want int) {
+		t.Helper()
+		if at := linkOf(t, "west").Attrs().MasterIndex; at != want {
+			t.Errorf("master %d, want %d", at, want)
+		}
+	}
+	m := open(t)
+	must(t, m.Set(s))
+	isPort(bridge)
+	must(t, netlink.LinkSetNoMaster(linkOf(t, "west")))
+	must(t, m.Set(s))
+	isPort(bridge)
+	must(t, m.Set(State{}))
+	isPort(0)
+	must(t, m.Set(s))
+	path := m.path
+	m.release() // as a kill
+	m.closed = true
+	m, err := Open(path, nil)
+	must(t, err)
+	isPort(0)
+	if err := m.Set(State{Links: []Link{{Name: "west", Bridge: "br8"}}}); err == nil ||
+		!strings.Contains(err.Error(), "no device br8") {
+		t.Errorf("without the bridge: %v", err)
+	}
+	must(t, m.Set(s))
+	must(t, m.Close())
+	isPort(0)
+}
