@@ -5,6 +5,7 @@ import (
 	"net/netip"
 
 	"vstun/balancer/conntab"
+	"vstun/balancer/method"
 )
 
 // Connection is one connection or persistence template, with its service and realserver.
@@ -12,6 +13,12 @@ type Connection struct {
 	conntab.Conn
 	Service    string         // name
 	Realserver netip.AddrPort // its ID
+	Forward    method.Kind    // its forwarding method
+}
+
+// connection returns c, whose realserver is d.
+func (d *Dest) connection(c conntab.Conn) Connection {
+	return Connection{Conn: c, Service: d.stats.service, Realserver: d.ID(), Forward: d.Kind}
 }
 
 // RealserverPort returns the port to which c's packets go at the realserver. For a template it is the realserver's own
@@ -33,7 +40,7 @@ func (b *Balancer) Connections(now conntab.Ticks) iter.Seq[Connection] {
 			if d == nil {
 				continue // it has ended, and its realserver is forgotten
 			}
-			if !yield(Connection{Conn: c, Service: d.stats.service, Realserver: d.ID()}) {
+			if !yield(d.connection(c)) {
 				return
 			}
 		}

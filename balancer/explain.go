@@ -92,7 +92,8 @@ func (s *Snapshot) connection(c conntab.Conn) (_ *Connection, left bool) {
 	if d == nil {
 		return nil, false
 	}
-	return &Connection{Conn: c, Service: d.stats.service, Realserver: d.ID()}, d.counts.Gone()
+	known := d.connection(c)
+	return &known, d.counts.Gone()
 }
 
 // Frontend is a VIP with a range of ports, and its service.

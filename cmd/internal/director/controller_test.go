@@ -18,10 +18,13 @@ import (
 	"vstun/balancer/conntab"
 	"vstun/balancer/health"
 	"vstun/balancer/health/notify"
+	"vstun/balancer/method"
 	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/director/plan"
 	"vstun/cmd/internal/reload"
+	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
 	"vstun/encap/packet/stats"
 	"vstun/routing"
 	"vstun/routing/query"
@@ -294,6 +297,47 @@ func TestRetiredVIP(t *testing.T) {
 		if !known {
 			t.Errorf("set %d: a route without a VIP", i)
 		}
+	}
+}
+
+// TestRetiredReplies: the rule for the replies of a VS/NAT realserver stays as long as the realserver has connections at
+// that port, also if only the service's port has changed.
+func TestRetiredReplies(t *testing.T) {
+	masked := func(port uint16) *config.Director {
+		cfg := running()
+		web := &cfg.Services[0]
+		web.Ports = []config.PortRange{{First: port, Last: port}}
+		for i := range web.Realservers {
+			web.Realservers[i].Forward, web.Realservers[i].Tunnel = method.NAT, config.Tunnel{}
+		}
+		return cfg
+	}
+	o := operate(t, masked(80), nil)
+	p := &packet.Info{Len: 40, TCPFlags: packet.FlagSYN, Flow: packet.Flow{Src: netip.MustParseAddr("192.0.2.7"),
+		SrcPort: 4711, Dst: vip1, DstPort: 80, Proto: packet.ProtoTCP}}
+	d, reason := o.plane.balancer.Snapshot().Decide(p, o.plane.now())
+	if reason != drop.Accept {
+		t.Fatal(reason)
+	}
+	if _, _, err := o.controller.configure(masked(81)); err != nil {
+		t.Fatal(err)
+	}
+	ports := func() (all []uint16) { // of rules that lead replies of d into the device
+		s, _ := o.network.last()
+		for _, r := range s.Rules {
+			if r.Table != 0 && r.SrcPorts.First != 0 && r.From.Contains(d.Address) {
+				all = append(all, r.SrcPorts.First)
+			}
+		}
+		return all
+	}
+	refresh := func() { _ = o.controller.do(func() { o.controller.refresh() }) }
+	if refresh(); !slices.Equal(ports(), []uint16{80, 81}) {
+		t.Errorf("with a connection at port 80: rules for ports %v", ports())
+	}
+	o.plane.table.Sweep(1 << 30)
+	if refresh(); !slices.Equal(ports(), []uint16{81}) {
+		t.Errorf("without a connection at port 80: rules for ports %v", ports())
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"vstun/balancer"
 	"vstun/balancer/conntab"
 	"vstun/balancer/forward"
+	"vstun/balancer/method"
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/daemon"
 	"vstun/cmd/internal/director/plan"
@@ -229,6 +230,19 @@ func (p *dataPlane) usedVIPs() map[netip.Addr]bool {
 	used := map[netip.Addr]bool{}
 	for c := range p.table.All(p.now()) {
 		used[c.Flow.Dst] = true
+	}
+	return used
+}
+
+// usedNAT returns the servers of VS/NAT that have connections, one for each port. It walks over the connection table.
+func (p *dataPlane) usedNAT() map[plan.NATServer]bool {
+	used := map[plan.NATServer]bool{}
+	for c := range p.balancer.Connections(p.now()) {
+		if c.Forward == method.NAT && !c.Template {
+			port := c.RealserverPort()
+			used[plan.NATServer{Address: c.Realserver.Addr(), Protocol: c.Flow.Proto,
+				Ports: config.PortRange{First: port, Last: port}}] = true
+		}
 	}
 	return used
 }

@@ -142,6 +142,7 @@ func operate(t *testing.T, cfg *config.Director, prepare func(o *operated)) *ope
 		devices: func() ([]query.Device, error) {
 			return []query.Device{{Name: "eth0", Index: 7, MAC: [6]byte{2, 7}}}, nil
 		},
+		usedNAT: o.plane.usedNAT,
 		retired: o.plane.retired,
 	}
 	o.checks.monitor = health.New(o.controller.healthChanged)

@@ -22,12 +22,13 @@ type questions struct {
 	hasRules func(ipv6 bool) bool
 	devices  func() ([]query.Device, error)
 	usedVIPs func() map[netip.Addr]bool
-	retired  func() map[netip.Addr]bool // retired realservers that have connections
+	usedNAT  func() map[plan.NATServer]bool // servers of VS/NAT that have connections, one for each port
+	retired  func() map[netip.Addr]bool     // retired realservers that have connections
 }
 
 func newQuestions(plane *dataPlane, lan *lan) questions {
 	return questions{paths: query.Paths, local: query.LocalLink, hasRules: query.HasRules,
-		devices: lan.devices, usedVIPs: plane.usedVIPs, retired: plane.retired}
+		devices: lan.devices, usedVIPs: plane.usedVIPs, usedNAT: plane.usedNAT, retired: plane.retired}
 }
 
 // rules returns for which families the kernel has policy rules.
@@ -123,9 +124,9 @@ func (c *controller) trimNAT() {
 	if len(in.RetiredNAT) == 0 || !c.state().grace.over() {
 		return
 	}
-	used := c.ask.retired()
+	used := c.ask.usedNAT()
 	in.RetiredNAT = slices.DeleteFunc(slices.Clone(in.RetiredNAT),
-		func(n plan.NATServer) bool { return !used[n.Address] })
+		func(n plan.NATServer) bool { return !n.In(used) })
 	if len(in.RetiredNAT) < len(c.state().inputs.RetiredNAT) {
 		c.logFailure(slog.LevelError, "cannot remove rules of realservers that are not configured any more",
 			c.converge(in))

@@ -74,6 +74,21 @@ func (n NATServer) compare(o NATServer) int {
 		cmp.Compare(n.Ports.Last, o.Ports.Last), n.Address.Compare(o.Address))
 }
 
+// In reports whether used has a port of n. Each element of used has one port.
+func (n NATServer) In(used map[NATServer]bool) bool {
+	every := n.Ports == balancer.EveryPort
+	if n.Ports.First == n.Ports.Last && !every {
+		return used[n]
+	}
+	for u := range used {
+		if u.Address == n.Address && u.Protocol == n.Protocol &&
+			(every || n.Ports.First <= u.Ports.First && u.Ports.First <= n.Ports.Last) {
+			return true
+		}
+	}
+	return false
+}
+
 // NATServers returns the servers of cfg whose replies pass the director, in a fixed order.
 func NATServers(cfg *config.Director) (all []NATServer) {
 	add := func(s *config.Service, r *config.RealserverRef) {
