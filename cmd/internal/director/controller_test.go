@@ -300,8 +300,8 @@ func TestRetiredVIP(t *testing.T) {
 	}
 }
 
-// TestRetiredReplies: the rule for the replies of a VS/NAT realserver stays as long as the realserver has connections at
-// that port, also if only the service's port has changed.
+// TestRetiredReplies: the rule for the replies of a VS/NAT realserver stays as long as the realserver has connections
+// at that port, also if only the service's port has changed.
 func TestRetiredReplies(t *testing.T) {
 	masked := func(port uint16) *config.Director {
 		cfg := running()
