@@ -42,6 +42,8 @@ type Watcher struct {
 	handle  *netlink.Handle
 	events  *nl.NetlinkSocket
 	changed chan struct{}
+	begin   sync.Once  // of receive
+	failed  chan error // receive's result; closed when receive has ended
 
 	mu    sync.Mutex
 	known map[Neighbour]*entry // that Set has named
@@ -80,12 +82,14 @@ func NewWatcher() (*Watcher, error) {
 	if events.SetReceiveBufferSize(eventBuffer, true) != nil { // needs CAP_NET_ADMIN in the initial user namespace
 		_ = events.SetReceiveBufferSize(eventBuffer, false)
 	}
-	return &Watcher{handle: handle, events: events, changed: make(chan struct{}, 1), known: map[Neighbour]*entry{}}, nil
+	return &Watcher{handle: handle, events: events, changed: make(chan struct{}, 1), failed: make(chan error, 1),
+		known: map[Neighbour]*entry{}}, nil
 }
 
 // Set makes all the neighbours that are kept resolved. The states of those that stay are kept. It asks at once for the
-// new ones that the kernel does not know.
+// new ones that the kernel does not know. The answers are reported also before Run.
 func (w *Watcher) Set(all []Neighbour) error {
+	w.follow()
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	next, added := make(map[Neighbour]*entry, len(all)), false
@@ -122,18 +126,15 @@ func (w *Watcher) Changed() <-chan struct{} { return w.changed }
 
 // Run works until ctx is cancelled.
 func (w *Watcher) Run(ctx context.Context) error {
-	failed := make(chan error, 1)
-	var receiver sync.WaitGroup
-	receiver.Go(func() { failed <- w.receive() })
-	defer receiver.Wait()
-	defer w.events.Close()
+	w.follow()
+	defer w.endEvents()
 	ticker := time.NewTicker(askEvery)
 	defer ticker.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case err := <-failed:
+		case err := <-w.failed:
 			return err
 		case <-ticker.C:
 		}
@@ -143,9 +144,27 @@ func (w *Watcher) Run(ctx context.Context) error {
 	}
 }
 
+// follow begins to receive the kernel's reports. A second call does nothing.
+func (w *Watcher) follow() {
+	w.begin.Do(func() {
+		go func() {
+			defer close(w.failed)
+			w.failed <- w.receive()
+		}()
+	})
+}
+
+// endEvents ends receive and waits for its end.
+func (w *Watcher) endEvents() {
+	w.begin.Do(func() { close(w.failed) })
+	w.events.Close()
+	for range w.failed {
+	}
+}
+
 // Close closes the sockets. A Run that goes on returns.
 func (w *Watcher) Close() error {
-	w.events.Close()
+	w.endEvents()
 	w.handle.Close()
 	return nil
 }

@@ -143,6 +143,17 @@ func TestWatcher(t *testing.T) {
 	})
 }
 
+// TestWatcherBeforeRun: a program that has set its neighbours gets their answers before it runs the Watcher.
+func TestWatcherBeforeRun(t *testing.T) {
+	s := newStreet(t)
+	w, err := NewWatcher()
+	s.must(err)
+	t.Cleanup(func() { w.Close() })
+	s.must(w.Set(s.neighbours()))
+	testkit.Receive(t, "the answer is reported", w.Changed())
+	testkit.Eventually(t, "the neighbours are resolved", func() bool { return s.all(w, State{MAC: s.mac()}) })
+}
+
 // TestWatcherFollows: an entry that changes in the kernel's table, as after a gratuitous ARP, changes the state at
 // once. An entry that is lost there leaves the MAC address, and is resolved again.
 func TestWatcherFollows(t *testing.T) {

@@ -103,13 +103,20 @@ func verdict(e *balancer.Explanation) (realserver, dropped, why string) {
 	case e.Fate == conntab.Reused:
 		return to, "", fmt.Sprintf("it has a connection to it, which has ended: a packet that "+
 			"begins a connection opens a new one, to %s%s: %s", realserver, dropped, fresh)
-	case e.Drop == drop.SendError:
-		return "", dropped, fmt.Sprintf("it has a connection to %s, to which there is no route, and no source is "+
-			"set", to)
+	case e.Drop == drop.SendError, e.Drop == drop.Unreachable:
+		return "", dropped, fmt.Sprintf("it has a connection to %s, to which %s", to, noPath(e.Drop))
 	case e.Left:
 		return to, "", "it has a connection to it, which goes on, though it is " + gone
 	}
 	return to, "", "it has a connection to it"
+}
+
+// noPath returns why no packet can be sent to a realserver. Tunnels and dr have the reason send_error, nat unreachable.
+func noPath(d drop.Reason) string {
+	if d == drop.Unreachable {
+		return "there is no route"
+	}
+	return "there is no route, and no source is set"
 }
 
 // newConnection is verdict for a new connection.
@@ -121,8 +128,8 @@ func newConnection(e *balancer.Explanation) (realserver, dropped, why string) {
 	case e.Drop == drop.NoRealserver:
 		return "", e.Drop.String(), fmt.Sprintf("%s finds no realserver that may have a new connection", s.Scheduler)
 	case e.Drop != drop.Accept:
-		return "", e.Drop.String(), fmt.Sprintf("it would get %s, to which there is no route, and no source is set",
-			words.Realserver(e.Chosen))
+		return "", e.Drop.String(), fmt.Sprintf("it would get %s, to which %s", words.Realserver(e.Chosen),
+			noPath(e.Drop))
 	case e.Kept:
 		return words.Realserver(e.Chosen), "", "persistence keeps the client there"
 	}

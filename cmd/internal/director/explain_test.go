@@ -33,6 +33,8 @@ func TestVerdict(t *testing.T) {
 			"10.0.11.1", "", "it has a connection to it"},
 		{"without a route", of(trace{Connection: tcp, Fate: conntab.Followed, Chosen: rs}, drop.SendError),
 			"", "send_error", "no route"},
+		{"nat without a route", of(trace{Connection: tcp, Fate: conntab.Followed, Chosen: rs}, drop.Unreachable),
+			"", "unreachable", "no route"},
 		{"that has ended", of(trace{Connection: conn(conntab.TimeWait), Fate: conntab.Reused, Chosen: other},
 			drop.Accept), "10.0.11.1", "", "opens a new one, to 10.0.11.2:8080"},
 		{"weight 0, expire", of(trace{Connection: tcp, Fate: conntab.Forgotten, Chosen: other}, drop.Accept),
