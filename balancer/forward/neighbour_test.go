@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"net/netip"
+	"sync"
 	"testing"
 
 	"vstun/balancer"
@@ -13,6 +14,7 @@ import (
 	"vstun/encap/packet"
 	"vstun/encap/packet/drop"
 	"vstun/encap/packet/stats"
+	"vstun/testdata/testkit"
 )
 
 var (
@@ -245,6 +247,44 @@ func TestUnresolved(t *testing.T) {
 	if len(f.out) != 4 {
 		t.Errorf("%d packets have left", len(f.out))
 	}
+}
+
+// slowPort takes packets only after its test lets it.
+type slowPort struct{ asked, open chan struct{} }
+
+func (p *slowPort) Send([]egress.Outgoing) (int, error) {
+	p.asked <- struct{}{}
+	<-p.open
+	return 1, nil
+}
+
+// TestUnresolvedWhileSending: a worker with a packet for an unresolved realserver does not wait for a full socket.
+func TestUnresolvedWhileSending(t *testing.T) {
+	now := conntab.Ticks(1)
+	w, _ := newDirect(t, 1500, method.Link{Device: 7, OwnMAC: nearLink.OwnMAC}, discard{}, &now)
+	port := &slowPort{make(chan struct{}), make(chan struct{})}
+	w.shared.UseLink(port)
+	send := func() {
+		w.put(0, tcp(80, packet.FlagSYN, 0), packet.Offload{})
+		w.forward(w.bufs[:1])
+	}
+	send()
+	old := w.balancer.Snapshot()
+	if err := w.balancer.Apply(directConfig(1500, nearLink)); err != nil {
+		t.Fatal(err)
+	}
+	var sender, worker sync.WaitGroup
+	sender.Go(func() { w.shared.SendResolved(w.balancer.Snapshot(), now) })
+	<-port.asked
+	dest, d := old.Decide(&w.infos[0], now)
+	held := make(chan drop.Reason, 1)
+	worker.Go(func() { held <- w.shared.unresolved.hold(dest, &w.bufs[0], now) })
+	if r := testkit.Receive(t, "the worker goes on", held); d != drop.Accept || r != drop.Accept {
+		t.Errorf("the decision is %v, and the packet is held: %v", d, r)
+	}
+	close(port.open)
+	sender.Wait()
+	worker.Wait()
 }
 
 // TestToNeighbourAllocatesNothing: neither packets, nor fragments, nor packets that find no room to wait.

@@ -58,21 +58,28 @@ func (u *unresolved) hold(dest *balancer.Dest, b *packet.Buf, now conntab.Ticks)
 }
 
 // SendResolved sends the waiting packets whose realservers have a known MAC address in snap. It drops those that have
-// waited too long.
+// waited too long. One goroutine calls it.
 func (s *Shared) SendResolved(snap *balancer.Snapshot, now conntab.Ticks) {
 	u := &s.unresolved
+	var t stats.Tally
+	for _, w := range u.resolved(snap, now, &t) { // without the lock: Send waits while the socket is full
+		u.send(w, &t)
+	}
+	u.counters.Add(&t)
+}
+
+// resolved removes the packets that can be sent and those that have waited too long, and returns the former. Their dest
+// is the realserver in snap.
+func (u *unresolved) resolved(snap *balancer.Snapshot, now conntab.Ticks, t *stats.Tally) (ready []unresolvedPacket) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if len(u.packets) == 0 {
-		return
-	}
-	var t stats.Tally
 	stay := u.packets[:0]
 	for _, w := range u.packets {
 		to := neighbour(snap, w.dest)
 		switch {
 		case to != nil:
-			u.send(w, to, &t)
+			w.dest = to
+			ready = append(ready, w)
 		case now-w.since > longestWait:
 			t.Drop(drop.Unresolved)
 		default:
@@ -81,19 +88,19 @@ func (s *Shared) SendResolved(snap *balancer.Snapshot, now conntab.Ticks) {
 	}
 	clear(u.packets[len(stay):])
 	u.packets = stay
-	u.counters.Add(&t)
+	return ready
 }
 
 // send sends one packet to its realserver.
-func (u *unresolved) send(w unresolvedPacket, to *balancer.Dest, t *stats.Tally) {
-	hop := to.Via.Out(w.buf, nil, 0)
+func (u *unresolved) send(w unresolvedPacket, t *stats.Tally) {
+	hop := w.dest.Via.Out(w.buf, nil, 0)
 	_, err := u.port.Send([]egress.Outgoing{{Segment: packet.Segment{Head: w.buf.Bytes()}, Hop: hop, Buf: w.buf}})
 	switch {
 	case errors.Is(err, os.ErrClosed):
 	case err != nil:
 		t.Drop(drop.SendError)
 	default:
-		to.Count(0, w.buf.Len())
+		w.dest.Count(0, w.buf.Len())
 		t.OutPackets++
 		t.OutBytes += uint64(w.buf.Len())
 	}

@@ -2,6 +2,7 @@ package neigh
 
 import (
 	"errors"
+	"fmt"
 	"net/netip"
 	"os"
 	"sync"
@@ -80,13 +81,18 @@ func (p *Prober) Ask(devices []Device) ([]Owner, error) {
 	for i, s := range listening {
 		receivers.Go(func() { found[i], errs[i] = t.owners(s, s == p.arp) })
 	}
+	var unsent, stops []error
 	for n := range questionTimes {
 		if n > 0 {
 			time.Sleep(questionEvery)
 		}
-		p.askOnce(devices)
+		if err := p.askOnce(devices); err != nil {
+			unsent = append(unsent, err)
+		}
 	}
-	var stops []error
+	if len(unsent) == questionTimes {
+		stops = append(stops, unsent[0])
+	}
 	for _, s := range listening {
 		stops = append(stops, s.stopAt(time.Now().Add(questionWait)))
 	}
@@ -100,21 +106,27 @@ func (p *Prober) Ask(devices []Device) ([]Owner, error) {
 	return all, errors.Join(append(stops, errs...)...)
 }
 
-// askOnce sends each question once. A device that goes down meanwhile has no neighbours.
-func (p *Prober) askOnce(devices []Device) {
+// askOnce sends each question once. It returns the first error. A device that goes down meanwhile has no neighbours.
+func (p *Prober) askOnce(devices []Device) (first error) {
 	n := 0
 	for _, d := range devices {
 		for _, a := range d.Addrs {
+			var err error
 			if a.Is4() {
-				_ = p.arp.send(d.Index, broadcast, arpRequest(d.MAC, netip.IPv4Unspecified(), a))
+				err = p.arp.send(d.Index, broadcast, arpRequest(d.MAC, netip.IPv4Unspecified(), a))
 			} else {
-				_ = p.nd.send(d.Index, groupMAC(solicitedNode(a)), ndProbe(a))
+				err = p.nd.send(d.Index, groupMAC(solicitedNode(a)), ndProbe(a))
+			}
+			gone := errors.Is(err, unix.ENETDOWN) || errors.Is(err, unix.ENXIO)
+			if err != nil && !gone && first == nil {
+				first = fmt.Errorf("ask on %s for other hosts with %v: %w", d.Name, a, err)
 			}
 			if n++; n%announcePart == 0 {
 				time.Sleep(announcePause)
 			}
 		}
 	}
+	return first
 }
 
 // owners returns the hosts that use addresses of t, until the socket's deadline.

@@ -65,6 +65,12 @@ func newStreet(t *testing.T) *street {
 			s.must(h.AddrAdd(l, addr))
 		}
 	}
+	for h, name := range map[*netlink.Handle]string{here: "near", s.far: "far"} {
+		testkit.Eventually(t, "carrier, without which the kernel drops packets", func() bool {
+			l, err := h.LinkByName(name)
+			return err == nil && l.Attrs().OperState == netlink.OperUp
+		})
+	}
 	return s
 }
 

@@ -72,6 +72,29 @@ func localRoute(h *netlink.Handle, a netip.Addr) int {
 	return routes[0].LinkIndex
 }
 
+// BroadcastLinks returns the devices of the subnets whose broadcast addresses are among addrs. Each IPv4 address costs
+// one look-up of its route. IPv6 has no broadcast addresses.
+func BroadcastLinks(addrs ...netip.Addr) (map[netip.Addr]string, error) {
+	return ask(func(h *netlink.Handle) (map[netip.Addr]string, error) {
+		all := map[netip.Addr]string{}
+		for _, a := range addrs {
+			if !a.Is4() {
+				continue
+			}
+			routes, err := h.RouteGet(a.AsSlice())
+			if err != nil || len(routes) == 0 || routes[0].Type != unix.RTN_BROADCAST {
+				continue
+			}
+			l, err := h.LinkByIndex(routes[0].LinkIndex)
+			if err != nil {
+				return nil, fmt.Errorf("device of address %s: %w", a, err)
+			}
+			all[a] = l.Attrs().Name
+		}
+		return all, nil
+	})
+}
+
 // LocalLink is LocalLinks for one address. ok is false if it is not this host's.
 func LocalLink(a netip.Addr) (link string, ok bool, err error) {
 	links, err := LocalLinks(a)

@@ -31,6 +31,19 @@ func TestLocalLinks(t *testing.T) {
 	}
 }
 
+func TestBroadcastLinks(t *testing.T) {
+	newHost(t)
+	var addrs []netip.Addr
+	for _, a := range []string{"10.1.255.255", "10.1.0.255", "10.1.0.1", "198.51.100.80", "fd00::ff"} {
+		addrs = append(addrs, netip.MustParseAddr(a))
+	}
+	links, err := BroadcastLinks(addrs...)
+	must(t, err)
+	if len(links) != 1 || links[addrs[1]] != "east" {
+		t.Errorf("%v, want 10.1.0.255 on east", links)
+	}
+}
+
 func TestHostAddrs(t *testing.T) {
 	newHost(t)
 	got, err := HostAddrs()

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -119,7 +120,8 @@ func changes(was, is *config.Realserver) (all []api.Change) {
 	compareLists(&all, "directors", "director", directorNames(was), directorNames(is))
 	if !slices.Equal(was.Encaps, is.Encaps) {
 		all = append(all, api.Change{Key: "encap", Old: was.Encaps, New: is.Encaps,
-			Text: fmt.Sprintf("encap %s -> %s", strings.Join(was.Encaps, ","), strings.Join(is.Encaps, ","))})
+			Text: fmt.Sprintf("encap %s -> %s", cmp.Or(strings.Join(was.Encaps, ","), "none"),
+				cmp.Or(strings.Join(is.Encaps, ","), "none"))})
 	}
 	compare("encap_port", was.EncapPort, is.EncapPort)
 	compare("encap_key", keyValue(was), keyValue(is))

@@ -48,6 +48,14 @@ func TestChangesAsJSON(t *testing.T) {
 	}
 }
 
+// TestChangedTunnels: an agent for VS/DR has no tunnel.
+func TestChangedTunnels(t *testing.T) {
+	all := changes(&config.Realserver{}, &config.Realserver{Encaps: []string{"ipip"}})
+	if len(all) != 1 || all[0].Text != "encap none -> ipip" {
+		t.Errorf("%+v", all)
+	}
+}
+
 // TestReloadAtEnd: a reload that meets the agent's end is given up, and is no error.
 func TestReloadAtEnd(t *testing.T) {
 	if os.Getuid() != 0 {

@@ -98,6 +98,14 @@ func (r *serviceReader) readSorry(t *table, s *Service, tunnel Tunnel) {
 			t.faultAt("sorry_server", "%s has port 0: want %s", show(written), wantPort)
 			return
 		}
+	}
+	text, _ := v.(string)
+	if a, err := netip.ParseAddr(text); err == nil && a.Is4() && a.IsLoopback() && rs.Forward != method.NAT {
+		t.faultAt("sorry_server", "%s is the director's own host, which only nat reaches: set sorry_forward = \"nat\"",
+			show(written))
+		return
+	}
+	if rs.Port != 0 {
 		checkRealserverPort(t, "sorry_server", s, rs.Forward)
 	}
 	if rs.Address, ok = t.realserver("sorry_server", v, rs.Forward); !ok {

@@ -130,6 +130,9 @@ func TestForwardFaults(t *testing.T) {
 		{"sorry server's port of tun", web(`sorry_server = "10.0.0.9:80"`), []string{
 			`service "web": sorry_server: only nat changes the port of packets` + only +
 				`tun: leave the port out, or use nat`}},
+		{"sorry server on this host by tun", web(`sorry_server = "127.0.0.1:8080"`), []string{
+			`service "web": sorry_server: "127.0.0.1:8080" is the director's own host, which only nat reaches: ` +
+				`set sorry_forward = "nat"`}},
 		{"sorry server's port 0", web("sorry_server = \"10.0.0.9:0\"\nsorry_forward = \"nat\""), []string{
 			`service "web": sorry_server: "10.0.0.9:0" has port 0: want 1 to 65535`}},
 		{"sorry server's method of none", web(`sorry_forward = "nat"`), []string{

@@ -89,8 +89,9 @@ func (c *controller) state() *state { return c.current.Load() }
 const betweenChanges = 50 * time.Millisecond
 
 // pathsEvery is the period of refreshes of the paths to the realservers, and the longest pause after a refresh. A
-// packet too big for its path, or a change of routes while a realserver is unreachable, causes a further refresh. The
-// pause after a refresh is pathsShare times its duration, but pathsAtOnce at least.
+// packet too big for its path causes a further refresh, and a change of routes while a realserver is unreachable or
+// there is VS/NAT, whose rules name devices. The pause after a refresh is pathsShare times its duration, but
+// pathsAtOnce at least.
 const (
 	pathsEvery  = 10 * time.Second
 	pathsAtOnce = 100 * time.Millisecond
@@ -126,7 +127,7 @@ func (c *controller) run(ctx context.Context) error {
 		case <-tooBig:
 			pathsPause = c.refresh()
 		case <-changed:
-			if len(c.state().Unreachable) > 0 || len(c.places) > 0 {
+			if len(c.state().Unreachable) > 0 || len(c.places) > 0 || c.state().inputs.Translates() {
 				pathsPause = c.refresh()
 			}
 		case <-c.neighbours.Changed():

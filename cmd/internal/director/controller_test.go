@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -339,6 +340,36 @@ func TestRetiredReplies(t *testing.T) {
 	if refresh(); !slices.Equal(ports(), []uint16{81}) {
 		t.Errorf("without a connection at port 80: rules for ports %v", ports())
 	}
+}
+
+// TestMovedRoute: when the kernel's routes change, the rules for replies of VS/NAT follow at once: they name devices.
+func TestMovedRoute(t *testing.T) {
+	cfg := running()
+	for i := range cfg.Services[0].Realservers {
+		r := &cfg.Services[0].Realservers[i]
+		r.Forward, r.Tunnel = method.NAT, config.Tunnel{}
+	}
+	var moved atomic.Bool
+	changed := make(chan struct{}, 1)
+	o := operate(t, cfg, func(o *operated) {
+		o.network.changed = changed
+		o.controller.ask.paths = func(to []netip.Addr) (map[netip.Addr]query.Path, error) {
+			all := map[netip.Addr]query.Path{}
+			for _, a := range to {
+				all[a] = query.Path{Link: "eth0", MTU: 1500}
+				if moved.Load() {
+					all[a] = query.Path{Link: "eth1", MTU: 1500}
+				}
+			}
+			return all, nil
+		}
+	})
+	moved.Store(true)
+	changed <- struct{}{}
+	testkit.Within(t, "a rule names the new device", pathsEvery/2, func() bool {
+		s, _ := o.network.last()
+		return slices.ContainsFunc(s.Rules, func(r routing.Rule) bool { return r.In == "eth1" })
+	})
 }
 
 // TestFailedTrim: routes that cannot be removed are logged once, and tried again; paths and weights go on meanwhile.

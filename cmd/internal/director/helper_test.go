@@ -29,9 +29,11 @@ type fakeNetwork struct {
 	mu   sync.Mutex
 	sets []routing.State
 	set  func(s routing.State) error // nil: it succeeds
+
+	changed chan struct{}
 }
 
-func (n *fakeNetwork) Changed() <-chan struct{} { return nil }
+func (n *fakeNetwork) Changed() <-chan struct{} { return n.changed }
 
 func (n *fakeNetwork) Set(s routing.State) error {
 	n.mu.Lock()

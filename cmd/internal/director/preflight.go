@@ -62,6 +62,10 @@ func checkAddresses(cfg *config.Director) error {
 	if err != nil {
 		return err
 	}
+	broadcast, err := query.BroadcastLinks(all...)
+	if err != nil {
+		return err
+	}
 	var errs []error
 	fault := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
 	six := query.HasIPv6()
@@ -80,6 +84,9 @@ func checkAddresses(cfg *config.Director) error {
 			} else if link := local[vip]; link != "" {
 				fault("service %q: VIP %s is an address of this host, on %s, so that its packets never reach the "+
 					"director: remove it there (ip addr del %s dev %s)", s.Name, vip, link, vip, link)
+			} else if link := broadcast[vip]; link != "" {
+				fault("service %q: VIP %s is the broadcast address of a subnet of this host, on %s: choose another",
+					s.Name, vip, link)
 			}
 		}
 		for _, r := range realservers(&s) {
@@ -90,6 +97,9 @@ func checkAddresses(cfg *config.Director) error {
 			case link != "" && r.Forward != method.NAT:
 				fault("service %q: realserver %s is this host itself, on %s, which only nat reaches: set forward = "+
 					"\"nat\", or take the realserver out", s.Name, r.Address, link)
+			case broadcast[r.Address] != "":
+				fault("service %q: realserver %s is the broadcast address of a subnet of this host, on %s: set its "+
+					"own address", s.Name, r.Address, broadcast[r.Address])
 			case r.Forward == method.NAT && !hasRules[r.Address.Is6()]:
 				fault("service %q: realserver %s: this kernel has no policy rules (CONFIG_IP_MULTIPLE_TABLES), which "+
 					"lead its replies to the director: use another forward", s.Name, r.Address)

@@ -91,6 +91,14 @@ func (n Neighbours) linkTo(a netip.Addr, c *method.Config) {
 	}
 }
 
+// fault returns why no packet gets to r by VS/DR, "" if packets do, or if r has another method.
+func (n Neighbours) fault(r *config.RealserverRef) string {
+	if r.Forward != method.DR {
+		return ""
+	}
+	return n[r.Address].Fault
+}
+
 // fail marks the realservers of cfg with a Fault as down, whatever their checks have found.
 func (n Neighbours) fail(cfg *config.Director, states map[RealserverID]health.State) {
 	for i := range cfg.Services {
@@ -98,7 +106,7 @@ func (n Neighbours) fail(cfg *config.Director, states map[RealserverID]health.St
 		for j := range s.Realservers {
 			r := &s.Realservers[j]
 			id := RealserverID{s.Name, r.ID()}
-			if fault := n[r.Address].Fault; r.Forward == method.DR && fault != "" {
+			if fault := n.fault(r); fault != "" {
 				st := states[id]
 				st.Up, st.Known, st.Reason = false, true, fault
 				states[id] = st

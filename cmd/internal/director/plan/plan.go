@@ -126,7 +126,8 @@ func Plan(in Inputs, before map[string]ServiceState) (Desired, []Event) {
 		b := service(s, cfg.Source, in.Paths)
 		is := applyHealth(&b, s, states, was)
 		if s.HasSorry() && !s.IsRealserver(s.Sorry.ID()) {
-			b.Realservers = append(b.Realservers, sorryServer(s, cfg.Source, in.Paths, is.Sorry))
+			b.Realservers = append(b.Realservers, sorryServer(s, cfg.Source, in.Paths,
+				is.Sorry && in.Neighbours.fault(&s.Sorry) == ""))
 		}
 		in.Neighbours.link(b.Realservers)
 		d.Balancer.Services = append(d.Balancer.Services, b)

@@ -12,6 +12,7 @@ import (
 
 	"vstun/balancer"
 	"vstun/balancer/health"
+	"vstun/balancer/method"
 	"vstun/cmd/internal/config"
 	"vstun/routing"
 )
@@ -61,6 +62,13 @@ func TestPlan(t *testing.T) {
 			in.Health = []health.State{state(first, false, 0), state(second, false, 0)}
 			web.Sorry = config.RealserverRef{Address: sorryServer1, Weight: 1}
 		}, "1! 1! 1", ServiceState{Sorry: true, Known: true},
+			[]string{"web up down weight 0 is up, quorum 1; clients go to the sorry server 10.0.99.2"}, nil},
+		{"both are down, and the sorry server is silent", ServiceState{Up: true, Known: true},
+			func(in *Inputs, web *config.Service) {
+				in.Health = []health.State{state(first, false, 0), state(second, false, 0)}
+				web.Sorry = config.RealserverRef{Address: sorryServer1, Forward: method.DR, Weight: 1}
+				in.Neighbours = Neighbours{sorryServer1: {Fault: "it does not answer ARP on eth0"}}
+			}, "1! 1! 1!", ServiceState{Sorry: true, Known: true},
 			[]string{"web up down weight 0 is up, quorum 1; clients go to the sorry server 10.0.99.2"}, nil},
 		{"back, sorry", ServiceState{Sorry: true, Known: true}, func(_ *Inputs, web *config.Service) {
 			web.Sorry = config.RealserverRef{Address: sorryServer1, Weight: 1}

@@ -126,6 +126,9 @@ func (in *Inputs) allNATServers() []NATServer {
 	return slices.Compact(all)
 }
 
+// Translates reports whether in has servers of VS/NAT, the retired ones included.
+func (in *Inputs) Translates() bool { return len(in.allNATServers()) > 0 }
+
 // sameReplyPaths reports whether the paths of in and o lead to the same rules for replies, if all else is the same.
 func (in *Inputs) sameReplyPaths(o *Inputs) bool {
 	all := in.allNATServers()
@@ -188,6 +191,7 @@ func addReplies(s *routing.State, in *Inputs) {
 	if len(own6)+len(six) > 0 {
 		s.Routes = append(s.Routes, replyRoute(in, netip.IPv6Unspecified(), len(own6) > 0))
 	}
+	s.Sysctls = append(s.Sysctls, in.redirectSysctls(four)...)
 	s.Rules = append(s.Rules, replyRules(in, false, own4, four)...)
 	s.Rules = append(s.Rules, replyRules(in, true, own6, six)...)
 }
@@ -209,6 +213,25 @@ func localSysctls(device string, own []NATServer) (all []routing.Sysctl) {
 	all = append(all, routing.Sysctl{Key: conf + "/accept_local", Value: "1"})
 	if slices.ContainsFunc(own, func(n NATServer) bool { return n.Address.IsLoopback() }) {
 		all = append(all, routing.Sysctl{Key: conf + "/route_localnet", Value: "1"})
+	}
+	return all
+}
+
+// redirectSysctls returns the sysctls that keep the kernel from sending ICMP redirects to servers. A server whose other
+// traffic leaves by the device by which it came would learn a way past the director, and answer clients there. IPv6 has
+// no such setting.
+func (in *Inputs) redirectSysctls(servers []NATServer) (all []routing.Sysctl) {
+	links := map[string]bool{}
+	for _, n := range servers {
+		if name := in.Paths[n.Address].Link; name != "" {
+			links[name] = true
+		}
+	}
+	if len(links) > 0 {
+		links["all"] = true // the kernel sends redirects if either allows it
+	}
+	for _, name := range slices.Sorted(maps.Keys(links)) {
+		all = append(all, routing.Sysctl{Key: "net/ipv4/conf/" + name + "/send_redirects", Value: "0"})
 	}
 	return all
 }

@@ -90,6 +90,26 @@ func (p aPacket) table(rules []routing.Rule) (table, tried int) {
 	return 0, tried
 }
 
+// TestNoRedirects: the kernel sends no ICMP redirects by the devices towards IPv4 servers, and only by those.
+func TestNoRedirects(t *testing.T) {
+	redirects := func(in Inputs) (all []string) {
+		for _, s := range Machine(in).Sysctls {
+			if strings.HasSuffix(s.Key, "/send_redirects") {
+				all = append(all, strings.Split(s.Key, "/")[3]+"="+s.Value)
+			}
+		}
+		return all
+	}
+	if got := redirects(natInputs("", natService("tcp", "80", "10.0.12.2"))); !slices.Equal(got,
+		[]string{"all=0", "eth1=0"}) {
+		t.Errorf("with a server behind eth1: %v", got)
+	}
+	if got := redirects(natInputs("127.0.0.1", natService("tcp", "80", "127.0.0.1"),
+		natService("tcp", "443", "fd00::2"))); len(got) != 0 {
+		t.Errorf("with servers on this host and over IPv6: %v", got)
+	}
+}
+
 // TestReplies: the replies of servers enter the TUN device, whatever their form, and other packets do not: those that
 // were written back, those of other ports, and this host's own.
 func TestReplies(t *testing.T) {
