@@ -103,7 +103,10 @@ func (s *site) byDevice() func(what string, want bool) {
 
 // TestAnswersPathMTU: an answer exceeds the MTU of the realserver's own link, which its kernel knows, or that of the
 // client's link, which a router reports.
-func TestAnswersPathMTU(t *testing.T) { testkit.Families(t, testAnswersPathMTU) }
+func TestAnswersPathMTU(t *testing.T) {
+	t.Parallel()
+	testkit.Families(t, testAnswersPathMTU)
+}
 
 func testAnswersPathMTU(t *testing.T, ipv6 bool) {
 	for _, narrow := range []string{"web1", "client"} {
@@ -151,6 +154,8 @@ func TestAnswersWithoutDF(t *testing.T) {
 	for _, size := range []int{900, 1440, 20_000} {
 		s.mustAsk(t, portBound, size)
 	}
+	testkit.Within(t, "all answers have been counted", soon,
+		func() bool { return s.agents[0].intake().Answers.Packets >= 1+2+13*2+1 })
 	if st := s.agents[0].intake(); sum(st.Drops) > 0 || st.Answers.Packets != 1+2+13*2+1 {
 		t.Errorf("the agent sent %d packets and refused %v", st.Answers.Packets, st.Drops)
 	}

@@ -205,7 +205,14 @@ type span struct {
 // is out in time, later requests do not fail, and it comes back. In the end the machine is in its former state.
 func TestDeathUnderLoad(t *testing.T) {
 	t.Parallel()
-	byMethod(t, testDeathUnderLoad)
+	for family, ipv6 := range map[string]bool{"IPv4": false, "IPv6": true} {
+		t.Run(family, func(t *testing.T) {
+			t.Parallel()
+			for _, m := range []method{tun, dr, nat} { // in turn: each is load for a machine of two cores
+				t.Run(string(m), func(t *testing.T) { testDeathUnderLoad(t, m, ipv6) })
+			}
+		})
+	}
 }
 
 func testDeathUnderLoad(t *testing.T, m method, ipv6 bool) {

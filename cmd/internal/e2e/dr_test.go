@@ -70,7 +70,10 @@ func (s *site) realserverStatus(i int) api.Realserver {
 // TestUnreachableRealserver: a realserver of VS/DR whose cable is pulled gets no new connections, without any check.
 // The status has the reason. It gets connections again when it answers. The agent accepts no tunnel, and refuses
 // nothing.
-func TestUnreachableRealserver(t *testing.T) { testkit.Families(t, testUnreachableRealserver) }
+func TestUnreachableRealserver(t *testing.T) {
+	t.Parallel()
+	testkit.Families(t, testUnreachableRealserver)
+}
 
 func testUnreachableRealserver(t *testing.T, ipv6 bool) {
 	s := newMethodSite(t, dr, ipv6, 2, nil)
@@ -276,7 +279,10 @@ func TestLargeDatagramsToRealserver(t *testing.T) {
 }
 
 // TestChecksByDR: checks of the VIP take the way of the clients' packets: by TCP, and by ping.
-func TestChecksByDR(t *testing.T) { testkit.Families(t, testChecksByDR) }
+func TestChecksByDR(t *testing.T) {
+	t.Parallel()
+	testkit.Families(t, testChecksByDR)
+}
 
 func testChecksByDR(t *testing.T, ipv6 bool) {
 	s := newMethodSite(t, dr, ipv6, 2, nil)

@@ -22,7 +22,7 @@ const (
 // mapping is added to a service's port for the port of a nat realserver: 80 becomes 8080.
 const mapping = 8000
 
-// byMethod runs a test for each forwarding method and family.
+// byMethod runs a test for each forwarding method and family, in parallel.
 func byMethod(t *testing.T, test func(t *testing.T, m method, ipv6 bool)) {
 	for _, m := range []method{tun, dr, nat} {
 		for _, ipv6 := range []bool{false, true} {
@@ -30,7 +30,10 @@ func byMethod(t *testing.T, test func(t *testing.T, m method, ipv6 bool)) {
 			if ipv6 {
 				name = string(m) + "-ipv6"
 			}
-			t.Run(name, func(t *testing.T) { test(t, m, ipv6) })
+			t.Run(name, func(t *testing.T) {
+				t.Parallel()
+				test(t, m, ipv6)
+			})
 		}
 	}
 }

@@ -11,17 +11,19 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/gopacket"
 	"github.com/google/gopacket/layers"
+
+	"vstun/testdata/testkit"
 )
 
 // TestInteropMethods: the kernel's IPVS and our director send the same packets, to clients and to realservers, for dr
 // and for nat.
 func TestInteropMethods(t *testing.T) {
 	needKernel(t)
-	byMethod(t, func(t *testing.T, m method, ipv6 bool) {
-		if m != tun { // which the other tests here are about
-			testSamePackets(t, m, ipv6)
-		}
-	})
+	for _, m := range []method{dr, nat} {
+		t.Run(string(m), func(t *testing.T) {
+			testkit.Families(t, func(t *testing.T, ipv6 bool) { testSamePackets(t, m, ipv6) })
+		})
+	}
 }
 
 func testSamePackets(t *testing.T, m method, ipv6 bool) {

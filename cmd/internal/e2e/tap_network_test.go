@@ -224,6 +224,7 @@ func (s *site) timeExceeded(h *lab.Host, ttl int) string {
 
 // TestTAPTunnels: tunnels leave by the host's routes. Answers about them reach the clients by the TAP device.
 func TestTAPTunnels(t *testing.T) {
+	t.Parallel()
 	testkit.Families(t, func(t *testing.T, ipv6 bool) {
 		s := newTAPSite(t, ipv6, 2, true, nil)
 		s.startAgent(s.Webs[0], "")
@@ -280,6 +281,7 @@ func TestTAPRelay(t *testing.T) {
 // behind a strict reverse-path filter. The host gets a rule and a table for them, and no route of the VIP in the main
 // table.
 func TestTAPChecks(t *testing.T) {
+	t.Parallel()
 	testkit.Families(t, func(t *testing.T, ipv6 bool) {
 		s := newTAPSite(t, ipv6, 2, true, nil)
 		if err := s.Director.Sysctl("net.ipv4.conf.br0.rp_filter", "1"); err != nil {
@@ -317,6 +319,7 @@ func TestTAPChecks(t *testing.T) {
 // TestTAPNeighbours: a realserver that does not answer ARP or neighbour discovery gets no clients until it answers
 // again, and a realserver with another MAC address is found. A TAP device that is taken out of its bridge is put back.
 func TestTAPNeighbours(t *testing.T) {
+	t.Parallel()
 	testkit.Families(t, func(t *testing.T, ipv6 bool) {
 		s := newTAPSite(t, ipv6, 2, false, nil)
 		s.startTAPServers()
@@ -368,6 +371,7 @@ func TestTAPNeighbours(t *testing.T) {
 
 // TestTAPReload: a reload adds a VIP and removes one. Another host that has a VIP is an error.
 func TestTAPReload(t *testing.T) {
+	t.Parallel()
 	testkit.Families(t, func(t *testing.T, ipv6 bool) {
 		s := newTAPSite(t, ipv6, 1, false, nil)
 		first := s.VIP

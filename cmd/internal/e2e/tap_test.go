@@ -206,6 +206,7 @@ func (s *site) transferBy(from *lab.Host, up, whole bool, n int) {
 // TestTAP: hosts find the VIP by a MAC address that is neither the TAP device's nor the bridge's. The host's own state
 // is as before, but for the device. A killed director leaves nothing, and its next start has the same MAC address.
 func TestTAP(t *testing.T) {
+	t.Parallel()
 	testkit.Families(t, func(t *testing.T, ipv6 bool) {
 		s := newTAPSite(t, ipv6, 1, false, nil)
 		s.startTAPServers()
