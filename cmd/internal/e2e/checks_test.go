@@ -208,7 +208,7 @@ func TestDeathUnderLoad(t *testing.T) {
 	for family, ipv6 := range map[string]bool{"IPv4": false, "IPv6": true} {
 		t.Run(family, func(t *testing.T) {
 			t.Parallel()
-			for _, m := range []method{tun, dr, nat} { // in turn: each is load for a machine of two cores
+			for _, m := range []method{tun, dr, nat} {
 				t.Run(string(m), func(t *testing.T) { testDeathUnderLoad(t, m, ipv6) })
 			}
 		})
@@ -219,7 +219,7 @@ func testDeathUnderLoad(t *testing.T, m method, ipv6 bool) {
 	s := newMethodSite(t, m, ipv6, 2, nil)
 	before := s.observeAll()
 	servers := s.startChecked("", `type = "http", body = "web", `+quick)
-	clients := s.visit(short(500, 100))
+	clients := s.visit(short(250, 50))                 // by each of two families
 	calm := short(3*time.Second, 500*time.Millisecond) // the load goes on
 	var spans []span
 	quiet := func(what string) {
