@@ -113,7 +113,7 @@ func (a *Answerer) Set(devices []Device) {
 	signal(a.wake)
 }
 
-// filter makes the sockets receive what concerns the addresses of t.
+// filter makes the sockets receive only packets about the addresses of t.
 func (a *Answerer) filter(t *table) error {
 	var errs []error
 	if s, ok := a.arp.(*linkSocket); ok {

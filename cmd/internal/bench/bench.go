@@ -8,7 +8,7 @@
 //
 // Packets are UDP in 60-byte frames. The generator's CPU carries them into the director's TUN device, faster than any
 // program reads from it. The program's CPU carries them from there on. With plain forwarding no program reads them, and
-// the generator's CPU carries them all the way. They end at the far end of the director's link: on a veth link, the
+// the generator's CPU carries them all along. They end at the far end of the director's link: on a veth link, the
 // sender's CPU also does the work of the next hosts.
 //
 // Each round measures every variant once, one after the other. Ratios are taken within the round, so that a temporary
@@ -69,15 +69,15 @@ func quickTiming() timing {
 type results struct {
 	floods  map[floodKey]*flood
 	streams map[streamKey]Sample // bits a second
-	trips   map[string]*trips    // by the name of the way
+	trips   map[string]*trips    // by the name of the path
 	skipped []string
 
 	disturbed int // measurements that failed and were repeated
 }
 
-// streamKey is a TCP stream's way and direction.
+// streamKey is a TCP stream's path and direction.
 type streamKey struct {
-	way      string
+	path     string
 	download bool
 }
 
@@ -195,8 +195,8 @@ func (b *bed) measure(ctx context.Context, o Options) (*results, error) {
 	if err := b.lab.Director.Offload(cut, false); err != nil {
 		return nil, err
 	}
-	o.status("does each way deliver?")
-	for _, w := range b.ways {
+	o.status("does each path deliver?")
+	for _, w := range b.paths {
 		if err := b.prove(ctx, w, t.flows); err != nil {
 			return nil, err
 		}
@@ -204,7 +204,7 @@ func (b *bed) measure(ctx context.Context, o Options) (*results, error) {
 	for round := range t.floods {
 		o.status("packets, round %d of %d", round+1, t.floods)
 		for _, flows := range []int{1, t.flows} {
-			for _, w := range b.ways {
+			for _, w := range b.paths {
 				k := floodKey{w.name, flows}
 				if r.floods[k] == nil {
 					r.floods[k] = &flood{}
@@ -235,16 +235,16 @@ func (b *bed) measureStreams(ctx context.Context, o Options, r *results) error {
 	for round := range o.timing.rounds {
 		o.status("TCP streams, round %d of %d", round+1, o.timing.rounds)
 		for _, download := range []bool{false, true} {
-			for _, road := range b.allRoads() {
-				if download && road.uploads {
+			for _, p := range b.allTCPPaths() {
+				if download && p.uploads {
 					continue
 				}
 				measure := func() error {
-					rate, err := road.bed.iperf(ctx, road.addr, road.port, download, o.timing.stream)
+					rate, err := p.bed.iperf(ctx, p.addr, p.port, download, o.timing.stream)
 					if err != nil {
-						return fmt.Errorf("%s: %w%s", road.name, err, road.lastWords())
+						return fmt.Errorf("%s: %w%s", p.name, err, p.lastWords())
 					}
-					k := streamKey{road.name, download}
+					k := streamKey{p.name, download}
 					r.streams[k] = append(r.streams[k], rate)
 					return nil
 				}
@@ -266,16 +266,16 @@ func (b *bed) measureTrips(ctx context.Context, o Options, r *results) error {
 	defer e.close()
 	o.status("round trips, %d rounds", o.timing.rounds)
 	for range o.timing.rounds {
-		for _, road := range b.roads() {
+		for _, p := range b.tcpPaths() {
 			measure := func() error {
-				p50, p99, err := b.roundTrips(ctx, road.addr, o.timing.trips)
+				p50, p99, err := b.roundTrips(ctx, p.addr, o.timing.trips)
 				if err != nil {
-					return fmt.Errorf("%s: %w%s", road.name, err, road.lastWords())
+					return fmt.Errorf("%s: %w%s", p.name, err, p.lastWords())
 				}
-				t := r.trips[road.name]
+				t := r.trips[p.name]
 				if t == nil {
 					t = &trips{}
-					r.trips[road.name] = t
+					r.trips[p.name] = t
 				}
 				t.p50, t.p99 = append(t.p50, p50), append(t.p99, p99)
 				return nil
@@ -288,29 +288,29 @@ func (b *bed) measureTrips(ctx context.Context, o Options, r *results) error {
 	return nil
 }
 
-// roads returns the ways of TCP: the kernel's, to an address of web1, and the director's as users run it, by both
+// tcpPaths returns the paths of TCP: the kernel's, to an address of web1, and the director's as users run it, by both
 // tunnels. With Against it returns them for both versions.
-func (b *bed) roads() []*way {
-	roads := []*way{{name: wayPlain, addr: plainTCP}, b.findWay(wayDirectorAll), b.findWay(wayGUEAll)}
+func (b *bed) tcpPaths() []*path {
+	paths := []*path{{name: pathPlain, addr: plainTCP}, b.findPath(pathDirectorAll), b.findPath(pathGUEAll)}
 	if b.against != "" {
-		roads = append(roads, b.findWay(wayOldAll), b.findWay(wayOldGUEAll))
+		paths = append(paths, b.findPath(pathOldAll), b.findPath(pathOldGUEAll))
 	}
-	return roads
+	return paths
 }
 
-// road is a way of TCP streams.
-type road struct {
-	*way
+// tcpPath is a path of TCP streams.
+type tcpPath struct {
+	*path
 	bed     *bed
 	port    int  // of web1's server
-	uploads bool // no downloads: they take the way of plain forwarding
+	uploads bool // no downloads: replies take the path of plain forwarding
 }
 
-// allRoads returns the roads of this lab, and those of the methods' labs.
-func (b *bed) allRoads() []road {
-	var all []road
-	for _, w := range b.roads() {
-		all = append(all, road{way: w, bed: b, port: iperfPort})
+// allTCPPaths returns the TCP paths of this lab, and those of the methods' labs.
+func (b *bed) allTCPPaths() []tcpPath {
+	var all []tcpPath
+	for _, w := range b.tcpPaths() {
+		all = append(all, tcpPath{path: w, bed: b, port: iperfPort})
 	}
 	return append(all, b.methods...)
 }

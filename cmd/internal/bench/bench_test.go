@@ -97,23 +97,23 @@ func TestEveryVariantDelivers(t *testing.T) {
 		figures[f.Name] = f.Median
 	}
 	var want []string
-	for _, w := range ways() {
+	for _, w := range paths() {
 		for _, flows := range []string{"1 flow", "100 flows"} {
 			want = append(want, w.name+", "+flows)
-			if strings.HasPrefix(w.name, "director") || w.name == wayFloor || w.name == wayNaive {
+			if strings.HasPrefix(w.name, "director") || w.name == pathFloor || w.name == pathNaive {
 				want = append(want, w.name+", "+flows+": CPU time")
 			}
 		}
 	}
-	for _, way := range []string{wayPlain, wayDirectorAll, wayGUEAll} {
-		want = append(want, "round trip, median, "+way, "round trip, 99th percentile, "+way)
+	for _, path := range []string{pathPlain, pathDirectorAll, pathGUEAll} {
+		want = append(want, "round trip, median, "+path, "round trip, 99th percentile, "+path)
 		if len(r.Skipped) == 0 {
-			want = append(want, "TCP upload, "+way, "TCP download, "+way)
+			want = append(want, "TCP upload, "+path, "TCP download, "+path)
 		}
 	}
 	if len(r.Skipped) == 0 {
-		want = append(want, "TCP upload, "+wayPlainLAN, "TCP upload, "+wayDRAll, "TCP upload, "+wayPlainNAT,
-			"TCP upload, "+wayNATAll, "TCP download, "+wayPlainNAT, "TCP download, "+wayNATAll)
+		want = append(want, "TCP upload, "+pathPlainLAN, "TCP upload, "+pathDRAll, "TCP upload, "+pathPlainNAT,
+			"TCP upload, "+pathNATAll, "TCP download, "+pathPlainNAT, "TCP download, "+pathNATAll)
 	}
 	if _, err := exec.LookPath("iperf3"); (err != nil) != (len(r.Skipped) > 0) {
 		t.Errorf("iperf3: %v, but skipped: %q", err, r.Skipped)

@@ -10,13 +10,13 @@ import (
 	"vstun/cmd/internal/api"
 )
 
-// floodKey is a way and the number of flows.
+// floodKey is a path and the number of flows.
 type floodKey struct {
-	way   string
+	path  string
 	flows int
 }
 
-// flood is the result of a way under more datagrams than it can carry, by round.
+// flood is the result of a path under more datagrams than it can carry, by round.
 type flood struct {
 	delivered Sample // packets a second
 	offered   Sample // packets a second
@@ -41,7 +41,7 @@ type reading struct {
 	cpu       time.Duration
 }
 
-func (w *way) read(s *stream) (r reading, err error) {
+func (w *path) read(s *stream) (r reading, err error) {
 	if r.delivered, err = w.host.Received(w.link); err != nil {
 		return r, err
 	}
@@ -52,8 +52,8 @@ func (w *way) read(s *stream) (r reading, err error) {
 	return r, err
 }
 
-// flood measures one way for one window and adds the result to f.
-func (b *bed) flood(ctx context.Context, w *way, flows int, t timing, f *flood) (err error) {
+// flood measures one path for one window and adds the result to f.
+func (b *bed) flood(ctx context.Context, w *path, flows int, t timing, f *flood) (err error) {
 	g := generator{host: b.lab.Client, cpu: b.machine.GeneratorCPU, source: b.lab.Client.Addr}
 	s := g.start(w.mac, w.addr, flows)
 	defer func() { err = errors.Join(err, s.end()) }()
@@ -91,8 +91,8 @@ func (b *bed) flood(ctx context.Context, w *way, flows int, t timing, f *flood) 
 const proveTries = 3
 
 // prove sends one datagram of each flow, slowly. It returns an error unless all arrive. The datagrams also add the
-// flows to the tables of the program on the way.
-func (b *bed) prove(ctx context.Context, w *way, flows int) error {
+// flows to the tables of the program on the path.
+func (b *bed) prove(ctx context.Context, w *path, flows int) error {
 	g := generator{host: b.lab.Client, cpu: b.machine.GeneratorCPU, source: b.lab.Client.Addr}
 	var arrived uint64
 	for range proveTries {
@@ -103,7 +103,7 @@ func (b *bed) prove(ctx context.Context, w *way, flows int) error {
 		if err := g.trickle(ctx, w.mac, w.addr, flows, flows); err != nil {
 			return err
 		}
-		// The last datagrams may still be on their way.
+		// The last datagrams may still be in flight.
 		for deadline := time.Now().Add(time.Second); ; {
 			now, err := w.host.Received(w.link)
 			if err != nil {
@@ -125,7 +125,7 @@ func (b *bed) prove(ctx context.Context, w *way, flows int) error {
 }
 
 // lastWords returns, for an error, a director's counters and the end of the program's output.
-func (w *way) lastWords() string {
+func (w *path) lastWords() string {
 	if w.process == nil {
 		return ""
 	}

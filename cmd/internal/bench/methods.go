@@ -6,16 +6,16 @@ import (
 	"vstun/cmd/internal/lab"
 )
 
-// Names of the ways of TCP streams by VS/DR and VS/NAT. Each method has a lab of its own with the network that it
+// Names of the paths of TCP streams by VS/DR and VS/NAT. Each method has a lab of its own with the network that it
 // needs, and is compared with plain forwarding on the same links.
 //
 //	LAN: client ──► router ──► director ──► web1 ──► router ──► client
 //	NAT: client ◄──► router ◄──► director ◄──► web1
 const (
-	wayPlainLAN = "plain forwarding in a LAN"
-	wayDRAll    = "director, dr, all CPUs"
-	wayPlainNAT = "plain forwarding by a gateway"
-	wayNATAll   = "director, nat, all CPUs"
+	pathPlainLAN = "plain forwarding in a LAN"
+	pathDRAll    = "director, dr, all CPUs"
+	pathPlainNAT = "plain forwarding by a gateway"
+	pathNATAll   = "director, nat, all CPUs"
 )
 
 // maskedPort is the port of web1's server with nat. Replies from the port of plain forwarding's server do not pass the
@@ -33,7 +33,7 @@ func (b *bed) openMethods(ctx context.Context, o Options) error {
 	return err
 }
 
-// openDR opens the roads of VS/DR in its lab.
+// openDR opens the TCP paths of VS/DR in its lab.
 func (b *bed) openDR(ctx context.Context, in *bed) error {
 	l := in.lab
 	err := inTurn(in.forwards,
@@ -44,32 +44,32 @@ func (b *bed) openDR(ctx context.Context, in *bed) error {
 	if err != nil {
 		return err
 	}
-	w := &way{name: wayDRAll, addr: firstVIP, tcp: true}
-	in.ways = []*way{w}
+	w := &path{name: pathDRAll, addr: firstVIP, tcp: true}
+	in.paths = []*path{w}
 	if err := in.startAgent(ctx, "encap = []"); err != nil {
 		return err
 	}
-	if err := b.openRoad(ctx, in, w, dr.keys, realserver(in.web.Addr, 0)); err != nil {
+	if err := b.openTCPPath(ctx, in, w, dr.keys, realserver(in.web.Addr, 0)); err != nil {
 		return err
 	}
-	b.methods = append(b.methods, road{&way{name: wayPlainLAN, addr: plainTCP}, in, iperfPort, true},
-		road{w, in, iperfPort, true})
+	b.methods = append(b.methods, tcpPath{&path{name: pathPlainLAN, addr: plainTCP}, in, iperfPort, true},
+		tcpPath{w, in, iperfPort, true})
 	return nil
 }
 
-// openNAT opens the roads of VS/NAT in its lab.
+// openNAT opens the TCP paths of VS/NAT in its lab.
 func (b *bed) openNAT(ctx context.Context, in *bed) error {
-	w := &way{name: wayNATAll, addr: firstVIP}
-	if err := b.openRoad(ctx, in, w, nat.keys, realserver(in.web.Addr, maskedPort)); err != nil {
+	w := &path{name: pathNATAll, addr: firstVIP}
+	if err := b.openTCPPath(ctx, in, w, nat.keys, realserver(in.web.Addr, maskedPort)); err != nil {
 		return err
 	}
-	b.methods = append(b.methods, road{&way{name: wayPlainNAT, addr: in.web.Addr}, in, iperfPort, false},
-		road{w, in, maskedPort, false})
+	b.methods = append(b.methods, tcpPath{&path{name: pathPlainNAT, addr: in.web.Addr}, in, iperfPort, false},
+		tcpPath{w, in, maskedPort, false})
 	return nil
 }
 
-// openRoad starts the director of a way of TCP.
-func (b *bed) openRoad(ctx context.Context, in *bed, w *way, keys, to string) error {
+// openTCPPath starts the director of a path of TCP.
+func (b *bed) openTCPPath(ctx context.Context, in *bed, w *path, keys, to string) error {
 	if err := in.lab.Router.Route(w.addr, in.lab.Director.Addr); err != nil {
 		return err
 	}

@@ -133,32 +133,32 @@ func flowCount(n int) string {
 
 // floods adds the rows of 60-byte packets.
 func (r *Report) floods(res *results, many int) {
-	one := func(way string) *flood { return res.floods[floodKey{way, 1}] }
-	all := func(way string) *flood { return res.floods[floodKey{way, many}] }
-	r.ratio("CPU time per packet, director : floor, 1 flow", one(wayDirector).cpu, one(wayFloor).cpu, atMost(1.15))
-	r.ratio(fmt.Sprintf("CPU time per packet, director : floor, %s", flowCount(many)), all(wayDirector).cpu,
-		all(wayFloor).cpu, nil)
-	r.ratio(fmt.Sprintf("CPU time per packet, director, %s : 1 flow", flowCount(many)), all(wayDirector).cpu,
-		one(wayDirector).cpu, atMost(1.10))
-	r.ratio(fmt.Sprintf("CPU time per packet, floor, %s : 1 flow", flowCount(many)), all(wayFloor).cpu,
-		one(wayFloor).cpu,
+	one := func(path string) *flood { return res.floods[floodKey{path, 1}] }
+	all := func(path string) *flood { return res.floods[floodKey{path, many}] }
+	r.ratio("CPU time per packet, director : floor, 1 flow", one(pathDirector).cpu, one(pathFloor).cpu, atMost(1.15))
+	r.ratio(fmt.Sprintf("CPU time per packet, director : floor, %s", flowCount(many)), all(pathDirector).cpu,
+		all(pathFloor).cpu, nil)
+	r.ratio(fmt.Sprintf("CPU time per packet, director, %s : 1 flow", flowCount(many)), all(pathDirector).cpu,
+		one(pathDirector).cpu, atMost(1.10))
+	r.ratio(fmt.Sprintf("CPU time per packet, floor, %s : 1 flow", flowCount(many)), all(pathFloor).cpu,
+		one(pathFloor).cpu,
 		nil)
-	r.ratio("packets a second, director : naive, 1 flow", one(wayDirector).delivered, one(wayNaive).delivered,
+	r.ratio("packets a second, director : naive, 1 flow", one(pathDirector).delivered, one(pathNaive).delivered,
 		atLeast(1.5))
-	r.ratio(fmt.Sprintf("packets a second, director : naive, %s", flowCount(many)), all(wayDirector).delivered,
-		all(wayNaive).delivered, nil)
-	r.ratio("CPU time per packet, director with gue : with ipip, 1 flow", one(wayGUE).cpu, one(wayDirector).cpu,
+	r.ratio(fmt.Sprintf("packets a second, director : naive, %s", flowCount(many)), all(pathDirector).delivered,
+		all(pathNaive).delivered, nil)
+	r.ratio("CPU time per packet, director with gue : with ipip, 1 flow", one(pathGUE).cpu, one(pathDirector).cpu,
 		atMost(1.0))
-	r.ratio("CPU time per packet, dr : tun, 1 flow", one(wayDR).cpu, one(wayDirector).cpu, atMost(1.05))
-	r.ratio("CPU time per packet, nat : tun, 1 flow", one(wayNAT).cpu, one(wayDirector).cpu, atMost(1.15))
-	r.ratio("packets a second, director : plain forwarding, 1 flow", one(wayDirector).delivered,
-		one(wayPlain).delivered, nil)
+	r.ratio("CPU time per packet, dr : tun, 1 flow", one(pathDR).cpu, one(pathDirector).cpu, atMost(1.05))
+	r.ratio("CPU time per packet, nat : tun, 1 flow", one(pathNAT).cpu, one(pathDirector).cpu, atMost(1.15))
+	r.ratio("packets a second, director : plain forwarding, 1 flow", one(pathDirector).delivered,
+		one(pathPlain).delivered, nil)
 	r.ratio(fmt.Sprintf("packets a second, director : plain forwarding, %s", flowCount(many)),
-		all(wayDirector).delivered,
-		all(wayPlain).delivered, nil)
+		all(pathDirector).delivered,
+		all(pathPlain).delivered, nil)
 
 	for _, n := range []int{1, many} {
-		for _, w := range ways() {
+		for _, w := range paths() {
 			f := res.floods[floodKey{w.name, n}]
 			name := fmt.Sprintf("%s, %s", w.name, flowCount(n))
 			r.figure(name, "packets/s", f.delivered)
@@ -167,7 +167,7 @@ func (r *Report) floods(res *results, many int) {
 				r.doubt(name, f)
 			}
 		}
-		hop := each(res.floods[floodKey{wayPlain, n}].cost(), res.floods[floodKey{wayAtDirector, n}].cost(),
+		hop := each(res.floods[floodKey{pathPlain, n}].cost(), res.floods[floodKey{pathAtDirector, n}].cost(),
 			func(a, b float64) float64 { return a - b })
 		r.figure(fmt.Sprintf("plain forwarding, %s: from the director on", flowCount(n)), "ns/packet", hop)
 	}
@@ -178,7 +178,7 @@ func (r *Report) doubt(name string, f *flood) {
 	switch offered, share := over(f.offered, f.delivered).Median(), f.share.Median(); {
 	case offered < saturated:
 		r.Notes = append(r.Notes, fmt.Sprintf("%s: the generator offered no more than %.2f of what was delivered: "+
-			"the way bears more than that", name, offered))
+			"the path carries more than that", name, offered))
 	case share < hungry:
 		r.Notes = append(r.Notes, fmt.Sprintf("%s: something else ran on its CPU, of which it had %.0f %%: its "+
 			"packets a second say little", name, 100*share))
@@ -187,41 +187,41 @@ func (r *Report) doubt(name string, f *flood) {
 
 // streams adds the rows of TCP streams.
 func (r *Report) streams(res *results) {
-	rate := func(way string, download bool) Sample { return res.streams[streamKey{way, download}] }
-	r.ratio("TCP upload, director : plain forwarding", rate(wayDirectorAll, false), rate(wayPlain, false),
+	rate := func(path string, download bool) Sample { return res.streams[streamKey{path, download}] }
+	r.ratio("TCP upload, director : plain forwarding", rate(pathDirectorAll, false), rate(pathPlain, false),
 		atLeast(0.45))
-	r.ratio("TCP download, director : plain forwarding", rate(wayDirectorAll, true), rate(wayPlain, true),
+	r.ratio("TCP download, director : plain forwarding", rate(pathDirectorAll, true), rate(pathPlain, true),
 		atLeast(0.97))
-	r.ratio("TCP upload, director with gue : plain forwarding", rate(wayGUEAll, false), rate(wayPlain, false),
+	r.ratio("TCP upload, director with gue : plain forwarding", rate(pathGUEAll, false), rate(pathPlain, false),
 		atLeast(0.70))
-	r.ratio("TCP download, director with gue : plain forwarding", rate(wayGUEAll, true), rate(wayPlain, true), nil)
-	r.ratio("TCP upload, dr : plain forwarding", rate(wayDRAll, false), rate(wayPlainLAN, false), atLeast(0.90))
-	r.ratio("TCP upload, nat : plain forwarding", rate(wayNATAll, false), rate(wayPlainNAT, false), atLeast(0.80))
-	r.ratio("TCP download, nat : plain forwarding", rate(wayNATAll, true), rate(wayPlainNAT, true), atLeast(0.80))
+	r.ratio("TCP download, director with gue : plain forwarding", rate(pathGUEAll, true), rate(pathPlain, true), nil)
+	r.ratio("TCP upload, dr : plain forwarding", rate(pathDRAll, false), rate(pathPlainLAN, false), atLeast(0.90))
+	r.ratio("TCP upload, nat : plain forwarding", rate(pathNATAll, false), rate(pathPlainNAT, false), atLeast(0.80))
+	r.ratio("TCP download, nat : plain forwarding", rate(pathNATAll, true), rate(pathPlainNAT, true), atLeast(0.80))
 	for _, d := range []struct {
 		name     string
 		download bool
 	}{{"TCP upload", false}, {"TCP download", true}} {
-		for _, way := range []string{wayPlain, wayDirectorAll, wayGUEAll, wayPlainLAN, wayDRAll, wayPlainNAT,
-			wayNATAll} {
+		for _, path := range []string{pathPlain, pathDirectorAll, pathGUEAll, pathPlainLAN, pathDRAll, pathPlainNAT,
+			pathNATAll} {
 			mega := Sample{}
-			for _, v := range rate(way, d.download) {
+			for _, v := range rate(path, d.download) {
 				mega = append(mega, v/1e6)
 			}
-			r.figure(d.name+", "+way, "Mbit/s", mega)
+			r.figure(d.name+", "+path, "Mbit/s", mega)
 		}
 	}
 }
 
 // trips adds the rows of round trips.
 func (r *Report) trips(res *results) {
-	ours, plain := res.trips[wayDirectorAll], res.trips[wayPlain]
+	ours, plain := res.trips[pathDirectorAll], res.trips[pathPlain]
 	r.ratio("round trip, median, director : plain forwarding", ours.p50, plain.p50, nil)
 	r.ratio("round trip, 99th percentile, director : plain forwarding", ours.p99, plain.p99, nil)
 	for _, w := range []struct {
 		name string
 		t    *trips
-	}{{wayPlain, plain}, {wayDirectorAll, ours}, {wayGUEAll, res.trips[wayGUEAll]}} {
+	}{{pathPlain, plain}, {pathDirectorAll, ours}, {pathGUEAll, res.trips[pathGUEAll]}} {
 		micro := func(s Sample) Sample {
 			out := make(Sample, len(s))
 			for i, v := range s {

@@ -10,29 +10,29 @@ import (
 // made is results as if measured: every figure of the kernel and of the loops is 100, of the directors ours.
 func made(ours float64) *results {
 	r := &results{floods: map[floodKey]*flood{}, streams: map[streamKey]Sample{}, trips: map[string]*trips{}}
-	value := func(way string) Sample {
-		if strings.HasPrefix(way, "director") {
+	value := func(path string) Sample {
+		if strings.HasPrefix(path, "director") {
 			return Sample{ours, 2 * ours, 3 * ours}
 		}
 		return Sample{100, 200, 300}
 	}
-	for _, w := range ways() {
+	for _, w := range paths() {
 		for _, flows := range []int{1, manyFlows} {
 			v := value(w.name)
 			r.floods[floodKey{w.name, flows}] = &flood{delivered: v, offered: over(v, Sample{.25, .25, .25}), cpu: v,
 				share: Sample{1, 1, 1}}
 		}
 	}
-	for _, way := range []string{wayPlainLAN, wayDRAll, wayPlainNAT, wayNATAll} {
+	for _, path := range []string{pathPlainLAN, pathDRAll, pathPlainNAT, pathNATAll} {
 		for _, download := range []bool{false, true} {
-			r.streams[streamKey{way, download}] = value(way)
+			r.streams[streamKey{path, download}] = value(path)
 		}
 	}
-	for _, way := range []string{wayPlain, wayDirectorAll, wayGUEAll} {
+	for _, path := range []string{pathPlain, pathDirectorAll, pathGUEAll} {
 		for _, download := range []bool{false, true} {
-			r.streams[streamKey{way, download}] = value(way)
+			r.streams[streamKey{path, download}] = value(path)
 		}
-		r.trips[way] = &trips{value(way), value(way)}
+		r.trips[path] = &trips{value(path), value(path)}
 	}
 	return r
 }
@@ -115,9 +115,9 @@ func TestTable(t *testing.T) {
 func TestWhatMakesFiguresDoubtful(t *testing.T) {
 	r := report(160, func(res *results) {
 		res.streams, res.skipped = map[streamKey]Sample{}, []string{"TCP: no iperf3"}
-		f := res.floods[floodKey{wayFloor, 1}]
+		f := res.floods[floodKey{pathFloor, 1}]
 		f.offered = f.delivered
-		res.floods[floodKey{wayNaive, 1}].share = Sample{0.2, 0.3, 1}
+		res.floods[floodKey{pathNaive, 1}].share = Sample{0.2, 0.3, 1}
 	})
 	var out strings.Builder
 	if err := r.writeTable(&out); err != nil {

@@ -80,12 +80,12 @@ func iperfRate(out []byte) (float64, error) {
 	return report.End.Received.Rate, nil
 }
 
-// findWay returns the way with this name.
-func (b *bed) findWay(name string) *way {
-	for _, w := range b.ways {
+// findPath returns the path with this name.
+func (b *bed) findPath(name string) *path {
+	for _, w := range b.paths {
 		if w.name == name {
 			return w
 		}
 	}
-	panic("bench: no way is called " + name)
+	panic("bench: no path is called " + name)
 }

@@ -33,7 +33,7 @@ type controller struct {
 	ask     questions
 	// neighbours are kept resolved for VS/DR.
 	neighbours neighbours
-	tell       func(events ...notify.Event) // notifies
+	notify     func(events ...notify.Event) // notifies
 
 	requests chan func()   // that run calls, one after the other
 	ended    chan struct{} // closed when run has ended
@@ -63,7 +63,7 @@ type state struct {
 func newController(log *slog.Logger, plane *dataPlane, checks *checks, network network, neighbours neighbours,
 	lan *lan) *controller {
 	return &controller{log: log, plane: plane, checks: checks, network: network, neighbours: neighbours, lan: lan,
-		ask: newQuestions(plane, lan), tell: func(...notify.Event) {}, requests: make(chan func()),
+		ask: newQuestions(plane, lan), notify: func(...notify.Event) {}, requests: make(chan func()),
 		ended: make(chan struct{}), failures: map[string]string{}}
 }
 

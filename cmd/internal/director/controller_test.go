@@ -99,7 +99,7 @@ func TestEventsNameRealservers(t *testing.T) {
 		"[2001:db8::1]:0": "2001:db8::1", "[2001:db8::1]:8080": "[2001:db8::1]:8080"} {
 		var told []notify.Event
 		c := &controller{log: slog.New(slog.DiscardHandler),
-			tell: func(events ...notify.Event) { told = append(told, events...) }}
+			notify: func(events ...notify.Event) { told = append(told, events...) }}
 		c.reportRealserver(health.Change{Service: "web", Realserver: netip.MustParseAddrPort(id), Checked: true}, true)
 		if len(told) != 1 || told[0].Realserver != want || told[0].New != "down" {
 			t.Errorf("%s: %+v, want one of %s", id, told, want)
@@ -118,7 +118,7 @@ func TestEventsAfterApply(t *testing.T) {
 	)
 	var inForce []string // at each event
 	o := operate(t, cfg, func(o *operated) {
-		o.controller.tell = func(list ...notify.Event) {
+		o.controller.notify = func(list ...notify.Event) {
 			for range list {
 				inForce = append(inForce, fmt.Sprint(o.weightsOf("web")))
 			}

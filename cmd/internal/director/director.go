@@ -94,7 +94,7 @@ func open(file string, cfg *config.Director) (_ *director, err error) {
 	d.checks.monitor = health.New(d.controller.healthChanged)
 	d.checks.notifier = notify.New(func(err error) { d.log.Error("notification failed", "error", err) })
 	d.checks.notifier.Set(cfg.Notify)
-	d.controller.tell = d.checks.notifier.Send
+	d.controller.notify = d.checks.notifier.Send
 	if err := d.controller.start(cfg); err != nil {
 		return nil, err
 	}

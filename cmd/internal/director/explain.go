@@ -90,7 +90,7 @@ func verdict(e *balancer.Explanation) (realserver, dropped, why string) {
 	realserver, dropped, fresh := newConnection(e)
 	switch {
 	case e.Restarted:
-		return realserver, dropped, fmt.Sprintf("it was led to %s, which is down, and begins anew elsewhere: %s",
+		return realserver, dropped, fmt.Sprintf("it was led to %s, which is down, and is rescheduled: %s",
 			to, fresh)
 	case e.Fate == conntab.Removed:
 		return "", dropped, fmt.Sprintf("its connection is to %s, which is %s (on_removal = \"drop\")", to, gone)

@@ -129,7 +129,7 @@ func operate(t *testing.T, cfg *config.Director, prepare func(o *operated)) *ope
 			table: conntab.New(conntab.Config{Max: 1024})}}}
 	o.plane.balancer = balancer.New(o.plane.table, 1)
 	o.controller = newController(o.log, &o.plane, &o.checks, o.network, o.neighbours, &o.lan)
-	o.controller.tell = o.told.tell
+	o.controller.notify = o.told.tell
 	o.controller.ask = questions{
 		paths: func(to []netip.Addr) (map[netip.Addr]query.Path, error) {
 			all := map[netip.Addr]query.Path{}

@@ -16,49 +16,49 @@ import (
 	"vstun/cmd/internal/lab"
 )
 
-// way is a route of a datagram from the client to the host that counts and drops it. All ways are open at the same
-// time, each with its own virtual address, so that a change of the way costs nothing.
-type way struct {
+// path is the path of a datagram from the client to the host that counts and drops it. All paths are open at the same
+// time, each with its own virtual address, so that a change of the path costs nothing.
+type path struct {
 	name    string
 	addr    netip.Addr       // the virtual address
 	mac     net.HardwareAddr // of the client's frames
 	host    *lab.Host        // host that counts and drops the datagrams
 	link    string           // link of host on which the datagrams arrive
-	process *lab.Process     // the program on the way; nil: the kernel
-	socket  string           // control socket of a director; "" for other ways
+	process *lab.Process     // the program on the path; nil: the kernel
+	socket  string           // control socket of a director; "" for other paths
 	tcp     bool             // the director has TCP services, for which web1 has an agent
 }
 
-// Names of the ways.
+// Names of the paths.
 const (
-	wayRouter      = "dropped at router"
-	wayAtDirector  = "dropped at director"
-	wayPlain       = "plain forwarding"
-	wayFloor       = "floor"
-	wayNaive       = "naive"
-	wayDirector    = "director"
-	wayDirectorAll = "director, all CPUs"
-	wayGUE         = "director, gue"
-	wayGUEAll      = "director, gue, all CPUs"
-	wayDR          = "director, dr"
-	wayNAT         = "director, nat"
+	pathRouter      = "dropped at router"
+	pathAtDirector  = "dropped at director"
+	pathPlain       = "plain forwarding"
+	pathFloor       = "floor"
+	pathNaive       = "naive"
+	pathDirector    = "director"
+	pathDirectorAll = "director, all CPUs"
+	pathGUE         = "director, gue"
+	pathGUEAll      = "director, gue, all CPUs"
+	pathDR          = "director, dr"
+	pathNAT         = "director, nat"
 )
 
-// ways returns all ways with the functions that open them. A further tunnel format or forwarding method needs one more
-// line.
-func ways() []opening {
+// paths returns all paths with the functions that open them. A further tunnel format or forwarding method needs one
+// more line.
+func paths() []opening {
 	return []opening{
-		{wayRouter, (*bed).dropAtRouter},
-		{wayAtDirector, (*bed).dropAtDirector},
-		{wayPlain, (*bed).plain},
-		{wayFloor, throughLoop(Floor)},
-		{wayNaive, throughLoop(Naive)},
-		{wayDirector, throughDirector(ipip, onePinned, newPrograms)},
-		{wayDirectorAll, throughDirector(ipip, allCPUs, newPrograms)},
-		{wayGUE, throughDirector(gue, onePinned, newPrograms)},
-		{wayGUEAll, throughDirector(gue, allCPUs, newPrograms)},
-		{wayDR, throughDirector(dr, onePinned, newPrograms)},
-		{wayNAT, throughDirector(nat, onePinned, newPrograms)},
+		{pathRouter, (*bed).dropAtRouter},
+		{pathAtDirector, (*bed).dropAtDirector},
+		{pathPlain, (*bed).plain},
+		{pathFloor, throughLoop(Floor)},
+		{pathNaive, throughLoop(Naive)},
+		{pathDirector, throughDirector(ipip, onePinned, newPrograms)},
+		{pathDirectorAll, throughDirector(ipip, allCPUs, newPrograms)},
+		{pathGUE, throughDirector(gue, onePinned, newPrograms)},
+		{pathGUEAll, throughDirector(gue, allCPUs, newPrograms)},
+		{pathDR, throughDirector(dr, onePinned, newPrograms)},
+		{pathNAT, throughDirector(nat, onePinned, newPrograms)},
 	}
 }
 
@@ -77,17 +77,17 @@ var (
 	nat  = forwarding{`forward = "nat"`, beyondSink, false}
 )
 
-// openings returns the ways of this run.
+// openings returns the paths of this run.
 func (b *bed) openings() []opening {
 	if b.against != "" {
-		return againstWays()
+		return againstPaths()
 	}
-	return ways()
+	return paths()
 }
 
 type opening struct {
 	name string
-	open func(*bed, context.Context, *way) error
+	open func(*bed, context.Context, *path) error
 }
 
 const (
@@ -104,20 +104,20 @@ var (
 	directorSink = netip.AddrFrom4([4]byte{10, 0, 2, 9})      // destination of datagrams that reach the director
 )
 
-// bed is the lab with all ways and programs of the run.
+// bed is the lab with all paths and programs of the run.
 type bed struct {
 	lab     *lab.Lab
 	machine Machine
 	bin     string // directory of the programs
 	against string // directory of the programs of another version; empty for none
 	dir     string // configurations and sockets
-	ways    []*way
+	paths   []*path
 	web     *lab.Host
 
-	methods []road // in labs of their own, which end with this one
+	methods []tcpPath // in labs of their own, which end with this one
 }
 
-// newBed builds the lab, opens all ways and starts their programs. On an error it leaves nothing behind.
+// newBed builds the lab, opens all paths and starts their programs. On an error it leaves nothing behind.
 func newBed(ctx context.Context, o Options, m Machine) (*bed, error) {
 	return layBed(o, m, lab.Spec{Prefix: o.Prefix, Webs: 1}, func(b *bed) error { return b.start(ctx) })
 }
@@ -151,17 +151,17 @@ func (b *bed) start(ctx context.Context) error {
 	}
 	addr := firstVIP
 	for _, o := range b.openings() {
-		w := &way{name: o.name, addr: addr, mac: routerMAC, host: b.lab.Router, link: b.lab.Director.Name}
+		w := &path{name: o.name, addr: addr, mac: routerMAC, host: b.lab.Router, link: b.lab.Director.Name}
 		if err := o.open(b, ctx, w); err != nil {
 			return fmt.Errorf("%s: %w", w.name, err)
 		}
-		b.ways = append(b.ways, w)
+		b.paths = append(b.paths, w)
 		addr = addr.Next()
 	}
 	return b.startAgent(ctx, `encap = ["ipip", "gue"]`)
 }
 
-// prepare sets up what all ways need: forwarding without ICMP redirects on the director, the sinks, and plain TCP's
+// prepare sets up what all paths need: forwarding without ICMP redirects on the director, the sinks, and plain TCP's
 // route.
 func (b *bed) prepare() error {
 	l := b.lab
@@ -195,23 +195,23 @@ func inTurn(steps ...func() error) error {
 	return nil
 }
 
-func (b *bed) dropAtRouter(_ context.Context, w *way) error {
+func (b *bed) dropAtRouter(_ context.Context, w *path) error {
 	w.mac, w.host, w.link = lab.UnknownMAC(), b.lab.Router, b.lab.Client.Name
 	return nil
 }
 
-func (b *bed) dropAtDirector(_ context.Context, w *way) error {
+func (b *bed) dropAtDirector(_ context.Context, w *path) error {
 	w.host, w.link = b.lab.Director, "eth0"
 	return b.lab.Router.Route(w.addr, directorSink)
 }
 
-func (b *bed) plain(_ context.Context, w *way) error {
+func (b *bed) plain(_ context.Context, w *path) error {
 	return errors.Join(b.lab.Router.Route(w.addr, b.lab.Director.Addr), b.lab.Director.Route(w.addr, beyond))
 }
 
-// throughLoop opens a way through one of the loops, on the director's CPU.
-func throughLoop(kind string) func(*bed, context.Context, *way) error {
-	return func(b *bed, ctx context.Context, w *way) (err error) {
+// throughLoop opens a path through one of the loops, on the director's CPU.
+func throughLoop(kind string) func(*bed, context.Context, *path) error {
+	return func(b *bed, ctx context.Context, w *path) (err error) {
 		if err := b.lab.Router.Route(w.addr, b.lab.Director.Addr); err != nil {
 			return err
 		}
@@ -232,9 +232,9 @@ func throughLoop(kind string) func(*bed, context.Context, *way) error {
 func newPrograms(b *bed) string { return b.bin }
 func oldPrograms(b *bed) string { return b.against }
 
-// throughDirector opens a way through a director of its own, whose program is in the directory programs.
-func throughDirector(f forwarding, queues int, programs func(*bed) string) func(*bed, context.Context, *way) error {
-	return func(b *bed, ctx context.Context, w *way) (err error) {
+// throughDirector opens a path through a director of its own, whose program is in the directory programs.
+func throughDirector(f forwarding, queues int, programs func(*bed) string) func(*bed, context.Context, *path) error {
+	return func(b *bed, ctx context.Context, w *path) (err error) {
 		if err := b.lab.Router.Route(w.addr, b.lab.Director.Addr); err != nil {
 			return err
 		}
@@ -247,8 +247,8 @@ func throughDirector(f forwarding, queues int, programs func(*bed) string) func(
 	}
 }
 
-// startDirector starts a way's director with these services.
-func (b *bed) startDirector(ctx context.Context, w *way, queues int, programs, services string) error {
+// startDirector starts a path's director with these services.
+func (b *bed) startDirector(ctx context.Context, w *path, queues int, programs, services string) error {
 	name := strings.NewReplacer(" ", "-", ",", "").Replace(w.name)
 	w.socket = filepath.Join(b.dir, name+".sock")
 	config := fmt.Sprintf("[director]\ntun = %q\nqueues = %d\ncontrol = %q\n", fmt.Sprintf("vs-%d", w.addr.As4()[3]),
@@ -287,7 +287,7 @@ func realserver(addr netip.Addr, port int) string {
 // key.
 func (b *bed) startAgent(ctx context.Context, encap string) error {
 	var vips []string
-	for _, w := range b.ways {
+	for _, w := range b.paths {
 		if w.tcp {
 			vips = append(vips, fmt.Sprintf("%q", w.addr))
 		}
@@ -307,11 +307,11 @@ func (b *bed) startAgent(ctx context.Context, encap string) error {
 
 // command writes a program's configuration and returns the command that runs it.
 func (b *bed) command(programs, program, name, config string) (*exec.Cmd, error) {
-	path := filepath.Join(b.dir, name+".toml")
-	if err := os.WriteFile(path, []byte(config), 0o600); err != nil {
+	file := filepath.Join(b.dir, name+".toml")
+	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
 		return nil, fmt.Errorf("configuration of %s: %w", name, err)
 	}
-	return exec.Command(filepath.Join(programs, program), "run", "-c", path), nil
+	return exec.Command(filepath.Join(programs, program), "run", "-c", file), nil
 }
 
 // answers returns a function that reports whether a program answers on its control socket.
