@@ -31,6 +31,8 @@ type Realserver struct {
 	Forwarded     Traffic `json:"forwarded"`   // packets of clients, without the tunnel's header
 	// Replies are its packets to clients that have passed the director, by nat.
 	Replies Traffic `json:"replies,omitzero"`
+	// Unanswered is the packets of clients since the last reply, by nat; 0 if no new connection is among them.
+	Unanswered uint64 `json:"unanswered,omitempty"`
 
 	// Unreachable is the reason why packets cannot get to a realserver of VS/DR, which is then down.
 	Unreachable string `json:"unreachable,omitempty"`

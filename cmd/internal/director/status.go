@@ -78,6 +78,9 @@ func (d *director) describe(st *state, list []balancer.ServiceStatus, now time.T
 	for i := range list {
 		s := &list[i]
 		svc := serviceStatus(s)
+		for i, r := range s.Realservers {
+			svc.Realservers[i].Unanswered = d.replies.unanswered(plan.RealserverID{Service: s.Name, Realserver: r.ID()})
+		}
 		noteWeights(&svc, st.inputs.Weights)
 		if c := configured[s.Name]; c != nil { // nil: another snapshot had it
 			st.noteHealth(&svc, c, s, states, now)
