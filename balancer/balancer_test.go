@@ -174,7 +174,7 @@ func TestMethodOfConnectionStays(t *testing.T) {
 			t.Errorf("connection %d goes to %+v now, want %+v", n+1, d, want)
 		}
 	}
-	if l := b.Leaving(); len(l) != 3 || l[2].Realserver != netip.AddrPortFrom(rs(1, 1).Address, 8080) {
+	if l := b.Leaving(); len(l) != 3 || l[0].Kind != method.TUN || l[1].Kind != method.NAT || l[2].Port != 8080 {
 		t.Errorf("left are %+v", l)
 	}
 	apply(t, b, web("rr", rs(1, 1)))

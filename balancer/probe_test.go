@@ -111,7 +111,7 @@ func TestDown(t *testing.T) {
 			t.Errorf("when it is back new connections go to %s", got)
 		}
 		apply(t, b, web("rr", rs(2, 1)), dns)
-		if l := b.Leaving(); len(l) != 1 || l[0].Realserver.Addr() != rs(1, 1).Address || l[0].Active != 2 {
+		if l := b.Leaving(); len(l) != 1 || l[0].Address != rs(1, 1).Address || l[0].Active != 2 {
 			t.Errorf("removed while up: leaving are %+v", l)
 		}
 	}
@@ -139,7 +139,7 @@ func TestDownFromTheStart(t *testing.T) {
 		t.Errorf("a persistent client of one that is down goes to %s", got)
 	}
 	apply(t, b)
-	if l := b.Leaving(); len(l) != 1 || l[0].Realserver.Addr() != rs(2, 1).Address {
+	if l := b.Leaving(); len(l) != 1 || l[0].Address != rs(2, 1).Address {
 		t.Errorf("leaving are %+v", l)
 	}
 }

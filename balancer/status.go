@@ -57,27 +57,28 @@ func (s *service) status() *ServiceStatus {
 
 // Leaving is a realserver that is not configured any more, with the connections that it still has.
 type Leaving struct {
-	Service          string
-	Realserver       netip.AddrPort // its ID
+	Service string
+	Realserver
 	Active, Inactive int
 	Templates        int // clients whose next connection goes to another realserver
 }
 
-// Leaving lists the retired realservers that have connections, by service and ID.
+// Leaving lists the retired realservers that have connections, by service, ID and method. A realserver whose method has
+// changed is retired with the former one.
 func (b *Balancer) Leaving() []Leaving {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	var out []Leaving
 	for _, left := range b.retired {
 		d := left.dest
-		l := Leaving{Service: d.stats.service, Realserver: d.ID(), Active: d.counts.Active(),
+		l := Leaving{Service: d.stats.service, Realserver: d.Realserver, Active: d.counts.Active(),
 			Inactive: d.counts.Inactive(), Templates: d.counts.Templates()}
 		if l.Active+l.Inactive > 0 {
 			out = append(out, l)
 		}
 	}
 	slices.SortFunc(out, func(a, b Leaving) int {
-		return cmp.Or(strings.Compare(a.Service, b.Service), a.Realserver.Compare(b.Realserver))
+		return cmp.Or(strings.Compare(a.Service, b.Service), a.ID().Compare(b.ID()), cmp.Compare(a.Kind, b.Kind))
 	})
 	return out
 }

@@ -214,6 +214,10 @@ func (m *Manager) pass(level slog.Level, raced *int) (changes int, err error) {
 		return 0, err
 	}
 	m.expiry = snap.expiry()
+	m.own.Sysctls = slices.Clone(m.own.Sysctls) // the journal's list stays
+	for i, c := range m.own.Sysctls {
+		m.own.Sysctls[i] = c.follow(snap.links)
+	}
 	steps, next, err := m.plan(snap)
 	if err != nil {
 		return 0, err

@@ -35,9 +35,7 @@ func (m *Manager) planReplies(want *Replies, owned []Link, own records, ownRoute
 	}
 	if len(theirs) > 0 {
 		// The smallest destination keeps the text the same in each pass: Watch logs a repeated text once.
-		errs = append(errs, fmt.Errorf("routing table %d is in use: it has a route for %s; choose another, or empty "+
-			"it (ip route flush table %d)",
-			want.Table, slices.Min(theirs), want.Table))
+		errs = append(errs, m.state.inUse(want.Table, slices.Min(theirs)))
 	}
 	copies := want.copies(owned, snap)
 	if len(copies) > MaxReplyRoutes {

@@ -1,6 +1,7 @@
 package routing
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"maps"
@@ -79,9 +80,9 @@ func (m *Manager) planRoutes(want []Route, unreachable bool, own map[routeRecord
 		if theirs := foreign(snap.routes[key], own[key]); len(theirs) > 0 {
 			if !theirs[0].same(r) {
 				errs = append(errs, fmt.Errorf("route %s in table %s exists already %s (proto %s), want it %s; "+
-					"remove it, "+
-					"or use another address", w.Dst, tableName(key.Table), snap.describePath(theirs[0]),
-					netlink.RouteProtocol(theirs[0].Protocol), snap.describePath(r)))
+					"remove it, or %s", w.Dst, tableName(key.Table), snap.describePath(theirs[0]),
+					netlink.RouteProtocol(theirs[0].Protocol), snap.describePath(r),
+					cmp.Or(m.state.Tables[key.Table], "use another address")))
 			}
 			continue
 		}

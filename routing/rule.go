@@ -138,8 +138,7 @@ func (m *Manager) planRules(want []Rule, own []ruleRecord, ownRoutes map[routeRe
 	for _, t := range slices.SortedFunc(maps.Keys(theirs), table.compare) {
 		if dsts := theirs[t]; len(dsts) > 0 {
 			// The smallest destination keeps the text the same in each pass: Watch logs a repeated text once.
-			errs = append(errs, fmt.Errorf("routing table %d is in use: it has a route for %s; "+
-				"choose another, or empty it (ip route flush table %d)", t.id, slices.Min(dsts), t.id))
+			errs = append(errs, m.state.inUse(t.id, slices.Min(dsts)))
 		}
 	}
 	steps, next = m.stepsForRules(recs, own, snap)

@@ -114,11 +114,22 @@ func TestRulesTableOfOthers(t *testing.T) {
 	must(t, netlink.RouteAdd(&netlink.Route{Dst: cidr("192.0.2.0/24"), Type: unix.RTN_BLACKHOLE, Table: 5081,
 		Protocol: unix.RTPROT_STATIC}))
 	before := machineState(t)
-	err := open(t).Set(localState())
-	if err == nil || !strings.Contains(err.Error(), "routing table 5081 is in use: it has a route for 192.0.2.0/24") {
+	s := localState()
+	for _, hint := range []string{"choose another", "set another key"} {
+		err := open(t).Set(s)
+		if err == nil || !strings.Contains(err.Error(), "routing table 5081 is in use: it has a route for "+
+			"192.0.2.0/24; "+hint+", or empty it (ip route flush table 5081)") {
+			t.Errorf("error %v", err)
+		}
+		sameState(t, before, machineState(t))
+		s.Tables = map[int]string{5081: "set another key"}
+	}
+	// A route of another program for one of the State's own destinations has the hint, too.
+	must(t, netlink.RouteAdd(&netlink.Route{Dst: kernel.IPNet(netip.PrefixFrom(localVIP4, 32)), Table: 5081,
+		Type: unix.RTN_BLACKHOLE, Protocol: unix.RTPROT_STATIC}))
+	if err := open(t).Set(s); err == nil || !strings.Contains(err.Error(), "remove it, or set another key") {
 		t.Errorf("error %v", err)
 	}
-	sameState(t, before, machineState(t))
 }
 
 // TestRulesShared: two programs of this package may share a table, each with its own VIPs.

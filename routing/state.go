@@ -11,6 +11,9 @@
 package routing
 
 import (
+	"cmp"
+	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -51,6 +54,10 @@ type State struct {
 	Routes  []Route
 	Rules   []Rule   // their tables contain only Routes
 	Replies *Replies // nil: none
+
+	// Tables says for the number of a table how to choose another, for errors: "set another table". Tables without an
+	// entry have "choose another".
+	Tables map[int]string
 
 	// Loose are devices that may receive packets from addresses whose route leads to another device. A strict
 	// reverse-path filter (RFC 3704) of such a device becomes loose. A filter that is looser stays. Devices that do not
@@ -171,6 +178,7 @@ func (s State) clone() State {
 	s.Routes = slices.Clone(s.Routes)
 	s.Rules = slices.Clone(s.Rules)
 	s.Loose = slices.Clone(s.Loose)
+	s.Tables = maps.Clone(s.Tables)
 	if s.Replies != nil {
 		r := *s.Replies
 		r.From = slices.Clone(r.From)
@@ -184,6 +192,12 @@ func (r Route) table() int {
 		return unix.RT_TABLE_MAIN
 	}
 	return r.Table
+}
+
+// inUse returns the error about a table of s that has a route of another program for dst.
+func (s State) inUse(table int, dst string) error {
+	return fmt.Errorf("routing table %d is in use: it has a route for %s; %s, or empty it (ip route flush table %d)",
+		table, dst, cmp.Or(s.Tables[table], "choose another"), table)
 }
 
 func tableName(table int) string {

@@ -208,6 +208,7 @@ func (c Sysctl) satisfiedBy(cur string) (bool, error) {
 
 // undoSysctl restores r if the value is still ours. A value that another program has written since stays.
 func undoSysctl(r sysctlRecord, links linkSet) error {
+	r = r.follow(links)
 	if name := sysctlLink(r.Key); name != "" && links.index(name) != r.Link {
 		return nil // the device is gone, and with it the value
 	}
@@ -340,4 +341,30 @@ func sysctlLink(key string) string {
 		return ""
 	}
 	return parts[3]
+}
+
+// follow returns r with the present names of its devices, which may have been renamed. The kernel renames the files of
+// their sysctls with them, and keeps the values.
+func (r sysctlRecord) follow(links linkSet) sysctlRecord {
+	r.Key, r.Sides = links.follow(r.Key, r.Link), slices.Clone(r.Sides)
+	for i, s := range r.Sides {
+		r.Sides[i].Key = links.follow(s.Key, s.Link)
+	}
+	return r
+}
+
+// follow returns the key of a sysctl of the device with this index, by the device's present name. It returns a key of
+// no device, and of a device that is gone, as it is.
+func (s linkSet) follow(key string, index int) string {
+	name := sysctlLink(key)
+	if name == "" || s.index(name) == index {
+		return key
+	}
+	l := s.byIndex(index)
+	if l == nil {
+		return key
+	}
+	parts := strings.Split(key, "/")
+	parts[3] = l.Attrs().Name
+	return strings.Join(parts, "/")
 }

@@ -158,7 +158,7 @@ func (r *natRun) ruled(b []byte) bool {
 	}
 	// The rules of a realserver that has been removed stay while it has connections.
 	return slices.ContainsFunc(r.balancer.Leaving(), func(l balancer.Leaving) bool {
-		return l.Realserver.Addr() == p.Flow.Src
+		return l.Address == p.Flow.Src
 	})
 }
 

@@ -24,6 +24,7 @@ type Answerer struct {
 	counts counts
 
 	mu     sync.Mutex
+	closed bool
 	due    map[place]announcement
 	claims map[place]*claim
 	wake   chan struct{} // due has changed
@@ -82,10 +83,14 @@ func newAnswerer(log *slog.Logger) *Answerer {
 }
 
 // Set replaces the devices and addresses. It announces each address that is new on its device, and all addresses of a
-// device that has another MAC address or has lost its link in between. The last call counts.
+// device that has another MAC address or has lost its link in between. The last call counts. After Close, Set does
+// nothing.
 func (a *Answerer) Set(devices []Device) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if a.closed {
+		return
+	}
 	was, is := a.table.Load(), newTable(devices)
 	renewed := func(index int) bool {
 		before, after := was.devices[index], is.devices[index]
@@ -212,6 +217,9 @@ func (a *Answerer) Counts() Counts {
 
 // Close ends the answers. Groups are left, and no state stays in the kernel. A second call does nothing.
 func (a *Answerer) Close() error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.closed = true
 	var errs []error
 	for _, s := range []link{a.arp, a.nd} {
 		if s != nil {
@@ -219,9 +227,7 @@ func (a *Answerer) Close() error {
 		}
 	}
 	if a.groups != nil {
-		a.mu.Lock()
 		errs = append(errs, a.groups.close())
-		a.mu.Unlock()
 	}
 	return errors.Join(errs...)
 }

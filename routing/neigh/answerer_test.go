@@ -366,6 +366,18 @@ func TestLinkGoes(t *testing.T) {
 	}
 }
 
+// TestSetAfterClose: addresses that are set while the program stops change nothing, and are no error.
+func TestSetAfterClose(t *testing.T) {
+	w := newWire(t)
+	w.set(t)
+	w.end()
+	w.east.Addrs = w.east.Addrs[:1]
+	w.answerer.Set([]Device{w.east})
+	if got := w.log.String(); got != "" {
+		t.Errorf("logged: %s", got)
+	}
+}
+
 // lines may be read while they are written.
 type lines struct {
 	mu   sync.Mutex

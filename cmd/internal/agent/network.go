@@ -90,6 +90,8 @@ func network(cfg *config.Realserver, mss4, mss6 int) routing.State {
 	if cfg.MSS != config.MSSOff {
 		s.Replies = &routing.Replies{From: cfg.VIPs, Table: cfg.Table, Priority: cfg.Table, AdvMSS: mss4, AdvMSS6: mss6,
 			Bound: cfg.TUN}
+		const hint = "set another table in [realserver]"
+		s.Tables = map[int]string{cfg.Table: hint, cfg.Table + 1: hint + " (this one is table plus 1)"}
 		s.Routes = boundRoutes(cfg, mss4, mss6)
 	}
 	for _, vip := range cfg.VIPs {

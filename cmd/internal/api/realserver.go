@@ -31,6 +31,8 @@ type Realserver struct {
 	Forwarded     Traffic `json:"forwarded"`   // packets of clients, without the tunnel's header
 	// Replies are its packets to clients that have passed the director, by nat.
 	Replies Traffic `json:"replies,omitzero"`
+	// Unanswered is the packets of clients since the last reply, by nat; 0 if no new connection is among them.
+	Unanswered uint64 `json:"unanswered,omitempty"`
 
 	// Unreachable is the reason why packets cannot get to a realserver of VS/DR, which is then down.
 	Unreachable string `json:"unreachable,omitempty"`
@@ -41,16 +43,20 @@ func (r *Realserver) Name() string { return realserverName(r.Address, r.Port) }
 
 // Method returns the forwarding method as ipvsadm names it, with the tunnel of tun: "Masq", "Tunnel,gre,key=7,csum".
 func (r *Realserver) Method() string {
-	kind, _ := method.ParseKind(r.Forward)
+	return methodName(r.Forward, r.Encap, r.EncapKey, r.EncapChecksum)
+}
+
+func methodName(forward, encap string, key *uint32, checksum bool) string {
+	kind, _ := method.ParseKind(forward)
 	name := kind.Title()
 	if kind != method.TUN {
 		return name
 	}
-	name += "," + r.Encap
-	if r.EncapKey != nil {
-		name += fmt.Sprintf(",key=%d", *r.EncapKey)
+	name += "," + encap
+	if key != nil {
+		name += fmt.Sprintf(",key=%d", *key)
 	}
-	if r.EncapChecksum {
+	if checksum {
 		name += ",csum"
 	}
 	return name
@@ -73,19 +79,28 @@ func (r *Realserver) Trouble() string {
 	return r.Check.Reason
 }
 
-// LeavingRealserver is a realserver of a service that is not configured any more.
+// LeavingRealserver is a realserver of a service that is not configured any more, or not with this method.
 type LeavingRealserver struct {
-	Service  string `json:"service"`
-	Address  string `json:"address"`
-	Port     uint16 `json:"port,omitempty"` // its own, of nat
-	Active   int    `json:"active"`
-	Inactive int    `json:"inactive"`
+	Service       string  `json:"service"`
+	Address       string  `json:"address"`
+	Port          uint16  `json:"port,omitempty"` // its own, of nat
+	Forward       string  `json:"forward"`        // "tun", "dr" or "nat"
+	Encap         string  `json:"encap,omitempty"`
+	EncapKey      *uint32 `json:"encap_key,omitempty"`
+	EncapChecksum bool    `json:"encap_checksum,omitempty"`
+	Active        int     `json:"active"`
+	Inactive      int     `json:"inactive"`
 	// persistent clients, whose next connections go to other realservers
 	Templates int `json:"templates,omitempty"`
 }
 
 // Name returns the realserver's address, and its own port, where it has one.
 func (r *LeavingRealserver) Name() string { return realserverName(r.Address, r.Port) }
+
+// Method returns the forwarding method, as that of a configured realserver.
+func (r *LeavingRealserver) Method() string {
+	return methodName(r.Forward, r.Encap, r.EncapKey, r.EncapChecksum)
+}
 
 func realserverName(address string, port uint16) string {
 	a, err := netip.ParseAddr(address)

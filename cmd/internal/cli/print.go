@@ -53,7 +53,8 @@ func PrintDirector(out io.Writer, st *api.DirectorStatus) error {
 		fmt.Fprintf(w, "\nnot configured any more, but with connections:\n")
 	}
 	for _, l := range st.Leaving.List {
-		fmt.Fprintf(w, "  -> %s\t%s\t%d active\t%d inactive\n", l.Name(), l.Service, l.Active, l.Inactive)
+		fmt.Fprintf(w, "  -> %s\t%s\t%s\t%d active\t%d inactive\n", l.Name(), l.Service, l.Method(), l.Active,
+			l.Inactive)
 	}
 	if c := st.Connections; c.Evicted > 0 || c.HalfOpenMax > 0 && c.HalfOpen*2 > c.HalfOpenMax {
 		fmt.Fprintf(w, "\nhalf-open\t%d of %d connections\t%d evicted\n", c.HalfOpen, c.HalfOpenMax, c.Evicted)

@@ -22,8 +22,9 @@ func TestPrint(t *testing.T) {
 		Out: api.Traffic{Packets: 2, Bytes: 140}, Drops: api.Drops(&tally),
 		Connections: api.Connections{Count: 5, Max: 1000, HalfOpen: 3, HalfOpenMax: 250, Evicted: 7},
 		SendError:   "network is unreachable",
-		Leaving: api.Leaving{Realservers: 1, Connections: 2,
-			List: []api.LeavingRealserver{{Service: "web", Address: "10.0.11.9", Active: 2}}},
+		Leaving: api.Leaving{Realservers: 2, Connections: 3, List: []api.LeavingRealserver{
+			{Service: "web", Address: "10.0.11.9", Forward: "tun", Encap: "gre", Active: 2},
+			{Service: "web", Address: "10.0.11.9", Forward: "nat", Active: 1}}},
 		Services: []api.Service{{Name: "web", VIPs: []string{"198.51.100.80"}, Protocol: "tcp",
 			Ports: []string{"80", "8000-8099"}, Scheduler: "wrr", Realservers: []api.Realserver{{Address: "10.0.11.2",
 				Encap: "ipip", Weight: 3, Active: 4, Inactive: 1}}}},
@@ -37,7 +38,8 @@ func TestPrint(t *testing.T) {
 		"TCP 198.51.100.80:80,8000-8099 wrr (web), announced on eth0, eth1, CONFLICT\n",
 		"198.51.100.80  on eth1", "by 02:00:00:00:00:09  3 packets  last 5s ago", "-> 10.0.11.2",
 		"dropped: no_service", "network is unreachable",
-		"not configured any more", "-> 10.0.11.9  web", "3 of 250 connections"} {
+		"not configured any more", "-> 10.0.11.9  web  Tunnel,gre  2 active",
+		"-> 10.0.11.9  web  Masq        1 active", "3 of 250 connections"} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("%q is missing in\n%s", want, &out)
 		}

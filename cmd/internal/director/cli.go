@@ -82,7 +82,7 @@ func check(file string) (cli.Checked, error) {
 	if err != nil {
 		return cli.Checked{}, err
 	}
-	if err := checkSubnets(file, cfg); err != nil {
+	if err := errors.Join(checkVIPs(cfg), checkSubnets(file, cfg)); err != nil {
 		return cli.Checked{}, err
 	}
 	warnings := cfg.Warnings

@@ -63,7 +63,7 @@ func (d *director) checkNames(f *api.Filter) error {
 		}
 	}
 	for _, l := range d.plane.balancer.Leaving() {
-		services, realservers = append(services, l.Service), append(realservers, l.Realserver)
+		services, realservers = append(services, l.Service), append(realservers, l.ID())
 	}
 	// A realserver without a port of its own may get packets to any port.
 	named := func(id netip.AddrPort) bool {

@@ -251,7 +251,7 @@ func (p *dataPlane) usedNAT() map[plan.NATServer]bool {
 func (p *dataPlane) retired() map[netip.Addr]bool {
 	all := map[netip.Addr]bool{}
 	for _, l := range p.balancer.Leaving() {
-		all[l.Realserver.Addr()] = true
+		all[l.Address] = true
 	}
 	return all
 }

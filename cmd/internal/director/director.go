@@ -40,7 +40,8 @@ type director struct {
 	checks     checks
 	controller *controller
 	reloader   *reload.Reloader
-	neighbours resolver // for VS/DR
+	neighbours resolver   // for VS/DR
+	replies    replyWatch // of VS/NAT
 }
 
 // open checks that the machine lets cfg run, and only then makes what cfg needs. On an error nothing is left.
@@ -160,6 +161,7 @@ func (d *director) run(ctx context.Context, hangup func(fn func()) daemon.Task) 
 			p.shared.Sweep(p.now())
 			p.shared.SendResolved(p.balancer.Snapshot(), p.now())
 		}),
+		daemon.Every(repliesEvery, d.followReplies),
 		d.neighbours.Run,
 		d.controller.run,
 		d.checks.monitor.Run,

@@ -104,19 +104,32 @@ func verdict(e *balancer.Explanation) (realserver, dropped, why string) {
 		return to, "", fmt.Sprintf("it has a connection to it, which has ended: a packet that "+
 			"begins a connection opens a new one, to %s%s: %s", realserver, dropped, fresh)
 	case e.Drop == drop.SendError, e.Drop == drop.Unreachable:
-		return "", dropped, fmt.Sprintf("it has a connection to %s, to which %s", to, noPath(e.Drop))
+		return "", dropped, fmt.Sprintf("it has a connection to %s, to which %s", to, noPath(e.Drop, c.Forward))
 	case e.Left:
 		return to, "", "it has a connection to it, which goes on, though it is " + gone
 	}
 	return to, "", "it has a connection to it"
 }
 
-// noPath returns why no packet can be sent to a realserver. Tunnels and dr have the reason send_error, nat unreachable.
-func noPath(d drop.Reason) string {
-	if d == drop.Unreachable {
+// noPath returns why no packet can be sent to a realserver with the method kind. Tunnels and dr have the reason
+// send_error, nat unreachable.
+func noPath(d drop.Reason, kind method.Kind) string {
+	switch {
+	case kind == method.DR:
+		return "there is no path: it is in no subnet of this host"
+	case d == drop.Unreachable:
 		return "there is no route"
 	}
 	return "there is no route, and no source is set"
+}
+
+// chosenKind returns the method of the realserver that a new connection would get.
+func chosenKind(e *balancer.Explanation) method.Kind {
+	i := slices.IndexFunc(e.Candidates, func(c balancer.Candidate) bool { return c.ID() == e.Chosen })
+	if i < 0 {
+		return method.TUN
+	}
+	return e.Candidates[i].Kind
 }
 
 // newConnection is verdict for a new connection.
@@ -129,7 +142,7 @@ func newConnection(e *balancer.Explanation) (realserver, dropped, why string) {
 		return "", e.Drop.String(), fmt.Sprintf("%s finds no realserver that may have a new connection", s.Scheduler)
 	case e.Drop != drop.Accept:
 		return "", e.Drop.String(), fmt.Sprintf("it would get %s, to which %s", words.Realserver(e.Chosen),
-			noPath(e.Drop))
+			noPath(e.Drop, chosenKind(e)))
 	case e.Kept:
 		return words.Realserver(e.Chosen), "", "persistence keeps the client there"
 	}
@@ -160,12 +173,16 @@ func (d *director) candidates(st *state, e *balancer.Explanation) ([]api.Candida
 		}
 		r := api.Candidate{Realserver: svc.Realservers[i], Reachable: c.Reachable && path.Link != "",
 			Link: path.Link, MTU: c.MTU, InnerMTU: c.Inner}
-		if source := c.Source; source.IsValid() {
+		switch source := c.Source; {
+		case c.Kind != method.TUN: // no outer source
+		case source.IsValid():
 			r.Source = source.String()
-		} else if path.Source.IsValid() {
+		case path.Source.IsValid():
 			r.Source = path.Source.String()
 		}
 		switch {
+		case r.Unreachable != "":
+			r.PassedOver = "unreachable: " + r.Unreachable
 		case r.ComingUp():
 			r.PassedOver = r.Check.Reason
 		case r.Health == "down" && r.Check != nil && (c.Down || c.Weight == 0): // not a sorry server

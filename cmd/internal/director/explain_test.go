@@ -7,6 +7,7 @@ import (
 
 	"vstun/balancer"
 	"vstun/balancer/conntab"
+	"vstun/balancer/method"
 	"vstun/encap/packet/drop"
 )
 
@@ -22,6 +23,13 @@ func TestVerdict(t *testing.T) {
 	of := func(t trace, d drop.Reason) balancer.Explanation {
 		return balancer.Explanation{Trace: t, Drop: d, Service: web}
 	}
+	// a realserver of VS/DR that is in no subnet
+	direct := balancer.RealserverStatus{Realserver: balancer.Realserver{Address: rs.Addr(),
+		Config: method.Config{Kind: method.DR}}}
+	lost := of(trace{Chosen: rs}, drop.SendError)
+	lost.Candidates = []balancer.Candidate{{RealserverStatus: direct}}
+	lostConn := of(trace{Connection: conn(conntab.Established), Fate: conntab.Followed, Chosen: rs}, drop.SendError)
+	lostConn.Connection.Forward = method.DR
 	tcp, udp := conn(conntab.Established), conn(conntab.UDP)
 	for _, c := range []struct {
 		name             string
@@ -35,6 +43,10 @@ func TestVerdict(t *testing.T) {
 			"", "send_error", "no route"},
 		{"nat without a route", of(trace{Connection: tcp, Fate: conntab.Followed, Chosen: rs}, drop.Unreachable),
 			"", "unreachable", "no route"},
+		{"dr without a subnet", lost, "", "send_error",
+			"it would get 10.0.11.1, to which there is no path: it is in no subnet of this host"},
+		{"connection, dr without a subnet", lostConn, "", "send_error",
+			"it has a connection to 10.0.11.1, to which there is no path: it is in no subnet of this host"},
 		{"that has ended", of(trace{Connection: conn(conntab.TimeWait), Fate: conntab.Reused, Chosen: other},
 			drop.Accept), "10.0.11.1", "", "opens a new one, to 10.0.11.2:8080"},
 		{"weight 0, expire", of(trace{Connection: tcp, Fate: conntab.Forgotten, Chosen: other}, drop.Accept),

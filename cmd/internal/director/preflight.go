@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"slices"
 	"strings"
@@ -58,14 +59,11 @@ func checkAddresses(cfg *config.Director) error {
 			all = append(all, r.Address)
 		}
 	}
-	local, err := query.LocalLinks(all...)
+	on, err := findLinks(all)
 	if err != nil {
 		return err
 	}
-	broadcast, err := query.BroadcastLinks(all...)
-	if err != nil {
-		return err
-	}
+	local, broadcast := on.local, on.broadcast
 	var errs []error
 	fault := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
 	six := query.HasIPv6()
@@ -81,12 +79,8 @@ func checkAddresses(cfg *config.Director) error {
 			if vip.Is6() && !six {
 				fault("service %q: VIP %s: this kernel has no IPv6: boot it without ipv6.disable=1, or take the VIP "+
 					"out", s.Name, vip)
-			} else if link := local[vip]; link != "" {
-				fault("service %q: VIP %s is an address of this host, on %s, so that its packets never reach the "+
-					"director: remove it there (ip addr del %s dev %s)", s.Name, vip, link, vip, link)
-			} else if link := broadcast[vip]; link != "" {
-				fault("service %q: VIP %s is the broadcast address of a subnet of this host, on %s: choose another",
-					s.Name, vip, link)
+			} else if err := on.taken(s.Name, vip); err != nil {
+				errs = append(errs, err)
 			}
 		}
 		for _, r := range realservers(&s) {
@@ -104,6 +98,49 @@ func checkAddresses(cfg *config.Director) error {
 				fault("service %q: realserver %s: this kernel has no policy rules (CONFIG_IP_MULTIPLE_TABLES), which "+
 					"lead its replies to the director: use another forward", s.Name, r.Address)
 			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// links is the devices of this host by addresses that packets do not leave by.
+type links struct {
+	local     map[netip.Addr]string // addresses of this host
+	broadcast map[netip.Addr]string // broadcast addresses of its subnets
+}
+
+func findLinks(all []netip.Addr) (l links, err error) {
+	if l.local, err = query.LocalLinks(all...); err != nil {
+		return l, err
+	}
+	l.broadcast, err = query.BroadcastLinks(all...)
+	return l, err
+}
+
+// taken returns the error about a service's VIP whose packets the kernel of this host takes itself; else nil.
+func (l links) taken(service string, vip netip.Addr) error {
+	if link := l.local[vip]; link != "" {
+		return fmt.Errorf("service %q: VIP %s is an address of this host, on %s, so that its packets never reach the "+
+			"director: remove it there (ip addr del %s dev %s)", service, vip, link, vip, link)
+	}
+	if link := l.broadcast[vip]; link != "" {
+		return fmt.Errorf("service %q: VIP %s is the broadcast address of a subnet of this host, on %s: choose another",
+			service, vip, link)
+	}
+	return nil
+}
+
+// checkVIPs is the part of checkAddresses about VIPs that are addresses of this host. The command check does no more,
+// since it may run on another host than the director, which has other addresses and another kernel.
+func checkVIPs(cfg *config.Director) error {
+	on, err := findLinks(plan.VIPs(cfg))
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, s := range cfg.Services {
+		for _, vip := range s.VIPs {
+			errs = append(errs, on.taken(s.Name, vip))
 		}
 	}
 	return errors.Join(errs...)

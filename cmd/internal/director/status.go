@@ -78,6 +78,9 @@ func (d *director) describe(st *state, list []balancer.ServiceStatus, now time.T
 	for i := range list {
 		s := &list[i]
 		svc := serviceStatus(s)
+		for i, r := range s.Realservers {
+			svc.Realservers[i].Unanswered = d.replies.unanswered(plan.RealserverID{Service: s.Name, Realserver: r.ID()})
+		}
 		noteWeights(&svc, st.inputs.Weights)
 		if c := configured[s.Name]; c != nil { // nil: another snapshot had it
 			st.noteHealth(&svc, c, s, states, now)
@@ -162,9 +165,10 @@ func leaving(all []balancer.Leaving) (st api.Leaving) {
 	for _, l := range all {
 		st.Realservers++
 		st.Connections += l.Active + l.Inactive
-		st.List = append(st.List, api.LeavingRealserver{Service: l.Service,
-			Address: l.Realserver.Addr().String(), Port: l.Realserver.Port(),
-			Active: l.Active, Inactive: l.Inactive, Templates: l.Templates})
+		r := api.LeavingRealserver{Service: l.Service, Address: l.Address.String(), Port: l.Port,
+			Forward: l.Kind.String(), Active: l.Active, Inactive: l.Inactive, Templates: l.Templates}
+		r.Encap, r.EncapKey, r.EncapChecksum = tunnelOf(&l.Realserver)
+		st.List = append(st.List, r)
 	}
 	return st
 }
@@ -190,13 +194,19 @@ func serviceStatus(s *balancer.ServiceStatus) api.Service {
 		if r.Down {
 			rs.Effective = 0
 		}
-		if r.Kind == method.TUN {
-			rs.Encap, rs.EncapChecksum = r.Encap.String(), r.Checksum
-		}
-		if r.HasKey {
-			rs.EncapKey = &r.Key
-		}
+		rs.Encap, rs.EncapKey, rs.EncapChecksum = tunnelOf(&r.Realserver)
 		svc.Realservers = append(svc.Realservers, rs)
 	}
 	return svc
+}
+
+// tunnelOf returns the format of the tunnel to r, its key and whether it has a checksum; the zero values without one.
+func tunnelOf(r *balancer.Realserver) (encap string, key *uint32, checksum bool) {
+	if r.Kind != method.TUN {
+		return "", nil, false
+	}
+	if r.HasKey {
+		key = &r.Key
+	}
+	return r.Encap.String(), key, r.Checksum
 }

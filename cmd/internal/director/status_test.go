@@ -10,6 +10,7 @@ import (
 	"vstun/balancer"
 	"vstun/balancer/method"
 	"vstun/cmd/internal/api"
+	"vstun/encap"
 	"vstun/encap/packet"
 )
 
@@ -35,5 +36,22 @@ func TestServiceStatus(t *testing.T) {
 	}
 	if plain := serviceStatus(&balancer.ServiceStatus{}); plain.Persistence != nil || plain.SchedulerFlags != nil {
 		t.Errorf("%+v", plain)
+	}
+}
+
+// TestLeavingMethods: one realserver that leaves with two methods has an entry for each.
+func TestLeavingMethods(t *testing.T) {
+	rs, key := netip.MustParseAddr("10.0.11.2"), uint32(7)
+	entry := func(c method.Config, active int) balancer.Leaving {
+		return balancer.Leaving{Service: "web", Realserver: balancer.Realserver{Address: rs, Config: c}, Active: active}
+	}
+	got := leaving([]balancer.Leaving{
+		entry(method.Config{Encap: encap.KindGRE, Key: key, HasKey: true}, 1),
+		entry(method.Config{Kind: method.NAT}, 2)})
+	want := api.Leaving{Realservers: 2, Connections: 3, List: []api.LeavingRealserver{
+		{Service: "web", Address: "10.0.11.2", Forward: "tun", Encap: "gre", EncapKey: &key, Active: 1},
+		{Service: "web", Address: "10.0.11.2", Forward: "nat", Active: 2}}}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
 	}
 }

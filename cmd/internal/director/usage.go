@@ -25,8 +25,8 @@ func (d *director) usage(q url.Values) (any, error) {
 		return nil, err
 	}
 	for _, l := range d.plane.balancer.Leaving() {
-		if api.Names(named, l.Realserver) && (!q.Has("service") || l.Service == q.Get("service")) {
-			all = append(all, api.RealserverUsage{Service: l.Service, Realserver: words.Realserver(l.Realserver),
+		if api.Names(named, l.ID()) && (!q.Has("service") || l.Service == q.Get("service")) {
+			all = append(all, api.RealserverUsage{Service: l.Service, Realserver: words.Realserver(l.ID()),
 				Left: true, Active: l.Active, Inactive: l.Inactive, Settling: settling})
 		}
 	}

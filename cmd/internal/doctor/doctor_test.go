@@ -209,3 +209,22 @@ func TestMendIsFix(t *testing.T) {
 		t.Errorf("%s, %v", b, err)
 	}
 }
+
+// TestSilent: a realserver of VS/NAT is silent if none of its replies has come, or none since a new connection.
+func TestSilent(t *testing.T) {
+	for _, c := range []struct {
+		packets, replies, unanswered uint64
+		want                         string
+	}{
+		{9, 0, 0, ""},
+		{10, 0, 0, "it has got 10 packets, and no reply has passed the director"},
+		{5000, 4000, 9, ""},
+		{5000, 4000, 10, "it has got 10 packets since its last reply has passed the director"},
+	} {
+		r := api.Realserver{Forwarded: api.Traffic{Packets: c.packets}, Replies: api.Traffic{Packets: c.replies},
+			Unanswered: c.unanswered}
+		if got := silent(&r); got != c.want {
+			t.Errorf("%+v: %q", c, got)
+		}
+	}
+}

@@ -105,26 +105,41 @@ func (res *result) replyPath(tun string, m masked, path query.Path) {
 	res.find(finding)
 }
 
-// silentRealserver finds a realserver that gets requests, and has sent no reply through the director. path is the path
-// to it.
+// silentRealserver finds a realserver that gets requests, and whose replies do not pass the director, or not any more.
+// path is the path to it.
 func (res *result) silentRealserver(m masked, path query.Path, st *api.DirectorStatus) {
 	s := slices.IndexFunc(st.Services, func(s api.Service) bool { return s.Name == m.service.Name })
 	if s < 0 || path.Local {
 		return
 	}
 	for _, r := range st.Services[s].Realservers {
-		if r.Address != m.Address.String() || r.Port != m.Port || r.Forwarded.Packets < fewRequests ||
-			r.Replies.Packets > 0 {
+		if r.Address != m.Address.String() || r.Port != m.Port {
 			continue
 		}
-		res.find(Finding{Severity: Error, Where: m.String(),
-			What: fmt.Sprintf("it has got %d packets, and no reply has passed the director", r.Forwarded.Packets),
-			Why:  "its clients get no answer, or one from an address that they do not know",
+		what := silent(&r)
+		if what == "" {
+			continue
+		}
+		res.find(Finding{Severity: Error, Where: m.String(), What: what,
+			Why: "its clients get no answer, or one from an address that they do not know",
 			Causes: []string{"its default route does not lead to this host",
 				"its clients are in its own subnet, and it answers them directly",
 				"no server listens on its port, or its firewall drops the requests"},
 			On: m.Address.String(), Fix: fmt.Sprintf("ip route replace default via %s", path.Source)})
 	}
+}
+
+// silent returns what is wrong with the replies of r; "" for nothing.
+func silent(r *api.Realserver) string {
+	switch {
+	case r.Forwarded.Packets < fewRequests:
+		return ""
+	case r.Replies.Packets == 0:
+		return fmt.Sprintf("it has got %d packets, and no reply has passed the director", r.Forwarded.Packets)
+	case r.Unanswered >= fewRequests:
+		return fmt.Sprintf("it has got %d packets since its last reply has passed the director", r.Unanswered)
+	}
+	return ""
 }
 
 // writtenBack examines the paths of packets that the director writes back into the device tun: requests to realservers,

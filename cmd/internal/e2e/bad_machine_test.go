@@ -29,6 +29,7 @@ type refusal struct {
 	wrap    func(c *exec.Cmd) *exec.Cmd // changes the command
 	says    []string                    // parts of the only line
 	many    bool                        // several faults, one line each
+	checked bool                        // the director's command check refuses it, too, with the same line
 }
 
 // TestBadMachine: where a program can't run, it prints one line for each fault, ends with status 1 and changes nothing.
@@ -106,9 +107,14 @@ func (s *site) mustRefuse(t *testing.T, program string, r refusal) {
 		t.Errorf("left behind: %v, %v", left, err)
 	}
 
-	// The configuration itself is fine, wherever it is checked.
-	if got := run(t, host, wrap(exec.Command(programPath(program), "check", "-c", config))); got.code != 0 {
-		t.Errorf("check: exit status %d: %s", got.code, got.stderr)
+	check := run(t, host, wrap(exec.Command(programPath(program), "check", "-c", config)))
+	if r.checked && program == "director" {
+		if check.code == 0 || check.stdout != "" || check.stderr != got.stderr {
+			t.Errorf("check: exit status %d: %s%s; want the line of run", check.code, check.stdout, check.stderr)
+		}
+		mustBe(t, r.name, map[string]hostState{host.Name: before}, map[string]hostState{host.Name: observe(t, host)})
+	} else if check.code != 0 { // the configuration itself is fine, wherever it is checked
+		t.Errorf("check: exit status %d: %s", check.code, check.stderr)
 	}
 }
 
@@ -170,9 +176,9 @@ func (s *site) refusals() []refusal {
 			says: []string{"vs0-local", "set another tun", "ip link del vs0-local"}},
 		{name: "vip-on-lo", program: "director", machine: address(netlink.AddrAdd, "lo"),
 			restore: address(netlink.AddrDel, "lo"),
-			says:    []string{s.VIP.String(), "lo", "ip addr del"}},
+			says:    []string{s.VIP.String(), "lo", "ip addr del"}, checked: true},
 		{name: "vip-on-eth0", machine: address(netlink.AddrAdd, "eth0"), restore: address(netlink.AddrDel, "eth0"),
-			says: []string{s.VIP.String(), "eth0", "ip addr del"}},
+			says: []string{s.VIP.String(), "eth0", "ip addr del"}, checked: true},
 		{name: "source", program: "director", more: `source = ["10.0.2.9", "2001:db8:2::9"]`, says: []string{"source ",
 			"no address of this host"}, many: true},
 		{name: "route-to-vip", program: "director", machine: route(netlink.RouteAdd, unix.RT_TABLE_MAIN),
@@ -180,10 +186,10 @@ func (s *site) refusals() []refusal {
 			says:    []string{s.VIP.String(), "route"}},
 		{name: "table", program: "realserver", machine: route(netlink.RouteAdd, table), restore: route(netlink.RouteDel,
 			table),
-			says: []string{"table 30323", "in use"}},
+			says: []string{"table 30323", "in use", "set another table in [realserver]"}},
 		{name: "local-table", program: "director", machine: route(netlink.RouteAdd, localTable),
 			restore: route(netlink.RouteDel, localTable),
-			says:    []string{"30325"}, many: true},
+			says:    []string{"30325", "set another table in [director]"}, many: true},
 		{name: "kernel-tunnel", program: "realserver", machine: tunnel, restore: remove("kernel0"),
 			says: []string{"kernel0", "ip link set kernel0 down"}},
 		{name: "unprivileged", wrap: unprivileged, says: []string{"CAP_NET_ADMIN", "root"}},

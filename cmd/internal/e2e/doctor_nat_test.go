@@ -4,6 +4,8 @@ import (
 	"net/netip"
 	"testing"
 	"time"
+
+	"vstun/testdata/testkit"
 )
 
 // TestDoctorOfNAT: the director's doctor finds a realserver of nat whose gateway is another host, and a rule that leads
@@ -59,5 +61,27 @@ realserver = [ { address = "RS1" }, { address = "10.0.2.2" } ]
 			c.Close()
 		}
 	}
+	s.director.mustName()
+
+	// The gateway changes after replies. The counts have both.
+	silence := symptom{"replies", []string{"error", "realserver 10.0.3.11:8080 (web)",
+		"since its last reply has passed the director", "on 10.0.3.11: ip route replace default via 10.0.3.1"}}
+	s.shell(s.Webs[0], "ip route replace default via 10.0.3.9")
+	for end := time.Now().Add(4 * soon); time.Now().Before(end); {
+		if s.director.balance().Services[0].Realservers[0].Unanswered >= 10 {
+			break
+		}
+		if c, err := s.dialFrom(netip.AddrPortFrom(s.Client.Addr, 0), s.at(80)); err == nil {
+			c.Close()
+		}
+	}
+	s.director.mustName(silence)
+	s.shell(s.Webs[0], "ip route replace default via 10.0.3.1")
+	testkit.Within(t, "replies pass again", soon, func() bool {
+		if c, err := s.dialFrom(netip.AddrPortFrom(s.Client.Addr, 0), s.at(80)); err == nil {
+			c.Close()
+		}
+		return s.director.balance().Services[0].Realservers[0].Unanswered == 0
+	})
 	s.director.mustName()
 }

@@ -207,7 +207,11 @@ func TestNoSubnet(t *testing.T) {
 	if r.Health != "down" || !strings.Contains(r.Unreachable, "in no subnet of this host") {
 		t.Errorf("the realserver is %q: %s", r.Health, r.Unreachable)
 	}
-	got := run(t, s.Director, exec.Command(programPath("director"), "check", "-c", s.director.config))
+	got := s.ask("explain", s.Client.Addr.String(), s.at(80))
+	if got.code != 0 || !strings.Contains(got.stdout, "passed over: unreachable: it is in no subnet of this host") {
+		t.Errorf("explain: exit status %d\n%s%s", got.code, got.stdout, got.stderr)
+	}
+	got = run(t, s.Director, exec.Command(programPath("director"), "check", "-c", s.director.config))
 	if got.code == 0 || !strings.Contains(got.stderr, "10.0.1.77") || !strings.Contains(got.stderr, "no subnet") {
 		t.Errorf("check: exit status %d\n%s%s", got.code, got.stdout, got.stderr)
 	}

@@ -103,7 +103,7 @@ func TestRemovedDrains(t *testing.T) {
 		}
 		return st.Leaving
 	}
-	want := api.LeavingRealserver{Service: "web", Address: "10.0.11.2", Active: 1}
+	want := api.LeavingRealserver{Service: "web", Address: "10.0.11.2", Forward: "tun", Encap: "ipip", Active: 1}
 	if l := leaving(); l.Realservers != 1 || l.Connections != 1 || len(l.List) != 1 || l.List[0] != want {
 		t.Errorf("leaving are %+v, want %+v", l, want)
 	}

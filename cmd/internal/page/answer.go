@@ -18,6 +18,7 @@ type answer struct {
 	Totals   totals          `json:"totals"`
 	Drops    []drop          `json:"drops"`
 	Leaving  leaving         `json:"leaving"`
+	Claimed  []conflict      `json:"conflicts"`
 	Services []serviceUpdate `json:"services"`
 }
 
@@ -47,7 +48,7 @@ func (p *Page) live(since uint64, now time.Time) *answer {
 	}
 	a := &answer{Boot: p.boot, Number: s.number, Full: since == 0, Now: now.UnixMilli(), Age: now.Sub(s.at).Seconds(),
 		Step: s.step, Director: s.director,
-		Totals: s.totals, Drops: s.drops, Leaving: s.leaving}
+		Totals: s.totals, Drops: s.drops, Leaving: s.leaving, Claimed: s.claimed}
 	for _, svc := range s.services {
 		u := serviceUpdate{ID: svc.id}
 		if svc.stateAt > since {

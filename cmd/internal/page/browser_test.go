@@ -133,8 +133,11 @@ func small() api.DirectorStatus {
 					"no answer through the tunnel within 2 s"), rs("10.0.22.2", 1, "down",
 					"no answer through the tunnel within 2 s")}},
 		},
+		Announced: []api.Announced{{VIP: "198.51.100.25", Devices: []string{"eth0"}},
+			{VIP: "198.51.100.80", Devices: []string{"eth0", "eth1"},
+				Conflicts: []api.Conflict{{Device: "eth1", MAC: "02:00:00:00:00:09", Packets: 3, Last: 7300}}}},
 		Leaving: api.Leaving{Realservers: 1, Connections: 19, List: []api.LeavingRealserver{{Service: "web",
-			Address: "10.0.15.2", Active: 12, Inactive: 7}}},
+			Address: "10.0.15.2", Forward: "nat", Active: 12, Inactive: 7}}},
 	}
 }
 

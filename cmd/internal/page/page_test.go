@@ -30,21 +30,23 @@ func TestShows(t *testing.T) {
 	tab := open(t, url, pagetest.Look{})
 	tab.Do("window.stays = true")
 	for selector, want := range map[string]string{
-		"#tally":                                "3 services, 8 realservers",
-		"#about":                                "v1.4.0 · up 3 d · pid 4711 · vs0, 4 queues, csum tso uso",
-		"#tile-table .value":                    "48,213 in the table",
-		"#tile-table .side":                     "4.8 % of 1.00 M, 312 half-open",
-		"#tile-refused .side":                   "1,254 since the start",
-		"tbody:nth-of-type(1) .addresses":       "tcp 198.51.100.80:80,443 tcp [2001:db8:100::80]:80,443",
+		"#tally":              "3 services, 8 realservers",
+		"#about":              "v1.4.0 · up 3 d · pid 4711 · vs0, 4 queues, csum tso uso",
+		"#tile-table .value":  "48,213 in the table",
+		"#tile-table .side":   "4.8 % of 1.00 M, 312 half-open",
+		"#tile-refused .side": "1,254 since the start",
+		"tbody:nth-of-type(1) .addresses": "tcp 198.51.100.80:80,443, announced on eth0, eth1 " +
+			"tcp [2001:db8:100::80]:80,443",
 		"tbody:nth-of-type(1) .service .health": "△ 3 of 4 up",
 		"tbody:nth-of-type(2) .service .how":    "rr ops",
 		"tbody:nth-of-type(3) .service .how":    "wlc persistent 300 netmask 24",
 		"tbody:nth-of-type(3) .service .health": "▲ sorry server 0 of 2 up, weight 0, quorum 2",
 		"tbody:nth-of-type(2) .realserver":      "fd00:0:11::2 Tunnel,ipip 1 ○ unchecked 41 160 0 0 0",
 		"#notices": "mail: its sorry server answers (weight 0 up, quorum 2) Show 3 " +
-			"realservers of 8 down, in 2 services Show",
-		"#drops tbody":   "no_service 0 1,234 send_error 0 3 too_big 0 17",
-		"#leaving tbody": "10.0.15.2 web 12 7",
+			"realservers of 8 down, in 2 services Show 1 VIP used by another host, too: see Conflicts",
+		"#drops tbody":     "no_service 0 1,234 send_error 0 3 too_big 0 17",
+		"#conflicts tbody": "198.51.100.80 eth1 02:00:00:00:00:09 3 2 h ago",
+		"#leaving tbody":   "10.0.15.2 web Masq 12 7",
 	} {
 		// What only the style shows, as the mark before a badge, is no text.
 		waitText(tab, selector, strings.TrimSpace(strings.NewReplacer("△ ", "", "▲ ", "", "○ ", "", "● ",
@@ -76,7 +78,7 @@ func TestShows(t *testing.T) {
 		r.Check = &api.Check{Type: "http", Via: "tunnel", Reason: "HTTP 204", Duration: 0.012, Since: 1}
 		two := 2
 		web.Realservers[3].Configured, st.Services[1].Realservers[0].Configured = &two, &two
-		st.Leaving = api.Leaving{}
+		st.Leaving, st.Announced = api.Leaving{}, st.Announced[:1]
 		st.Drops["table_full"] = 5
 		st.Services[2].Sorry, st.Services[2].Health = false, "up"
 	})
@@ -89,6 +91,8 @@ func TestShows(t *testing.T) {
 		".realserver:nth-of-type(5) .reason').innerText.endsWith(' ago; weight 0 is an operator\\'s, 2 is configured')")
 	waitText(tab, "tbody:nth-of-type(2) .realserver .reason", "weight 1 is an operator's, 2 is configured")
 	waitText(tab, "#notices", "2 realservers of 8 down, in 1 service Show")
+	tab.Wait("the VIP is not announced any more", "document.getElementById('conflicts').hidden && "+
+		"!document.querySelector('tbody .addresses').innerText.includes('announced')")
 	tab.Wait("no realserver is leaving any more", "document.getElementById('leaving').hidden")
 	tab.Wait("another reason is there", "document.getElementById('drops').innerText.includes('table_full')")
 

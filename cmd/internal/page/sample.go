@@ -22,6 +22,7 @@ type sample struct {
 	totals   totals
 	drops    []drop
 	leaving  leaving
+	claimed  []conflict
 	services []*service
 	nextID   int
 
@@ -85,6 +86,7 @@ type leaving struct {
 type leavingRealserver struct {
 	Name     string `json:"name"`
 	Service  string `json:"service"`
+	Method   string `json:"method"`
 	Active   int    `json:"active"`
 	Inactive int    `json:"inactive"`
 }
@@ -109,6 +111,7 @@ type serviceState struct {
 	Name      string `json:"name"`
 	Protocol  string `json:"protocol"`
 	Addresses string `json:"addresses"` // "198.51.100.80:80,443 [2001:db8::1]:80,443"
+	Announced string `json:"announced"` // "eth0,eth1 -": the devices of each address; "-": none
 	Scheduler string `json:"scheduler"` // with its settings, as status prints it
 	Health    string `json:"health"`    // "up", "down", or "" if unknown
 	Quorum    int    `json:"quorum"`
@@ -149,9 +152,10 @@ func (s *sample) take(st *api.DirectorStatus, now time.Time) {
 	s.number++
 	s.at = now
 	s.arrange(st.Services)
+	on := announcedOn(st.Announced)
 	var scheduled counts // only its connections are used
 	for i, svc := range s.services {
-		scheduled.add(s.takeService(svc, &st.Services[i]))
+		scheduled.add(s.takeService(svc, &st.Services[i], on))
 	}
 	s.takeTotals(st, scheduled.connections)
 	s.steps(now)
@@ -197,8 +201,8 @@ func counted(r *api.Realserver) counts {
 	return counts{r.Connections, r.Forwarded.Packets, r.Forwarded.Bytes}
 }
 
-// takeService takes over the status of a service, and returns the growth of its counters.
-func (s *sample) takeService(svc *service, st *api.Service) (growth counts) {
+// takeService takes over the status of a service, and returns the growth of its counters. on is the devices of VIPs.
+func (s *sample) takeService(svc *service, st *api.Service, on map[string]string) (growth counts) {
 	var sum counts
 	var f figures
 	for i, r := range svc.realservers {
@@ -215,7 +219,7 @@ func (s *sample) takeService(svc *service, st *api.Service) (growth counts) {
 	f.set(sum, growth, s.seconds)
 	update(&svc.figures, f, &svc.figuresAt, s.number)
 	update(&svc.state, serviceState{Name: st.Name, Protocol: st.Protocol, Addresses: addresses(st),
-		Scheduler: st.Settings(), Health: st.Health,
+		Announced: announced(st, on), Scheduler: st.Settings(), Health: st.Health,
 		Quorum: st.Quorum, WeightUp: st.WeightUp, Sorry: st.Sorry}, &svc.stateAt, s.number)
 	return growth
 }
@@ -312,9 +316,11 @@ func (s *sample) takeTotals(st *api.DirectorStatus, scheduled uint64) {
 	s.director = directorState{Version: st.Version, Pid: st.Pid, Started: moment(s.at, st.Uptime, s.director.Started),
 		TUN: st.TUN, Queues: st.Queues,
 		Offloads: st.Offloads, SendError: st.SendError}
+	s.claimed = s.conflicts(st.Announced, s.claimed)
 	s.leaving = leaving{Realservers: st.Leaving.Realservers, Connections: st.Leaving.Connections}
 	for _, r := range st.Leaving.List[:min(len(st.Leaving.List), leavingShown)] {
-		s.leaving.List = append(s.leaving.List, leavingRealserver{r.Name(), r.Service, r.Active, r.Inactive})
+		s.leaving.List = append(s.leaving.List, leavingRealserver{r.Name(), r.Service, r.Method(), r.Active,
+			r.Inactive})
 	}
 }
 

@@ -62,6 +62,7 @@ func Machine(in Inputs) routing.State {
 			s.Routes = append(s.Routes, routing.Route{Dst: dst, Link: cfg.LocalTUN(), Table: cfg.Table})
 		}
 	}
+	s.Tables = map[int]string{cfg.Table: "set another table in [director]"}
 	addReplies(&s, &in)
 	return s
 }

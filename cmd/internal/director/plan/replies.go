@@ -2,6 +2,7 @@ package plan
 
 import (
 	"cmp"
+	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
@@ -190,6 +191,10 @@ func addReplies(s *routing.State, in *Inputs) {
 	}
 	if len(own6)+len(six) > 0 {
 		s.Routes = append(s.Routes, replyRoute(in, netip.IPv6Unspecified(), len(own6) > 0))
+	}
+	if len(own4)+len(four)+len(own6)+len(six) > 0 {
+		s.Tables[cfg.ReplyTable()] = fmt.Sprintf("set another table in [director] (this one is table = %d plus %d)",
+			cfg.Table, cfg.ReplyTable()-cfg.Table)
 	}
 	s.Sysctls = append(s.Sysctls, in.redirectSysctls(four)...)
 	s.Rules = append(s.Rules, replyRules(in, false, own4, four)...)

@@ -110,6 +110,19 @@ func TestNoRedirects(t *testing.T) {
 	}
 }
 
+// TestTableHints: an error about a table names the key that chooses it.
+func TestTableHints(t *testing.T) {
+	s := Machine(natInputs("", natService("tcp", "80", "10.0.12.2")))
+	for _, r := range s.Routes {
+		if r.Table != 0 && !strings.Contains(s.Tables[r.Table], "set another table in [director]") {
+			t.Errorf("of table %d: %q", r.Table, s.Tables[r.Table])
+		}
+	}
+	if got := s.Tables[95861]; !strings.HasSuffix(got, "(this one is table = 30325 plus 65536)") {
+		t.Errorf("of the table of replies: %q", got)
+	}
+}
+
 // TestReplies: the replies of servers enter the TUN device, whatever their form, and other packets do not: those that
 // were written back, those of other ports, and this host's own.
 func TestReplies(t *testing.T) {

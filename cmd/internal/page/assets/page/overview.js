@@ -77,6 +77,7 @@ export class Overview {
     }
     this.#tally(m);
     this.#refused(m);
+    this.#conflicts(m);
     this.#leaving(m.leaving);
   }
 
@@ -95,6 +96,7 @@ export class Overview {
     if (failed) notices.push(["bad", `${plural(failed, "realserver")} of ${count(all.length)} down, in ${plural(hit, "service")}`, true]);
     if (c.count >= 0.9 * c.max) notices.push(["bad", `The connection table is ${percent(c.count, c.max)} full: raise connections.max, or shorten its timeouts`, false]);
     if (c.half_open_max && c.half_open * 2 > c.half_open_max) notices.push(["warn", `${count(c.half_open)} half-open connections, of ${count(c.half_open_max)} at most: a SYN flood?`, false]);
+    if (m.conflicts.length) notices.push(["bad", `${plural(new Set(m.conflicts.map((x) => x.vip)).size, "VIP")} used by another host, too: see Conflicts`, false]);
     const key = JSON.stringify(notices);
     if (key === this.#notices) return;
     this.#notices = key;
@@ -135,14 +137,24 @@ export class Overview {
     text($("send-error"), m.director.send_error ? `Last send error: ${m.director.send_error}` : "");
   }
 
+  #conflicts(m) {
+    $("conflicts").hidden = !m.conflicts.length;
+    const body = $("conflicts").querySelector("tbody");
+    while (body.rows.length > m.conflicts.length) body.deleteRow(-1);
+    while (body.rows.length < m.conflicts.length) body.append(row(5, "", 3)[0].parentNode);
+    m.conflicts.forEach((x, i) => {
+      [x.vip, x.device, x.mac, count(x.packets), `${span(m.now() - x.last)} ago`].forEach((words, j) => text(body.rows[i].cells[j], words));
+    });
+  }
+
   #leaving(l) {
     $("leaving").hidden = !l.realservers;
     const body = $("leaving").querySelector("tbody");
     const list = l.list ?? [];
     while (body.rows.length > list.length) body.deleteRow(-1);
-    while (body.rows.length < list.length) body.append(row(4, "", 2)[0].parentNode);
+    while (body.rows.length < list.length) body.append(row(5, "", 3)[0].parentNode);
     list.forEach((x, i) => {
-      [x.name, x.service, count(x.active), count(x.inactive)].forEach((words, j) => text(body.rows[i].cells[j], words));
+      [x.name, x.service, x.method, count(x.active), count(x.inactive)].forEach((words, j) => text(body.rows[i].cells[j], words));
     });
     $("more-leaving").hidden = l.realservers <= list.length;
     text($("more-leaving"), `and ${count(l.realservers - list.length)} more; ${plural(l.connections, "connection")} in all`);

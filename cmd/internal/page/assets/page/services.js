@@ -222,11 +222,13 @@ export class Services {
   #service(s) {
     const { cells: c, state: st } = s;
     text(c.title, st.name);
-    if (s.addresses !== st.addresses) {
-      s.addresses = st.addresses;
-      c.addresses.replaceChildren(...st.addresses.split(" ").filter(Boolean).map((a) => {
+    if (s.addresses !== st.addresses || s.announced !== st.announced) {
+      [s.addresses, s.announced] = [st.addresses, st.announced];
+      const on = st.announced.split(" ");
+      c.addresses.replaceChildren(...st.addresses.split(" ").filter(Boolean).map((a, i) => {
         const span = document.createElement("span");
-        span.textContent = `${st.protocol}\u00a0${a}`;
+        const devices = (on[i] || "-") === "-" ? "" : `, announced on ${on[i].replaceAll(",", ", ")}`;
+        span.textContent = `${st.protocol}\u00a0${a}${devices}`;
         return span;
       }));
     }
@@ -314,5 +316,5 @@ function haystack(s) {
     r.text = `${st.name} ${st.method} ${st.health} ${st.reason} ${st.weight === 0 ? "draining" : ""} ${operators(st)}`.toLowerCase();
   }
   const st = s.state;
-  return `${st.name} ${st.protocol} ${st.addresses} ${st.scheduler} ${st.sorry ? "sorry" : ""}`.toLowerCase();
+  return `${st.name} ${st.protocol} ${st.addresses} ${st.announced} ${st.scheduler} ${st.sorry ? "sorry" : ""}`.toLowerCase();
 }
