@@ -85,6 +85,12 @@ func (w *Worker) put(i int, p []byte, o packet.Offload) {
 	w.bufs[i].Offload = o
 }
 
+// tallied returns the worker's counts.
+func (w *Worker) tallied() (t stats.Tally) {
+	w.Read(&t)
+	return t
+}
+
 // TestToNeighbour: packets leave unchanged for the realserver's MAC address, GSO packets whole and unfinished checksums
 // unfinished. ICMP errors of clients' paths take the same way. Segments that the MTU is too small for become smaller.
 func TestToNeighbour(t *testing.T) {
@@ -128,6 +134,29 @@ func TestToNeighbour(t *testing.T) {
 	if r := st[0].Realservers[0]; r.Packets != 5 ||
 		r.Bytes != uint64(40+540+2*60_040+len(in[6].p)) {
 		t.Errorf("the realserver's counts: %+v", r)
+	}
+}
+
+// TestTinySegments: VS/DR and VS/NAT cut no GSO packet, so they send one of any number of segments.
+func TestTinySegments(t *testing.T) {
+	const mss = 36 // Linux's smallest, 48, without timestamps
+	super := packet.Offload{GSO: packet.GSOTCP, Size: mss, Partial: true, CsumStart: 20, CsumOffset: 16}
+	p := tcp(80, packet.FlagSYN, 65_000)
+	if n := 65_000 / mss; n <= packet.MaxPieces {
+		t.Fatalf("%d segments can be cut", n)
+	}
+	var f frames
+	now := conntab.Ticks(1)
+	direct, _ := newDirect(t, 1500, nearLink, &f, &now)
+	direct.put(0, p, super)
+	direct.forward(direct.bufs[:1])
+	nat := newNATSite(t, 1500)
+	back, _ := nat.run(t, super, p)
+	if len(f.out) != 1 || len(f.out[0]) != len(p) || f.left[0] != super {
+		t.Errorf("dr: %d packets, %+v, counted %v", len(f.out), f.left, direct.tallied().Drops)
+	}
+	if len(back) != 1 || len(back[0]) != len(p) || nat.work[0] != super {
+		t.Errorf("nat: %d packets, %+v, counted %v", len(back), nat.work, nat.worker.tallied().Drops)
 	}
 }
 
