@@ -26,7 +26,7 @@ func (w *Worker) toNeighbour(b *packet.Buf, p *packet.Info, dest *balancer.Dest,
 		if n > mtu {
 			return drop.Unresolved
 		}
-		return w.shared.unresolved.hold(dest, b, now)
+		return w.hold(dest, b, now)
 	}
 	hop := dest.Via.Out(b, p, 0)
 	if n > mtu {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"net/netip"
+	"slices"
 	"sync"
 	"testing"
 
@@ -278,6 +279,42 @@ func TestUnresolved(t *testing.T) {
 	}
 }
 
+// TestCaptureOfUnresolved: packets that have waited for a MAC address are captured when they are sent, if the filter
+// selects them.
+func TestCaptureOfUnresolved(t *testing.T) {
+	for name, c := range map[string]struct {
+		filter CaptureFilter
+		sent   [][]byte
+	}{
+		"all":        {CaptureFilter{}, [][]byte{tcp(80, packet.FlagSYN, 0), udp(53, true, 1)}},
+		"port":       {CaptureFilter{Port: 53}, [][]byte{udp(53, true, 1)}},
+		"realserver": {CaptureFilter{Realserver: netip.AddrPortFrom(near, 53)}, [][]byte{udp(53, true, 1)}},
+	} {
+		now := conntab.Ticks(1)
+		w, _ := newDirect(t, 1500, method.Link{Device: 7, OwnMAC: nearLink.OwnMAC}, discard{}, &now)
+		w.shared.UseLink(new(frames))
+		capture := NewCapture(c.filter, 100, 1<<20)
+		w.shared.StartCapture(capture)
+		w.put(0, tcp(80, packet.FlagSYN, 0), packet.Offload{})
+		w.put(1, udp(53, true, 1), packet.Offload{})
+		w.forward(w.bufs[:2])
+		if err := w.balancer.Apply(directConfig(1500, nearLink)); err != nil {
+			t.Fatal(err)
+		}
+		w.shared.SendResolved(w.balancer.Snapshot(), now)
+		w.shared.StopCapture(capture)
+		var sent [][]byte
+		for _, p := range capture.Next(t.Context()) {
+			if p.Sent {
+				sent = append(sent, bytes.Clone(p.Bytes))
+			}
+		}
+		if !slices.EqualFunc(sent, c.sent, bytes.Equal) {
+			t.Errorf("%s: captured %x, want %x", name, sent, c.sent)
+		}
+	}
+}
+
 // slowPort takes packets only after its test lets it.
 type slowPort struct{ asked, open chan struct{} }
 
@@ -307,7 +344,7 @@ func TestUnresolvedWhileSending(t *testing.T) {
 	<-port.asked
 	dest, d := old.Decide(&w.infos[0], now)
 	held := make(chan drop.Reason, 1)
-	worker.Go(func() { held <- w.shared.unresolved.hold(dest, &w.bufs[0], now) })
+	worker.Go(func() { held <- w.hold(dest, &w.bufs[0], now) })
 	if r := testkit.Receive(t, "the worker goes on", held); d != drop.Accept || r != drop.Accept {
 		t.Errorf("the decision is %v, and the packet is held: %v", d, r)
 	}
