@@ -8,6 +8,8 @@ import (
 	"sync"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"vstun/balancer"
 	"vstun/balancer/conntab"
 	"vstun/balancer/method"
@@ -370,6 +372,96 @@ func TestToNeighbourAllocatesNothing(t *testing.T) {
 		}); n != 0 {
 			t.Errorf("link %+v: %v allocations a batch", link, n)
 		}
+	}
+}
+
+// flaky is frames, but the kernel refuses some of the packets.
+type flaky struct {
+	frames
+	calls int
+}
+
+func (f *flaky) Send(out []egress.Outgoing) (int, error) {
+	if f.calls++; f.calls%5 == 3 {
+		return 0, unix.ENOBUFS
+	}
+	return f.frames.Send(out)
+}
+
+// FuzzToNeighbour: the worker survives any packet and offload header of a TUN device. To a realserver of VS/DR it sends
+// only packets that the MTU of the link allows, also those that have waited for the MAC address.
+func FuzzToNeighbour(f *testing.F) {
+	const waits = 0x80 // in kind: the MAC address is not known yet
+	request, datagram := tcp(80, packet.FlagSYN, 10), udp(53, false, 3000)
+	f.Add([]byte(request), []byte(errorAbout(flipped(request), 100, 3, 4, 1400)), uint8(1), uint16(0), uint8(0), true)
+	f.Add([]byte(datagram), []byte(optionsIn(datagram, 0x94, 4, 0, 0)), uint8(1), uint16(0), uint8(0), true)
+	f.Add([]byte(datagram), []byte(udp6(53, 3000)), uint8(2), uint16(1400), uint8(packet.GSOUDP), true)
+	f.Add([]byte(tcp(80, packet.FlagACK, 3000)), []byte(request), uint8(waits|3), uint16(20), uint8(packet.GSOTCP), true)
+	whole := udp6(53, 1400)
+	f.Add(cut(whole, 1, 48, 1408), cut(whole, 1, 0, 48), uint8(2), uint16(0), uint8(0), true)
+	mtus := [...]int{68, 120, 1300, 1500, 9000}
+	type site struct {
+		worker *Worker
+		raw    *script
+		link   flaky
+	}
+	now := conntab.Ticks(1)
+	var known, unknown [len(mtus)]site
+	for i, mtu := range mtus {
+		k, u := &known[i], &unknown[i]
+		k.worker, k.raw = newDirect(f, mtu, nearLink, &k.link, &now)
+		u.worker, u.raw = newDirect(f, mtu, method.Link{Device: 7}, &u.link, &now)
+	}
+	f.Fuzz(func(t *testing.T, first, second []byte, kind uint8, size uint16, offload uint8, fix bool) {
+		if len(first) > packet.MaxLen || len(second) > packet.MaxLen {
+			return
+		}
+		at := int(kind&^waits) % len(mtus)
+		s := &known[at]
+		if kind&waits != 0 {
+			s = &unknown[at]
+		}
+		s.raw.out, s.link.frames = nil, frames{}
+		for i, b := range [][]byte{first, second, first} {
+			if b = bytes.Clone(b); fix {
+				toVIP(b)
+			}
+			s.worker.put(i, b, packet.Offload{GSO: packet.GSO(offload & 3), Size: size, Partial: offload&4 != 0,
+				CsumStart: uint16(offload >> 3), CsumOffset: 6})
+		}
+		now += 100
+		s.worker.forward(s.worker.bufs[:3])
+		s.worker.shared.SendResolved(known[at].worker.balancer.Snapshot(), now)
+		for i, b := range s.link.out {
+			mustFit(t, b, s.link.left[i], mtus[at])
+		}
+		for _, b := range s.raw.out {
+			if n, dst := header(b); n != len(b) || dst == vip || dst == vip6 {
+				t.Errorf("by a raw socket left %x", b)
+			}
+		}
+	})
+}
+
+// mustFit checks that b is a packet for a VIP, or an error about one's reply, that a link with this MTU takes. left is
+// the work that the kernel has to do.
+func mustFit(t *testing.T, b []byte, left packet.Offload, mtu int) {
+	t.Helper()
+	n := len(b)
+	if left.GSO != packet.GSONone {
+		var p packet.Info
+		d := p.Parse(b)
+		n = p.Offset + packet.UDPHeaderLen
+		if left.GSO == packet.GSOTCP {
+			n = p.Offset + packet.TCP(b[p.Offset:]).HeaderLen()
+		}
+		if n += int(left.Size); d != drop.Accept || left.Size == 0 {
+			t.Errorf("%v: a GSO packet left with %+v: %x", d, left, b[:min(len(b), 80)])
+		}
+	}
+	if says, dst := header(b); n > mtu || says != len(b) || dst != vip && dst != vip6 {
+		t.Errorf("%d bytes left, which say %d, by a link with MTU %d and %+v: %x", len(b), says, mtu, left,
+			b[:min(len(b), 80)])
 	}
 }
 
