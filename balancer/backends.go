@@ -153,7 +153,8 @@ func (b *Balancer) forgetMappings(now time.Time) {
 			continue
 		}
 		delete(b.left, id)
-		b.mappings[id.number] = slices.DeleteFunc(b.mappings[id.number], func(m mapping) bool { return m == id.mapping })
+		b.mappings[id.number] = slices.DeleteFunc(b.mappings[id.number],
+			func(m mapping) bool { return m == id.mapping })
 	}
 }
 

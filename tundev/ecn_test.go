@@ -52,8 +52,9 @@ func TestCWRStaysWhole(t *testing.T) {
 			if err != nil || packet.IPv4(in[packet.VirtioLen:]).Dst() != vip {
 				return false
 			}
-			if h := in[:packet.VirtioLen]; n != packet.VirtioLen+sent.Len() || h[1] != packet.VirtioTCPv4|packet.VirtioECN {
-				t.Errorf("%d bytes of %d come back behind %x", n-packet.VirtioLen, sent.Len(), h)
+			h := in[:packet.VirtioLen]
+			if n != len(h)+sent.Len() || h[1] != packet.VirtioTCPv4|packet.VirtioECN {
+				t.Errorf("%d bytes of %d come back behind %x", n-len(h), sent.Len(), h)
 			}
 			return true
 		})

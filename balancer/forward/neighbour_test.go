@@ -396,7 +396,8 @@ func FuzzToNeighbour(f *testing.F) {
 	f.Add([]byte(request), []byte(errorAbout(flipped(request), 100, 3, 4, 1400)), uint8(1), uint16(0), uint8(0), true)
 	f.Add([]byte(datagram), []byte(optionsIn(datagram, 0x94, 4, 0, 0)), uint8(1), uint16(0), uint8(0), true)
 	f.Add([]byte(datagram), []byte(udp6(53, 3000)), uint8(2), uint16(1400), uint8(packet.GSOUDP), true)
-	f.Add([]byte(tcp(80, packet.FlagACK, 3000)), []byte(request), uint8(waits|3), uint16(20), uint8(packet.GSOTCP), true)
+	f.Add([]byte(tcp(80, packet.FlagACK, 3000)), []byte(request), uint8(waits|3), uint16(20), uint8(packet.GSOTCP),
+		true)
 	whole := udp6(53, 1400)
 	f.Add(cut(whole, 1, 48, 1408), cut(whole, 1, 0, 48), uint8(2), uint16(0), uint8(0), true)
 	mtus := [...]int{68, 120, 1300, 1500, 9000}
