@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync/atomic"
+	"time"
 
 	"vstun/balancer/conntab"
 	"vstun/balancer/method"
@@ -21,7 +22,8 @@ import (
 //	reply 10.0.3.1:8080 → client:4711
 //	      └ Backend: frontends VIP:80, VIP:81 ⇒ connection client:4711 → VIP:80, whose realserver is 10.0.3.1:8080
 //
-// A frontend that has left the configuration stays in the index while its realserver has connections, or is retired.
+// A frontend that has left the configuration stays in the index while its realserver has connections, or is retired,
+// and for forgetAfter at least: a worker may open a connection under the former snapshot.
 
 // backends is the index of the realservers of VS/NAT, and the VIPs. Snapshot.vips would do for these, but most packets
 // are looked up here, and a map of numbers is faster.
@@ -81,6 +83,12 @@ type mapping struct {
 	port  uint16 // of the realserver; 0: the VIP's
 }
 
+// mappingID is a mapping of the realserver with a number.
+type mappingID struct {
+	number uint32
+	mapping
+}
+
 // mappings returns the mappings of d, a realserver of s.
 func (s *service) mappings(d *Dest) (all []mapping) {
 	for _, vip := range s.config.VIPs {
@@ -110,12 +118,16 @@ func (b *Balancer) backends(list []*service) *backends {
 		if d == nil || d.Kind != method.NAT {
 			continue
 		}
-		if _, stays := now[n]; stays && d.counts.Active()+d.counts.Inactive() == 0 {
-			continue
-		}
+		_, stays := now[n]
 		for _, m := range former {
-			if !slices.Contains(now[n], m) {
-				now[n] = append(now[n], m)
+			id := mappingID{n, m}
+			if slices.Contains(now[n], m) {
+				delete(b.left, id)
+				continue
+			}
+			now[n] = append(now[n], m)
+			if _, known := b.left[id]; stays && !known {
+				b.left[id] = time.Now()
 			}
 		}
 	}
@@ -130,6 +142,20 @@ func (b *Balancer) backends(list []*service) *backends {
 		}
 	}
 	return all
+}
+
+// forgetMappings removes mappings that have left the configuration long before now, if their realservers have no
+// connections.
+func (b *Balancer) forgetMappings(now time.Time) {
+	for id, since := range b.left {
+		c := b.numbers[id.number].counts
+		if now.Sub(since) <= forgetAfter || c.Active()+c.Inactive() > 0 {
+			continue
+		}
+		delete(b.left, id)
+		b.mappings[id.number] = slices.DeleteFunc(b.mappings[id.number],
+			func(m mapping) bool { return m == id.mapping })
+	}
 }
 
 // span is ports of a realserver, and the frontend that leads to them.

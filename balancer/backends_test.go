@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 	"testing"
+	"time"
 
 	"vstun/balancer/conntab"
 	"vstun/balancer/method"
@@ -203,6 +204,36 @@ func TestFrontendsThatLeft(t *testing.T) {
 		if got := b.Snapshot().Backend(&packet.Info{Flow: real.Reverse()}); got != nil {
 			t.Errorf("%s: its realserver is still known: %+v", name, got)
 		}
+	}
+}
+
+// TestFrontendLeavesWhileInUse: a worker opens a connection under a snapshot that has just been replaced. Its replies
+// find their way, though the realserver has had no connections when the frontend left.
+func TestFrontendLeavesWhileInUse(t *testing.T) {
+	web := natService("web", packet.ProtoTCP, []netip.Addr{vip}, []PortRange{{80, 80}, {82, 82}}, nat(1, 8080))
+	b := newBalancer(t, web)
+	f := from(1, packet.ProtoTCP, vip, 82)
+	worker := b.Snapshot()
+	web.Ports = web.Ports[:1]
+	apply(t, b, web)
+	d, reason := worker.Decide(opening(f), 0)
+	if reason != drop.Accept {
+		t.Fatal(reason)
+	}
+	for _, scheduler := range []string{"rr", "wrr", "wlc"} {
+		if got, by := answer(b, d.Real(f)); got != f || by == nil {
+			t.Errorf("a reply belongs to %v, %+v", got, by)
+		}
+		web.Scheduler = scheduler
+		b.forget(time.Now().Add(2 * forgetAfter))
+		apply(t, b, web)
+	}
+	b.table.Sweep(1 << 30)
+	b.forget(time.Now().Add(2 * forgetAfter))
+	web.Scheduler = "rr"
+	apply(t, b, web)
+	if got := b.Snapshot().backends.find(d.Address, packet.ProtoTCP, 8080).frontends; len(got) != 1 {
+		t.Errorf("long after its last connection the frontends are %+v", got)
 	}
 }
 

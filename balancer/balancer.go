@@ -28,9 +28,10 @@ type Balancer struct {
 	services map[string]*service
 	last     uint32 // the highest service number in use so far
 
-	mappings map[uint32][]mapping // of VS/NAT, by the number of the realserver
-	seed     maphash.Seed         // of frontend.tag
-	hints    *hints               // nil: not made yet
+	mappings map[uint32][]mapping    // of VS/NAT, by the number of the realserver
+	left     map[mappingID]time.Time // when mappings left the configuration whose realservers stay
+	seed     maphash.Seed            // of frontend.tag
+	hints    *hints                  // nil: not made yet
 }
 
 // Snapshot is one configuration. It doesn't change.
@@ -109,7 +110,8 @@ const forgetAfter = time.Minute
 // New returns a Balancer without services. Its connections are in table. workers is the number of workers.
 func New(table *conntab.Table, workers int) *Balancer {
 	b := &Balancer{table: table, workers: workers, seed: maphash.MakeSeed(),
-		retired: map[realserverID]*retired{}, probed: map[Target]*probed{}, services: map[string]*service{}}
+		retired: map[realserverID]*retired{}, probed: map[Target]*probed{}, services: map[string]*service{},
+		left: map[mappingID]time.Time{}}
 	b.current.Store(&Snapshot{balancer: b, table: table.View()})
 	return b
 }

@@ -1,6 +1,7 @@
 package balancer
 
 import (
+	"maps"
 	"net/netip"
 	"time"
 
@@ -90,8 +91,10 @@ func (b *Balancer) retire(d *Dest) {
 	d.counts.SetState(true, false)
 }
 
-// forget frees the numbers of retired realservers that have no connections any more.
+// forget frees the numbers of retired realservers that have no connections any more, and removes the mappings that they
+// needed.
 func (b *Balancer) forget(now time.Time) {
+	b.forgetMappings(now)
 	for key, l := range b.retired {
 		c := l.dest.counts
 		switch {
@@ -115,5 +118,6 @@ func (b *Balancer) forget(now time.Time) {
 func (b *Balancer) release(d *Dest) {
 	b.numbers[d.number] = nil
 	delete(b.mappings, d.number)
+	maps.DeleteFunc(b.left, func(id mappingID, _ time.Time) bool { return id.number == d.number })
 	b.free = append(b.free, d.number)
 }

@@ -158,13 +158,16 @@ func setMAC(fd int, name string, mac [6]byte) error {
 	return nil
 }
 
-// offloadSteps are the sets of offloads to try, the best first (linux/if_tun.h). Linux has USO since 6.2.
+// offloadSteps are the sets of offloads to try, the best first (linux/if_tun.h). Linux has USO since 6.2. With TSO_ECN
+// GSO packets with CWR come whole, too.
 var offloadSteps = [...]uint{
-	unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO6 | unix.TUN_F_USO4 | unix.TUN_F_USO6,
-	unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO6,
+	unix.TUN_F_CSUM | tso | unix.TUN_F_USO4 | unix.TUN_F_USO6,
+	unix.TUN_F_CSUM | tso,
 	unix.TUN_F_CSUM,
 	0,
 }
+
+const tso = unix.TUN_F_TSO4 | unix.TUN_F_TSO6 | unix.TUN_F_TSO_ECN
 
 // setOffloads sets which work the kernel may leave to the reader of this device. It returns the set of offloads that
 // the kernel accepted.

@@ -97,9 +97,9 @@ func TestVnet(t *testing.T) {
 		options []byte
 		size    uint16
 	}{
-		{false, packet.ProtoTCP, packet.VirtioTCPv4, 52, nil, 1428},
-		{true, packet.ProtoTCP, packet.VirtioTCPv6, 72, nil, 1428},
-		{true, packet.ProtoTCP, packet.VirtioTCPv6, 80, destOptions(packet.ProtoTCP), 1428},
+		{false, packet.ProtoTCP, packet.VirtioTCPv4 | packet.VirtioECN, 52, nil, 1428},
+		{true, packet.ProtoTCP, packet.VirtioTCPv6 | packet.VirtioECN, 72, nil, 1428},
+		{true, packet.ProtoTCP, packet.VirtioTCPv6 | packet.VirtioECN, 80, destOptions(packet.ProtoTCP), 1428},
 		{false, packet.ProtoUDP, packet.VirtioUDPL4, 28, nil, 1200},
 		{true, packet.ProtoUDP, packet.VirtioUDPL4, 48, nil, 1200},
 	} {

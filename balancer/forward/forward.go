@@ -327,6 +327,9 @@ func (w *Worker) icmp(snap *balancer.Snapshot, b *packet.Buf, p *packet.Info, mt
 	if !snap.HasVIP(p.Flow.Dst) {
 		return drop.NoService
 	}
+	if packet.NeighbourDiscovery(b.Bytes(), p) {
+		return drop.Neighbour // a neighbour checks a VIP on the LAN; the kernel forwards that like any other packet
+	}
 	if d := packet.EchoReply(b.Bytes()); d != drop.Accept {
 		return d
 	}

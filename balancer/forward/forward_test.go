@@ -245,6 +245,32 @@ func TestPing(t *testing.T) {
 	}
 }
 
+// TestNeighbourDiscovery: the kernel forwards a neighbour's check of a VIP on the LAN. It has a reason of its own.
+func TestNeighbourDiscovery(t *testing.T) {
+	var now conntab.Ticks
+	w, s := newDirect(t, 1500, nearLink, discard{}, &now)
+	for kind := byte(130); kind < 140; kind++ {
+		m := make([]byte, 32)
+		m[0] = kind
+		copy(m[8:], vip6.AsSlice())
+		p := ip6(packet.ProtoICMPv6, m)
+		p[40], p[42], p[43] = kind, 0, 0
+		packet.PutChecksum(p[42:], packet.Sum(p[40:], p.PseudoSum(packet.ProtoICMPv6, len(m))), false)
+		before := w.tallied()
+		w.put(0, p, packet.Offload{})
+		w.forward(w.bufs[:1])
+		want := before.Drops
+		if kind >= 133 && kind <= 137 {
+			want[drop.Neighbour]++
+		} else {
+			want[drop.ICMP]++
+		}
+		if got := w.tallied().Drops; got != want || len(s.out) != 0 {
+			t.Errorf("type %d: counted %v, want %v; %d answers", kind, got, want, len(s.out))
+		}
+	}
+}
+
 // TestPingOfARealserver: a ping whose flow is pinned goes through the tunnel. Other pings of the same sender get an
 // answer from the VIP. Neither allocates.
 func TestPingOfARealserver(t *testing.T) {

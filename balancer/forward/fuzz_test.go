@@ -162,17 +162,21 @@ func FuzzForward(f *testing.F) {
 	})
 }
 
+// header returns the length and the destination that the header of a packet says, of either family.
+func header(b []byte) (n int, dst netip.Addr) {
+	switch {
+	case len(b) >= packet.IPv6HeaderLen && b[0]>>4 == 6:
+		return packet.IPv6(b).TotalLen(), packet.IPv6(b).Dst()
+	case len(b) >= packet.IPv4HeaderLen && b[0]>>4 == 4:
+		return packet.IPv4(b).TotalLen(), packet.IPv4(b).Dst()
+	}
+	return 0, netip.Addr{}
+}
+
 // check checks that o is a whole packet, and that one to the realserver fits its path.
 func (s *fuzzSite) check(t *testing.T, o []byte) {
 	t.Helper()
-	n, dst := 0, netip.Addr{}
-	switch {
-	case len(o) >= packet.IPv6HeaderLen && o[0]>>4 == 6:
-		n, dst = packet.IPv6(o).TotalLen(), packet.IPv6(o).Dst()
-	case len(o) >= packet.IPv4HeaderLen && o[0]>>4 == 4:
-		n, dst = packet.IPv4(o).TotalLen(), packet.IPv4(o).Dst()
-	}
-	if n != len(o) || dst == s.real && n > s.mtu {
+	if n, dst := header(o); n != len(o) || dst == s.real && n > s.mtu {
 		t.Errorf("out went %d bytes, which say %d, with MTU %d: %x", len(o), n, s.mtu, o[:min(len(o), 80)])
 	}
 }

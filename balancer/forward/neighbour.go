@@ -14,17 +14,10 @@ import (
 // the link's MTU leaves in fragments if it does not have DF, as the kernel's does (Linux ip_vs_xmit.c, ip_vs_dr_xmit;
 // net/ipv4/ip_output.c, ip_do_fragment).
 func (w *Worker) toNeighbour(b *packet.Buf, p *packet.Info, dest *balancer.Dest, now conntab.Ticks) drop.Reason {
-	n, mtu := p.Len, dest.MTU
-	var cut packet.Cut
-	if b.Offload.GSO != packet.GSONone {
-		var d drop.Reason
-		if cut, d = packet.NewCut(b, p, mtu); d != drop.Accept {
-			return d
-		}
-		n = cut.Headers + cut.Payload
-		if b.Offload.GSO == packet.GSOTCP {
-			b.Offload.Size = uint16(cut.Payload) // smaller if the segments would not fit the MTU
-		}
+	mtu := dest.MTU
+	cut, n, d := fit(b, p, mtu)
+	if d != drop.Accept {
+		return d
 	}
 	if n > mtu && p.DF && n > minMTU(p) {
 		return w.tooBig(b, p, max(mtu, minMTU(p)), now)
@@ -33,7 +26,7 @@ func (w *Worker) toNeighbour(b *packet.Buf, p *packet.Info, dest *balancer.Dest,
 		if n > mtu {
 			return drop.Unresolved
 		}
-		return w.shared.unresolved.hold(dest, b, now)
+		return w.hold(dest, b, now)
 	}
 	hop := dest.Via.Out(b, p, 0)
 	if n > mtu {
@@ -42,6 +35,19 @@ func (w *Worker) toNeighbour(b *packet.Buf, p *packet.Info, dest *balancer.Dest,
 	dest.Count(w.id, p.Len)
 	w.out.AddWhole(b, &hop)
 	return drop.Accept
+}
+
+// fit makes the segments of the GSO packet in b, which stays whole, fit mtu bytes if they are TCP's. It returns the Cut
+// and the size of the largest segment. A packet that is no GSO packet has no Cut, and its own size.
+func fit(b *packet.Buf, p *packet.Info, mtu int) (packet.Cut, int, drop.Reason) {
+	if b.Offload.GSO == packet.GSONone {
+		return packet.Cut{}, p.Len, drop.Accept
+	}
+	cut, d := packet.KernelCut(b, p, mtu)
+	if d == drop.Accept && b.Offload.GSO == packet.GSOTCP {
+		b.Offload.Size = uint16(cut.Payload)
+	}
+	return cut, cut.Headers + cut.Payload, d
 }
 
 // roomyMTU is the smallest MTU for which a packet with IP options is fragmented: the size that every host accepts (RFC
@@ -62,6 +68,9 @@ func (w *Worker) fragments(b *packet.Buf, p *packet.Info, dest *balancer.Dest, h
 		return drop.TooBig
 	}
 	if b.Offload.GSO != packet.GSONone {
+		if !cut.HasRoom(p.Len) {
+			return drop.Offload
+		}
 		dest.Count(w.id, p.Len)
 		w.out.AddSegments(dest.Via, b, p, hop, cut, dest.MTU)
 		return drop.Accept

@@ -4,8 +4,11 @@ import (
 	"bytes"
 	"encoding/binary"
 	"net/netip"
+	"slices"
 	"sync"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"vstun/balancer"
 	"vstun/balancer/conntab"
@@ -85,6 +88,12 @@ func (w *Worker) put(i int, p []byte, o packet.Offload) {
 	w.bufs[i].Offload = o
 }
 
+// tallied returns the worker's counts.
+func (w *Worker) tallied() (t stats.Tally) {
+	w.Read(&t)
+	return t
+}
+
 // TestToNeighbour: packets leave unchanged for the realserver's MAC address, GSO packets whole and unfinished checksums
 // unfinished. ICMP errors of clients' paths take the same way. Segments that the MTU is too small for become smaller.
 func TestToNeighbour(t *testing.T) {
@@ -128,6 +137,29 @@ func TestToNeighbour(t *testing.T) {
 	if r := st[0].Realservers[0]; r.Packets != 5 ||
 		r.Bytes != uint64(40+540+2*60_040+len(in[6].p)) {
 		t.Errorf("the realserver's counts: %+v", r)
+	}
+}
+
+// TestTinySegments: VS/DR and VS/NAT cut no GSO packet, so they send one of any number of segments.
+func TestTinySegments(t *testing.T) {
+	const mss = 36 // Linux's smallest, 48, without timestamps
+	super := packet.Offload{GSO: packet.GSOTCP, Size: mss, Partial: true, CsumStart: 20, CsumOffset: 16}
+	p := tcp(80, packet.FlagSYN, 65_000)
+	if n := 65_000 / mss; n <= packet.MaxPieces {
+		t.Fatalf("%d segments can be cut", n)
+	}
+	var f frames
+	now := conntab.Ticks(1)
+	direct, _ := newDirect(t, 1500, nearLink, &f, &now)
+	direct.put(0, p, super)
+	direct.forward(direct.bufs[:1])
+	nat := newNATSite(t, 1500)
+	back, _ := nat.run(t, super, p)
+	if len(f.out) != 1 || len(f.out[0]) != len(p) || f.left[0] != super {
+		t.Errorf("dr: %d packets, %+v, counted %v", len(f.out), f.left, direct.tallied().Drops)
+	}
+	if len(back) != 1 || len(back[0]) != len(p) || nat.work[0] != super {
+		t.Errorf("nat: %d packets, %+v, counted %v", len(back), nat.work, nat.worker.tallied().Drops)
 	}
 }
 
@@ -249,6 +281,42 @@ func TestUnresolved(t *testing.T) {
 	}
 }
 
+// TestCaptureOfUnresolved: packets that have waited for a MAC address are captured when they are sent, if the filter
+// selects them.
+func TestCaptureOfUnresolved(t *testing.T) {
+	for name, c := range map[string]struct {
+		filter CaptureFilter
+		sent   [][]byte
+	}{
+		"all":        {CaptureFilter{}, [][]byte{tcp(80, packet.FlagSYN, 0), udp(53, true, 1)}},
+		"port":       {CaptureFilter{Port: 53}, [][]byte{udp(53, true, 1)}},
+		"realserver": {CaptureFilter{Realserver: netip.AddrPortFrom(near, 53)}, [][]byte{udp(53, true, 1)}},
+	} {
+		now := conntab.Ticks(1)
+		w, _ := newDirect(t, 1500, method.Link{Device: 7, OwnMAC: nearLink.OwnMAC}, discard{}, &now)
+		w.shared.UseLink(new(frames))
+		capture := NewCapture(c.filter, 100, 1<<20)
+		w.shared.StartCapture(capture)
+		w.put(0, tcp(80, packet.FlagSYN, 0), packet.Offload{})
+		w.put(1, udp(53, true, 1), packet.Offload{})
+		w.forward(w.bufs[:2])
+		if err := w.balancer.Apply(directConfig(1500, nearLink)); err != nil {
+			t.Fatal(err)
+		}
+		w.shared.SendResolved(w.balancer.Snapshot(), now)
+		w.shared.StopCapture(capture)
+		var sent [][]byte
+		for _, p := range capture.Next(t.Context()) {
+			if p.Sent {
+				sent = append(sent, bytes.Clone(p.Bytes))
+			}
+		}
+		if !slices.EqualFunc(sent, c.sent, bytes.Equal) {
+			t.Errorf("%s: captured %x, want %x", name, sent, c.sent)
+		}
+	}
+}
+
 // slowPort takes packets only after its test lets it.
 type slowPort struct{ asked, open chan struct{} }
 
@@ -278,7 +346,7 @@ func TestUnresolvedWhileSending(t *testing.T) {
 	<-port.asked
 	dest, d := old.Decide(&w.infos[0], now)
 	held := make(chan drop.Reason, 1)
-	worker.Go(func() { held <- w.shared.unresolved.hold(dest, &w.bufs[0], now) })
+	worker.Go(func() { held <- w.hold(dest, &w.bufs[0], now) })
 	if r := testkit.Receive(t, "the worker goes on", held); d != drop.Accept || r != drop.Accept {
 		t.Errorf("the decision is %v, and the packet is held: %v", d, r)
 	}
@@ -304,6 +372,97 @@ func TestToNeighbourAllocatesNothing(t *testing.T) {
 		}); n != 0 {
 			t.Errorf("link %+v: %v allocations a batch", link, n)
 		}
+	}
+}
+
+// flaky is frames, but the kernel refuses some of the packets.
+type flaky struct {
+	frames
+	calls int
+}
+
+func (f *flaky) Send(out []egress.Outgoing) (int, error) {
+	if f.calls++; f.calls%5 == 3 {
+		return 0, unix.ENOBUFS
+	}
+	return f.frames.Send(out)
+}
+
+// FuzzToNeighbour: the worker survives any packet and offload header of a TUN device. To a realserver of VS/DR it sends
+// only packets that the MTU of the link allows, also those that have waited for the MAC address.
+func FuzzToNeighbour(f *testing.F) {
+	const waits = 0x80 // in kind: the MAC address is not known yet
+	request, datagram := tcp(80, packet.FlagSYN, 10), udp(53, false, 3000)
+	f.Add([]byte(request), []byte(errorAbout(flipped(request), 100, 3, 4, 1400)), uint8(1), uint16(0), uint8(0), true)
+	f.Add([]byte(datagram), []byte(optionsIn(datagram, 0x94, 4, 0, 0)), uint8(1), uint16(0), uint8(0), true)
+	f.Add([]byte(datagram), []byte(udp6(53, 3000)), uint8(2), uint16(1400), uint8(packet.GSOUDP), true)
+	f.Add([]byte(tcp(80, packet.FlagACK, 3000)), []byte(request), uint8(waits|3), uint16(20), uint8(packet.GSOTCP),
+		true)
+	whole := udp6(53, 1400)
+	f.Add(cut(whole, 1, 48, 1408), cut(whole, 1, 0, 48), uint8(2), uint16(0), uint8(0), true)
+	mtus := [...]int{68, 120, 1300, 1500, 9000}
+	type site struct {
+		worker *Worker
+		raw    *script
+		link   flaky
+	}
+	now := conntab.Ticks(1)
+	var known, unknown [len(mtus)]site
+	for i, mtu := range mtus {
+		k, u := &known[i], &unknown[i]
+		k.worker, k.raw = newDirect(f, mtu, nearLink, &k.link, &now)
+		u.worker, u.raw = newDirect(f, mtu, method.Link{Device: 7}, &u.link, &now)
+	}
+	f.Fuzz(func(t *testing.T, first, second []byte, kind uint8, size uint16, offload uint8, fix bool) {
+		if len(first) > packet.MaxLen || len(second) > packet.MaxLen {
+			return
+		}
+		at := int(kind&^waits) % len(mtus)
+		s := &known[at]
+		if kind&waits != 0 {
+			s = &unknown[at]
+		}
+		s.raw.out, s.link.frames = nil, frames{}
+		for i, b := range [][]byte{first, second, first} {
+			if b = bytes.Clone(b); fix {
+				toVIP(b)
+			}
+			s.worker.put(i, b, packet.Offload{GSO: packet.GSO(offload & 3), Size: size, Partial: offload&4 != 0,
+				CsumStart: uint16(offload >> 3), CsumOffset: 6})
+		}
+		now += 100
+		s.worker.forward(s.worker.bufs[:3])
+		s.worker.shared.SendResolved(known[at].worker.balancer.Snapshot(), now)
+		for i, b := range s.link.out {
+			mustFit(t, b, s.link.left[i], mtus[at])
+		}
+		for _, b := range s.raw.out {
+			if n, dst := header(b); n != len(b) || dst == vip || dst == vip6 {
+				t.Errorf("by a raw socket left %x", b)
+			}
+		}
+	})
+}
+
+// mustFit checks that b is a packet for a VIP, or an error about one's reply, that a link with this MTU takes. left is
+// the work that the kernel has to do.
+func mustFit(t *testing.T, b []byte, left packet.Offload, mtu int) {
+	t.Helper()
+	n := len(b)
+	if left.GSO != packet.GSONone {
+		var p packet.Info
+		d := p.Parse(b)
+		n = p.Offset + packet.UDPHeaderLen
+		if left.GSO == packet.GSOTCP {
+			n = p.Offset + packet.TCP(b[p.Offset:]).HeaderLen()
+		}
+		if n += int(left.Size); d != drop.Accept || left.Size == 0 {
+			t.Errorf("%v: a GSO packet left with %+v: %x", d, left, b[:min(len(b), 80)])
+		}
+	}
+	if says, dst := header(b); n > mtu || says != len(b) || dst != vip && dst != vip6 {
+		t.Errorf("%d bytes left, which say %d, by a link with MTU %d and %+v: %x", len(b), says, mtu, left,
+			b[:min(len(b), 80)])
 	}
 }
 

@@ -13,16 +13,10 @@ import (
 // request sends the packet in b to dest, a realserver of VS/NAT. It adds no header, so a GSO packet stays whole. The
 // kernel would report a packet that is too big by its translated headers, which the client does not know.
 func (w *Worker) request(b *packet.Buf, p *packet.Info, dest *balancer.Dest, now conntab.Ticks) drop.Reason {
-	n, mtu := p.Len, dest.MTU
-	if b.Offload.GSO != packet.GSONone {
-		cut, d := packet.NewCut(b, p, mtu)
-		if d != drop.Accept {
-			return d
-		}
-		n = cut.Headers + cut.Payload
-		if b.Offload.GSO == packet.GSOTCP {
-			b.Offload.Size = uint16(cut.Payload) // smaller if the segments would not fit the MTU
-		}
+	mtu := dest.MTU
+	_, n, d := fit(b, p, mtu)
+	if d != drop.Accept {
+		return d
 	}
 	if n > mtu && p.DF && n > minMTU(p) {
 		return w.tooBig(b, p, max(mtu, minMTU(p)), now)

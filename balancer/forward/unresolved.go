@@ -31,9 +31,11 @@ type unresolved struct {
 }
 
 type unresolvedPacket struct {
-	dest  *balancer.Dest
-	buf   *packet.Buf
-	since conntab.Ticks
+	dest    *balancer.Dest
+	buf     *packet.Buf
+	since   conntab.Ticks
+	worker  int
+	capture *Capture // that takes the packet when it is sent; nil: none
 }
 
 // UseLink sets the port by which packets leave that have waited for the MAC address of their realserver. It is called
@@ -41,19 +43,29 @@ type unresolvedPacket struct {
 func (s *Shared) UseLink(port egress.Port) { s.unresolved.port = port }
 
 // hold keeps a copy of the packet in b, which is for dest, if there is room.
-func (u *unresolved) hold(dest *balancer.Dest, b *packet.Buf, now conntab.Ticks) drop.Reason {
+func (w *Worker) hold(dest *balancer.Dest, b *packet.Buf, now conntab.Ticks) drop.Reason {
+	p := unresolvedPacket{dest: dest, since: now, worker: w.id}
+	if w.out.Mark {
+		p.capture = w.capture
+	}
+	return w.shared.unresolved.hold(p, b)
+}
+
+// hold keeps p with a copy of the packet in b, if there is room.
+func (u *unresolved) hold(p unresolvedPacket, b *packet.Buf) drop.Reason {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	n := 0
 	for i := range u.packets {
-		if u.packets[i].dest.Address == dest.Address {
+		if u.packets[i].dest.Address == p.dest.Address {
 			n++
 		}
 	}
 	if n >= waitingFor || len(u.packets) >= mostWaiting || u.port == nil {
 		return drop.Unresolved
 	}
-	u.packets = append(u.packets, unresolvedPacket{dest, b.Clone(), now})
+	p.buf = b.Clone()
+	u.packets = append(u.packets, p)
 	return drop.Accept
 }
 
@@ -100,8 +112,11 @@ func (u *unresolved) send(w unresolvedPacket, t *stats.Tally) {
 	case err != nil:
 		t.Drop(drop.SendError)
 	default:
-		w.dest.Count(0, w.buf.Len())
+		w.dest.Count(w.worker, w.buf.Len())
 		t.OutPackets++
 		t.OutBytes += uint64(w.buf.Len())
+		if w.capture != nil {
+			w.capture.put(true, w.buf.Bytes(), nil)
+		}
 	}
 }

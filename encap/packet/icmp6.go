@@ -18,14 +18,26 @@ const (
 	ICMPv6CodeAddress = 3
 	ICMPv6CodePort    = 4
 
-	icmp6Redirect = 137  // RFC 4861, section 4.5
-	icmp6MaxLen   = 1280 // of an ICMPv6 error in all: IPv6's smallest MTU, RFC 4443, section 2.4 (c)
+	icmp6RouterSolicitation = 133 // the first type of neighbour discovery: RFC 4861, section 4
+	icmp6Redirect           = 137 // the last one
+
+	icmp6MaxLen = 1280 // of an ICMPv6 error in all: IPv6's smallest MTU, RFC 4443, section 2.4 (c)
 )
 
 // PacketTooBig writes the ICMPError "packet too big" about the IPv6 packet b, with the path MTU mtu in bytes (RFC 4443,
 // section 3.2).
 func PacketTooBig(dst, b []byte, from netip.Addr, mtu int) int {
 	return ICMPError(dst, b, from, ICMPFields{Type: ICMPv6TooBig, Rest: uint32(mtu)})
+}
+
+// NeighbourDiscovery reports whether the packet in b, of either family, is a message of neighbour discovery (RFC 4861).
+// p is the result of parsing b.
+func NeighbourDiscovery(b []byte, p *Info) bool {
+	if p.Flow.Proto != ProtoICMPv6 || p.Offset >= p.Len {
+		return false
+	}
+	t := ICMP(b[p.Offset:p.Len]).Type()
+	return t >= icmp6RouterSolicitation && t <= icmp6Redirect
 }
 
 // echoReply6 is EchoReply for IPv6. A request with extension headers is refused: its answer would be a shorter packet.

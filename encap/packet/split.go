@@ -22,8 +22,24 @@ type Cut struct {
 func (c *Cut) Segments(n int) int { return (n - c.Headers + c.Payload - 1) / c.Payload }
 
 // NewCut returns the Cut for the GSO packet in b, whose headers are p. The caller sets Overhead. TCP segments fit mtu
-// bytes: NewCut makes them smaller if necessary. UDP datagrams keep their size and may be larger than mtu.
+// bytes: NewCut makes them smaller if necessary. UDP datagrams keep their size and may be larger than mtu. It returns
+// drop.Offload if Split has no room for the segments.
 func NewCut(b *Buf, p *Info, mtu int) (Cut, drop.Reason) {
+	c, d := KernelCut(b, p, mtu)
+	if d == drop.Accept && !c.HasRoom(b.Len()) {
+		return Cut{}, drop.Offload
+	}
+	return c, d
+}
+
+// HasRoom reports whether Split has room for a packet of n bytes, without Overhead.
+func (c *Cut) HasRoom(n int) bool {
+	s := c.Segments(n)
+	return s <= MaxPieces && s*(Headroom+c.Headers) <= PieceRoom
+}
+
+// KernelCut is NewCut for a packet that the kernel cuts. The number of segments has no bound.
+func KernelCut(b *Buf, p *Info, mtu int) (Cut, drop.Reason) {
 	in := b.Bytes()
 	o := &b.Offload
 	var c Cut
@@ -40,9 +56,6 @@ func NewCut(b *Buf, p *Info, mtu int) (Cut, drop.Reason) {
 		return Cut{}, drop.Offload
 	}
 	if c.Payload <= 0 || c.Headers > len(in) {
-		return Cut{}, drop.Offload
-	}
-	if n := c.Segments(len(in)); n > MaxPieces || n*(Headroom+c.Headers) > PieceRoom {
 		return Cut{}, drop.Offload
 	}
 	return c, drop.Accept

@@ -12,7 +12,7 @@ const (
 	VirtioTCPv4     = 1
 	VirtioTCPv6     = 4
 	VirtioUDPL4     = 5
-	virtioECN       = 0x80
+	VirtioECN       = 0x80 // a flag of the TCP types: the packet has CWR, which only its first segment keeps
 )
 
 // VirtioHeader is a struct virtio_net_hdr (linux/virtio_net.h), which stands before each packet of a TUN device with
@@ -24,7 +24,7 @@ type VirtioHeader [VirtioLen]byte
 
 // Offload returns the work that the kernel has left to do, by the header.
 func (h *VirtioHeader) Offload() (o Offload) {
-	switch h[1] &^ virtioECN {
+	switch h[1] &^ VirtioECN {
 	case virtioNone:
 	case VirtioTCPv4, VirtioTCPv6:
 		o.GSO = GSOTCP
@@ -56,8 +56,11 @@ func (h *VirtioHeader) Encode(b *Buf, link int) {
 		}
 		if o.GSO == GSOUDP {
 			h[1], header = VirtioUDPL4, UDPHeaderLen
-		} else if t := int(o.CsumStart); t+TCPHeaderLen <= len(p) {
+		} else if t := int(o.CsumStart); o.Partial && t+TCPHeaderLen <= len(p) {
 			header = TCP(p[t:]).HeaderLen()
+			if TCP(p[t:]).Flags()&FlagCWR != 0 { // as in Linux net/ipv4/tcp_offload.c, tcp_gro_complete
+				h[1] |= VirtioECN
+			}
 		}
 		binary.NativeEndian.PutUint16(h[2:], uint16(link)+o.CsumStart+uint16(header))
 		binary.NativeEndian.PutUint16(h[4:], o.Size)

@@ -143,6 +143,47 @@ func (s *site) forget(h *lab.Host) {
 	})
 }
 
+// TestLANKeepsNeighbour: a neighbour that checks whether it still reaches the VIP gets an answer (RFC 4861, section
+// 7.3). The check is a packet to the VIP, which the kernel also forwards: the director counts it as what it is.
+func TestLANKeepsNeighbour(t *testing.T) {
+	t.Parallel()
+	s := newLAN(t, true)
+	s.startOnLAN("")
+	s.mustServe(s.Insider)
+	const solicitation, advertisement = 135, 136
+	if err := s.Insider.Do(func() error {
+		c, err := net.Dial("ip6:ipv6-icmp", s.VIP.String())
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		raw, err := c.(*net.IPConn).SyscallConn()
+		if err != nil {
+			return err
+		}
+		control := raw.Control(func(fd uintptr) {
+			err = unix.SetsockoptInt(int(fd), unix.IPPROTO_IPV6, unix.IPV6_UNICAST_HOPS, 255)
+		})
+		if err := errors.Join(control, err, c.SetDeadline(time.Now().Add(soon))); err != nil {
+			return err
+		}
+		if _, err := c.Write(append([]byte{solicitation, 7: 0}, s.VIP.AsSlice()...)); err != nil {
+			return err
+		}
+		for in := make([]byte, 1500); ; {
+			if n, err := c.Read(in); err != nil || n > 0 && in[0] == advertisement {
+				return err
+			}
+		}
+	}); err != nil {
+		t.Errorf("the check of the VIP has no answer: %v", err)
+	}
+	testkit.Within(t, "the check is counted", soon, func() bool { return s.director.balance().Drops["neighbour"] > 0 })
+	if drops := s.director.balance().Drops; drops["icmp"] > 0 {
+		t.Errorf("dropped: %v", drops)
+	}
+}
+
 // onLink calls fn in the host's namespace, with its eth0.
 func (s *site) onLink(h *lab.Host, fn func(l netlink.Link) error) {
 	s.t.Helper()

@@ -21,6 +21,7 @@ const (
 	Frame        // an Ethernet frame for another host or for a group, with a VLAN tag, or without an IP packet
 	Protocol     // neither TCP, UDP, SCTP nor ICMP
 	ICMP         // an ICMP message that is neither an echo request nor an error of the kinds that servers need
+	Neighbour    // neighbour discovery for a VIP: it concerns the link only, where it is answered
 	NoService    // no service has this address, protocol and port
 	NoConnection // TCP or SCTP without a known connection, and no SYN or INIT; an ICMP error about such a connection
 	Removed      // the realserver of its connection is no longer configured
@@ -80,6 +81,7 @@ var reasons = [NumReasons]struct {
 	Frame:            {"frame", director},
 	Protocol:         {"protocol", director},
 	ICMP:             {"icmp", director},
+	Neighbour:        {"neighbour", director},
 	NoService:        {"no_service", director},
 	NoConnection:     {"no_connection", director},
 	Removed:          {"realserver_removed", director},
