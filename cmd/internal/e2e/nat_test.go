@@ -374,7 +374,7 @@ func TestNATFragments(t *testing.T) {
 	t.Parallel()
 	testkit.Families(t, func(t *testing.T, ipv6 bool) {
 		s := newStage(t, nat, ipv6)
-		s.startOurs()
+		s.startOurs("")
 		tcp := func(src, dst netip.AddrPort, l layers.TCP, n int) []byte {
 			l.SrcPort, l.DstPort, l.Window = layers.TCPPort(src.Port()), layers.TCPPort(dst.Port()), 1000
 			return build(t, s.ip(src.Addr(), dst.Addr(), layers.IPProtocolTCP), &l, gopacket.Payload(payload(n)))
