@@ -174,8 +174,8 @@ func TestAgentReload(t *testing.T) {
 
 	load.mustBeWhole()
 	now := agent.intake()
-	// The end of a connection by a former key or tunnel may arrive after the reload that replaced it. The agent may also
-	// read it after that reload, from a socket that the reload closes.
+	// The end of a connection by a former key or tunnel may arrive after the reload that replaced it. The agent may
+	// also read it after that reload, from a socket that the reload closes.
 	delete(now.Drops, "tunnel_key")
 	delete(now.Drops, "outer_header")
 	delete(now.Drops, "not_ipv4") // by gue, where now fou is expected

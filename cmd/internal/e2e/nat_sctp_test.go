@@ -43,9 +43,11 @@ func TestNATSCTP(t *testing.T) {
 			{"a reply in fragments", true, large},
 		}
 		for i, c := range steps {
-			from, to, sent, wanted := s.clientEnd, s.webEnd, s.sctp(client, vip, c.chunk), s.sctp(client, server, c.chunk)
+			from, to := s.clientEnd, s.webEnd
+			sent, wanted := s.sctp(client, vip, c.chunk), s.sctp(client, server, c.chunk)
 			if c.server {
-				from, to, sent, wanted = to, from, s.sctp(server, client, c.chunk), s.sctp(vip, client, c.chunk)
+				from, to = to, from
+				sent, wanted = s.sctp(server, client, c.chunk), s.sctp(vip, client, c.chunk)
 			}
 			parts := [][]byte{sent}
 			if len(c.chunk) == len(large) {
