@@ -28,7 +28,7 @@ func TestConnectionRate(t *testing.T) {
 		t.Parallel()
 	}
 	s := newStage(t, nat, false)
-	s.startOurs()
+	s.startOurs("")
 	callers := s.newCallers(rate * int(length/time.Second))
 	begin := time.Now()
 	callers.call(rate)

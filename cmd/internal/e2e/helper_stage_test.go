@@ -1,18 +1,19 @@
 package e2e
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"slices"
 	"testing"
-	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"vstun/cmd/internal/lab"
+	"vstun/testdata/testkit"
 )
 
 // stage is a site whose client and realserver are the test itself: it injects and captures packets. Their addresses
@@ -22,7 +23,11 @@ type stage struct {
 	client, realserver netip.Addr
 	ports              [2]uint16 // of the realserver, for TCP and UDP
 	clientEnd, webEnd  *wireEnd
+	question, reply    []byte // of settled: the client's datagram, and the realserver's
 }
+
+// markerPort is the client's port of settled's datagrams.
+const markerPort = 49999
 
 // newStage builds a stage for dr or nat, without a director.
 func newStage(t *testing.T, m method, ipv6 bool) *stage {
@@ -36,10 +41,16 @@ func newStage(t *testing.T, m method, ipv6 bool) *stage {
 		link, gateway, gatewayLink, arrives = "eth1", s.Director, "eth1", s.realserver
 		s.ports = [2]uint16{s.realPort(80), s.realPort(53)}
 	}
-	s.clientEnd = s.openEnd(s.Client, s.mac(s.Router, "client"), s.client)
-	s.webEnd = s.openEnd(web, s.mac(gateway, gatewayLink), arrives)
+	s.clientEnd = s.openEnd(s.Client, "eth0", s.mac(s.Router, "client"), single(s.client))
+	s.webEnd = s.openEnd(web, "eth0", s.mac(gateway, gatewayLink), single(arrives))
 	s.neighbour(s.Router, "client", s.client, s.Client)
 	s.neighbour(s.Director, link, s.realserver, web)
+	s.question = udpPacket(t, s.client, s.VIP, markerPort, 53, "marker")
+	answers := netip.AddrPortFrom(s.VIP, 53)
+	if m == nat {
+		answers = netip.AddrPortFrom(s.realserver, s.ports[1])
+	}
+	s.reply = udpPacket(t, answers.Addr(), s.client, answers.Port(), markerPort, "marker")
 	for _, h := range []*lab.Host{s.Router, s.Director} { // every error is sent
 		for _, key := range []string{"net.ipv4.icmp_ratelimit", "net.ipv6.icmp.ratelimit"} {
 			if err := h.Sysctl(key, "0"); err != nil {
@@ -49,6 +60,9 @@ func newStage(t *testing.T, m method, ipv6 bool) *stage {
 	}
 	return s
 }
+
+// single returns the prefix of one address.
+func single(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
 
 // beside returns an address of a's subnet that no host of a lab has.
 func beside(a netip.Addr) netip.Addr {
@@ -84,20 +98,20 @@ func (s *site) neighbour(h *lab.Host, link string, addr netip.Addr, at *lab.Host
 	}
 }
 
-// wireEnd is the test's end of a link: a packet socket on a host's eth0.
+// wireEnd is the test's end of a link: a packet socket on a host's device.
 type wireEnd struct {
 	t       *testing.T
 	fd      int
 	index   int
 	gateway net.HardwareAddr // destination of sent frames
-	mine    netip.Addr       // destination of captured packets
+	mine    netip.Prefix     // destinations of captured packets
 }
 
-func (s *site) openEnd(h *lab.Host, gateway net.HardwareAddr, mine netip.Addr) *wireEnd {
+func (s *site) openEnd(h *lab.Host, link string, gateway net.HardwareAddr, mine netip.Prefix) *wireEnd {
 	s.t.Helper()
 	e := &wireEnd{t: s.t, gateway: gateway, mine: mine}
 	err := h.Do(func() error {
-		dev, err := net.InterfaceByName("eth0")
+		dev, err := net.InterfaceByName(link)
 		if err != nil {
 			return err
 		}
@@ -145,7 +159,7 @@ func (e *wireEnd) received() (all [][]byte) {
 		}
 		const outgoing = 4 // PACKET_OUTGOING, linux/if_packet.h
 		at, ok := from.(*unix.SockaddrLinklayer)
-		if b := buf[:n]; ok && at.Pkttype != outgoing && destination(b) == e.mine {
+		if b := buf[:n]; ok && at.Pkttype != outgoing && e.mine.Contains(destination(b)) {
 			all = append(all, slices.Clone(b))
 		}
 	}
@@ -169,29 +183,17 @@ type act struct {
 	packet []byte
 }
 
-// play takes the steps, and returns the packets that reach client and realserver after each, in hexadecimal. want has
-// the least number of packets after each step; nil: not known.
-func (s *stage) play(acts []act, want []int) (out [][]string) {
+// play takes the steps, and returns the packets that reach client and realserver after each, in hexadecimal.
+func (s *stage) play(acts []act) (out [][]string) {
 	s.t.Helper()
-	const quiet = 150 * time.Millisecond // after the last packet
-	for i, a := range acts {
+	for _, a := range acts {
 		from := s.clientEnd
 		if a.server {
 			from = s.webEnd
 		}
 		from.send(a.packet)
+		toClient, toServer := s.settled()
 		var got []string
-		var toClient, toServer [][]byte
-		take := func() {
-			toClient = append(toClient, s.clientEnd.received()...)
-			toServer = append(toServer, s.webEnd.received()...)
-		}
-		for begin := time.Now(); want != nil && len(toClient)+len(toServer) < want[i] &&
-			time.Since(begin) < 3*time.Second; take() {
-			time.Sleep(tick)
-		}
-		time.Sleep(quiet)
-		take()
 		for _, b := range joined(toClient) {
 			got = append(got, "to the client: "+s.unvaried(b))
 		}
@@ -202,6 +204,42 @@ func (s *stage) play(acts []act, want []int) (out [][]string) {
 		out = append(out, got)
 	}
 	return out
+}
+
+// settled returns the packets that have reached client and realserver, once the director has done with all that were
+// sent before. It sends a datagram of the client by the director, and an answer, and waits for their arrival. It does
+// so twice, since a worker sends some packets of a batch after others. Our director must have one queue.
+func (s *stage) settled() (toClient, toServer [][]byte) {
+	s.t.Helper()
+	receive := func() (markers int) {
+		for all, end := range map[*[][]byte]*wireEnd{&toClient: s.clientEnd, &toServer: s.webEnd} {
+			for _, b := range end.received() {
+				if isMarker(b) {
+					markers++
+				} else {
+					*all = append(*all, b)
+				}
+			}
+		}
+		return markers
+	}
+	for range 2 {
+		s.clientEnd.send(s.question)
+		testkit.Within(s.t, "a datagram has passed the director", soon, func() bool { return receive() > 0 })
+		s.webEnd.send(s.reply)
+		testkit.Within(s.t, "its answer has reached the client", soon, func() bool { return receive() > 0 })
+	}
+	return toClient, toServer
+}
+
+// isMarker reports whether b is a datagram of settled, which has neither options nor fragments.
+func isMarker(b []byte) bool {
+	ip := parseIP(b)
+	if len(b) < ip.header+8 || b[0]>>4 == 4 && b[9] != unix.IPPROTO_UDP || b[0]>>4 == 6 && b[6] != unix.IPPROTO_UDP {
+		return false
+	}
+	return slices.Contains([]uint16{binary.BigEndian.Uint16(b[ip.header:]), binary.BigEndian.Uint16(b[ip.header+2:])},
+		markerPort)
 }
 
 // unvaried returns a packet in hexadecimal, without what may vary:

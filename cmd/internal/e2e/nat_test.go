@@ -374,7 +374,7 @@ func TestNATFragments(t *testing.T) {
 	t.Parallel()
 	testkit.Families(t, func(t *testing.T, ipv6 bool) {
 		s := newStage(t, nat, ipv6)
-		s.startOurs()
+		s.startOurs("")
 		tcp := func(src, dst netip.AddrPort, l layers.TCP, n int) []byte {
 			l.SrcPort, l.DstPort, l.Window = layers.TCPPort(src.Port()), layers.TCPPort(dst.Port()), 1000
 			return build(t, s.ip(src.Addr(), dst.Addr(), layers.IPProtocolTCP), &l, gopacket.Payload(payload(n)))
@@ -406,28 +406,32 @@ func TestNATFragments(t *testing.T) {
 			for _, f := range fragments(c.sent, 200) {
 				from.send(f)
 			}
-			var got []byte
-			whole := reassembler{}
-			testkit.Within(t, c.name+" arrives", soon, func() bool {
-				for _, b := range to.received() {
-					if b := whole.add(b); b != nil {
-						got = b
-					}
-				}
-				return got != nil
-			})
-			header := 20
-			if ipv6 {
-				header = 40
-			}
-			if !bytes.Equal(got[header:], c.wanted[header:]) || destination(got) != destination(c.wanted) {
-				t.Errorf("%s: %x arrives, want %x", c.name, got, c.wanted)
-			}
+			mustArrive(t, to, c.name, c.wanted)
 		}
 		if st := s.director.balance(); len(st.Drops) != 0 || st.SendError != "" {
 			t.Errorf("the director dropped %v, %s", st.Drops, st.SendError)
 		}
 	})
+}
+
+// mustArrive waits for a packet, which may come in fragments. Its TTL and ID may differ from the wanted packet's.
+func mustArrive(t *testing.T, at *wireEnd, name string, wanted []byte) {
+	t.Helper()
+	var got []byte
+	whole := reassembler{}
+	testkit.Within(t, name+" arrives", soon, func() bool {
+		for _, b := range at.received() {
+			if b := whole.add(b); b != nil {
+				got = b
+			}
+		}
+		return got != nil
+	})
+	header := parseIP(wanted).header
+	if !bytes.Equal(got[header:], wanted[header:]) || parseIP(got).src != parseIP(wanted).src ||
+		destination(got) != destination(wanted) {
+		t.Errorf("%s: %x arrives, want %x", name, got, wanted)
+	}
 }
 
 // fragments returns the packet b, without options, in fragments with n bytes each, a multiple of 8.
