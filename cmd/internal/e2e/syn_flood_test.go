@@ -113,7 +113,7 @@ realserver = [ { address = "10.0.11.2" } ]
 // rateOfFlood is in SYNs a second, 0 for no limit. Programs with the race detector can take a fraction only.
 func rateOfFlood() int {
 	if raceDetector {
-		return 50_000
+		return 20_000
 	}
 	return 0
 }
