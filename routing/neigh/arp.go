@@ -62,7 +62,7 @@ func arpRequest(mac MAC, from, a netip.Addr) []byte {
 	return (&arpPacket{op: arpAsk, senderMAC: mac, sender: from, target: a}).bytes()
 }
 
-// answer returns the reply of the owner of p's target, who has the address mac.
+// answer returns the reply to p by the owner of p's target. mac is the owner's address.
 func (p *arpPacket) answer(mac MAC) []byte {
 	return (&arpPacket{op: arpReply, senderMAC: mac, sender: p.target, targetMAC: p.senderMAC, target: p.sender}).
 		bytes()

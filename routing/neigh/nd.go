@@ -31,7 +31,7 @@ const (
 	advertisement = 136
 
 	solicited = 0x40 // S: it answers a solicitation
-	override  = 0x20 // O: it replaces what the neighbours know
+	override  = 0x20 // O: it replaces the neighbours' entries
 
 	ipv6Len    = 40
 	icmpv6     = 58

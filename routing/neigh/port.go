@@ -27,7 +27,7 @@ type SharedPort struct {
 // NewSharedPort returns a SharedPort for port.
 func NewSharedPort(port Port) *SharedPort { return &SharedPort{port: port} }
 
-// SendFrame is that of the port.
+// SendFrame calls the port's SendFrame.
 func (p *SharedPort) SendFrame(to [6]byte, etherType uint16, payload []byte) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -123,7 +123,7 @@ func networkOrder(v uint16) uint16 {
 	return binary.NativeEndian.Uint16(b[:])
 }
 
-// groups is the multicast groups that the process is a member of. The kernel tells the network's switches by MLD, and
+// groups is the multicast groups that the process is a member of. The kernel reports them to switches by MLD, and to
 // the network cards. It leaves them with the socket.
 type groups struct {
 	conn   *socket.Conn // nil: the kernel has no IPv6

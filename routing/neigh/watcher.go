@@ -22,7 +22,7 @@ type Neighbour struct {
 	Address netip.Addr
 }
 
-// State is what the kernel knows about a neighbour.
+// State is the kernel's entry of a neighbour.
 type State struct {
 	MAC    [macLen]byte // the last known one; all zero: none yet
 	Silent bool         // the neighbour has not answered the kernel's last requests

@@ -57,7 +57,7 @@ func (b *bed) openDR(ctx context.Context, in *bed) error {
 	return nil
 }
 
-// openNAT opens the TCP paths of VS/NAT in its lab.
+// openNAT opens the TCP paths of VS/NAT in its lab. The director's policy rules are there during plain forwarding, too.
 func (b *bed) openNAT(ctx context.Context, in *bed) error {
 	w := &path{name: pathNATAll, addr: firstVIP}
 	if err := b.openTCPPath(ctx, in, w, nat.keys, realserver(in.web.Addr, maskedPort)); err != nil {

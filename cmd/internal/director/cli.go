@@ -26,7 +26,8 @@ func Command() *cobra.Command {
 		Short: "Load balancer of LVS in user space",
 		Long: "director reads the packets for virtual addresses from a TUN device, picks a realserver for each " +
 			"connection and sends\n" +
-			"them on through a tunnel. The realservers answer the clients directly.",
+			"them to it: through a tunnel (VS/TUN), to its MAC address (VS/DR), or with its address as destination " +
+			"(VS/NAT).\nWith tunnels and VS/DR the realservers answer the clients directly.",
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
 	}

@@ -9,8 +9,8 @@ import (
 	"vstun/cmd/internal/config"
 )
 
-// Neighbours is what is known about realservers of VS/DR as neighbours of this host, by address. An address is missing
-// as long as nothing is known about it. A Neighbours is immutable.
+// Neighbours is the states of realservers of VS/DR as neighbours of this host, by address. An address without a known
+// state is missing. A Neighbours is immutable.
 type Neighbours map[netip.Addr]Neighbour
 
 // Neighbour is a realserver of VS/DR on a link of this host.

@@ -169,7 +169,7 @@ func (in *Inputs) OwnServers() (all []netip.Addr) {
 // DefaultLink returns the device of the IPv4 default route, "" for none.
 func (p Paths) DefaultLink() string { return p[documentation4].Link }
 
-// addReplies adds to s what the replies of in's servers need.
+// addReplies adds the rules and sysctls for replies of in's servers to s.
 func addReplies(s *routing.State, in *Inputs) {
 	var own4, own6, four, six []NATServer
 	for _, n := range in.allNATServers() {
