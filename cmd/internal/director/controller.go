@@ -181,6 +181,7 @@ func (c *controller) configure(cfg *config.Director) (was, is *state, err error)
 		in.Rules = c.ask.rules()
 		c.resolvePaths(&in)
 		c.awaitNeighbours(&in)
+		c.listDevices(&in)
 		if err = c.converge(in); err == nil {
 			is = c.state()
 			c.trim()
