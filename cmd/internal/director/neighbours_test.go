@@ -122,6 +122,25 @@ func TestNeighboursPause(t *testing.T) {
 	})
 }
 
+// TestUnreachableSorryServer: a realserver that is the sorry server, too, is down while it does not answer.
+func TestUnreachableSorryServer(t *testing.T) {
+	cfg := direct()
+	cfg.Services[0].Sorry = cfg.Services[0].Realservers[0]
+	o := operate(t, cfg, func(o *operated) {
+		for _, r := range cfg.Services[0].Realservers {
+			o.neighbours.states[neigh.Neighbour{Device: 7, Address: r.Address}] = neigh.State{Silent: true}
+		}
+	})
+	if st := o.controller.state().Services["web"]; !st.Sorry || !o.realserver(first).Down {
+		t.Errorf("silent: %+v, down %v", st, o.realserver(first).Down)
+	}
+	o.neighbours.is(first, neigh.State{MAC: [6]byte{2, 1}})
+	testkit.Eventually(t, "the sorry server has the connections", func() bool {
+		r := o.realserver(first)
+		return o.controller.state().Services["web"].Sorry && !r.Down && r.Weight == 1
+	})
+}
+
 // TestNoNeighbour: a realserver of VS/DR behind a gateway, without a route, or on a device without MAC addresses gets
 // no connections, and the state has the reason.
 func TestNoNeighbour(t *testing.T) {
