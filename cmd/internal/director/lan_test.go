@@ -2,6 +2,7 @@ package director
 
 import (
 	"errors"
+	"log/slog"
 	"net/netip"
 	"strings"
 	"sync/atomic"
@@ -39,6 +40,26 @@ func withVIP(vip string) *config.Director {
 	cfg := running()
 	cfg.Services[0].VIPs = append(cfg.Services[0].VIPs, netip.MustParseAddr(vip))
 	return cfg
+}
+
+// TestLaterVIPWithoutSockets: a VIP that gets into a subnet of the host later, and cannot be announced, is in the log
+// once.
+func TestLaterVIPWithoutSockets(t *testing.T) {
+	var log strings.Builder
+	o, later := growing(t, func(o *operated) {
+		o.lan.log, o.lan.missing = slog.New(slog.NewTextHandler(&log, nil)), errors.New("no sockets")
+	})
+	if _, _, err := o.configure(withVIP("10.9.0.80")); err != nil {
+		t.Fatal(err)
+	}
+	for _, is := range []bool{true, false, true} {
+		later.Store(is)
+		_ = o.controller.do(func() { o.controller.followDevices() })
+	}
+	if got := log.String(); strings.Count(got, "are not announced") != 1 || !strings.Contains(got, "vip=10.9.0.80") ||
+		!strings.Contains(got, "no sockets") {
+		t.Errorf("the log:\n%s", got)
+	}
 }
 
 // TestLaterDevice: a device that comes while no VIP is in its subnet is known to a later reload that adds such a VIP:
