@@ -235,8 +235,15 @@ func (c *controller) converge(in plan.Inputs) (err error) {
 	}
 	desired, events := plan.Plan(in, before)
 	moves := was == nil || !in.SameMachine(&was.inputs)
+	if moves && in.Translates() { // the rules come before the snapshot
+		c.plane.shared.ExpectOthers(true)
+	}
 	if err := c.apply(was, &desired, moves); err != nil {
+		c.plane.shared.ExpectOthers(was != nil && was.inputs.Translates())
 		return err
+	}
+	if moves {
+		c.plane.shared.ExpectOthers(in.Translates())
 	}
 	if reconfigured { // removed checks end before the state loses their paths
 		_ = c.checks.monitor.Set(subjects) // Preview has accepted them
