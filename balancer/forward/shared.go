@@ -28,8 +28,8 @@ func NewShared() *Shared {
 	return &Shared{TooBig: make(chan struct{}, 1), ids: egress.NewIDs(rand.Uint32())}
 }
 
-// ExpectOthers sets whether packets that are not for a VIP are sent on as they came under a snapshot without VS/NAT, too.
-// The rules for VS/NAT, which lead such packets of its realservers into the device, precede the snapshot.
+// ExpectOthers sets whether packets that are not for a VIP are sent on as they came under a snapshot without VS/NAT,
+// too. The rules for VS/NAT, which lead such packets of its realservers into the device, precede the snapshot.
 func (s *Shared) ExpectOthers(is bool) { s.others.Store(is) }
 
 // ExpectsOthers returns the value that ExpectOthers has set last.

@@ -70,8 +70,8 @@ func TestNeighbours(t *testing.T) {
 	testkit.Eventually(t, "the events", func() bool { return len(o.controller.state().Faults) == 0 })
 }
 
-// TestRefusedNeighbours: after a configuration that is refused, the realservers of the one in force are still asked for.
-// They keep their MAC addresses. Their answers from meanwhile are in force.
+// TestRefusedNeighbours: after a configuration that is refused, the realservers of the one in force are still asked
+// for. They keep their MAC addresses. Their answers from meanwhile are in force.
 func TestRefusedNeighbours(t *testing.T) {
 	mac, other := neigh.State{MAC: [6]byte{2, 1}}, neigh.State{MAC: [6]byte{2, 2}}
 	second := first.Next()
