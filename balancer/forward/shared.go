@@ -20,12 +20,20 @@ type Shared struct {
 	counters   stats.Counters          // of fragments that Sweep drops
 	capture    atomic.Pointer[Capture] // nil: there is none
 	ids        *egress.IDs
+	others     atomic.Bool // see ExpectOthers
 }
 
 // NewShared makes the Shared for all workers of one director.
 func NewShared() *Shared {
 	return &Shared{TooBig: make(chan struct{}, 1), ids: egress.NewIDs(rand.Uint32())}
 }
+
+// ExpectOthers sets whether packets that are not for a VIP are sent on as they came under a snapshot without VS/NAT,
+// too. The rules for VS/NAT, which lead such packets of its realservers into the device, precede the snapshot.
+func (s *Shared) ExpectOthers(is bool) { s.others.Store(is) }
+
+// ExpectsOthers returns the value that ExpectOthers has set last.
+func (s *Shared) ExpectsOthers() bool { return s.others.Load() }
 
 // Sweep drops packets that have waited too long for missing fragments. Otherwise workers do so only when they get a
 // fragment. Only one goroutine may call it.

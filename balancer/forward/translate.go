@@ -42,7 +42,8 @@ func (w *Worker) reply(b *packet.Buf, p *packet.Info, dest *balancer.Dest) drop.
 // foreign reports whether p is of no concern to the director: rules for VS/NAT have brought it here, and it is not for
 // a VIP.
 func (w *Worker) foreign(snap *balancer.Snapshot, p *packet.Info) bool {
-	return w.written && snap.Translates() && !snap.HasVIP(p.Flow.Dst) && !snap.WasVIP(p.Flow.Dst)
+	return w.written && (snap.Translates() || w.shared.ExpectsOthers()) && !snap.HasVIP(p.Flow.Dst) &&
+		!snap.WasVIP(p.Flow.Dst)
 }
 
 // plain sends the packet in b, which is foreign, on its way as it came.

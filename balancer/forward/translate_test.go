@@ -575,3 +575,30 @@ func BenchmarkTranslate(b *testing.B) {
 		})
 	}
 }
+
+// TestOthersBeforeSnapshot: another packet of a realserver is sent on as it came while the rules for VS/NAT are there
+// and the snapshot is not. One for a VIP is not sent on, and without such rules no packet is.
+func TestOthersBeforeSnapshot(t *testing.T) {
+	s, tunnel := newNATSite(t, 1500), natConfig(1500).Services[5]
+	tunnel.VIPs = append(tunnel.VIPs, vip6)
+	s.worker.balancer = balancerOf(t, balancer.Config{Services: []balancer.Service{tunnel}})
+	for _, real := range []netip.Addr{real1, real6} {
+		to, served := client, vip
+		if real.Is6() {
+			to, served = client6, vip6
+		}
+		f := packet.Flow{Proto: packet.ProtoUDP, Src: real, SrcPort: 4711, Dst: to, DstPort: 123}
+		other := made(f, 0, 100)
+		f.Dst = served
+		for _, expected := range []bool{false, true} {
+			s.worker.shared.ExpectOthers(expected)
+			back, _ := s.run(t, packet.Offload{}, other)
+			if sent := len(back) == 1; sent != expected {
+				t.Errorf("%v, expected %v: %d packets are written back", real, expected, len(back))
+			}
+			if back, _ = s.run(t, packet.Offload{}, made(f, 0, 100)); len(back) > 0 {
+				t.Errorf("%v, expected %v: a packet for a VIP is written back", real, expected)
+			}
+		}
+	}
+}

@@ -5,6 +5,7 @@ package api
 type RealserverUsage struct {
 	Service    string `json:"service"`
 	Realserver string `json:"realserver"` // its Name
+	Forward    string `json:"forward"`    // "tun", "dr" or "nat"; a realserver that has left may have several
 	Weight     int    `json:"weight"`
 	Left       bool   `json:"left"` // not configured any more
 	Active     int    `json:"active"`

@@ -84,8 +84,8 @@ func (c *controller) start(cfg *config.Director) error {
 // state returns the state in force, nil before start.
 func (c *controller) state() *state { return c.current.Load() }
 
-// betweenChanges is the least time from one snapshot for changes of health to the next: when a thousand realservers
-// fail at once, one snapshot takes them all out.
+// betweenChanges is the least time from one snapshot for changes of health to the next, and likewise for changes of
+// neighbours: when a thousand realservers fail at once, one snapshot takes them all out.
 const betweenChanges = 50 * time.Millisecond
 
 // pathsEvery is the period of refreshes of the paths to the realservers, and the longest pause after a refresh. A
@@ -107,7 +107,7 @@ func (c *controller) run(ctx context.Context) error {
 	defer close(c.ended)
 	ticker := time.NewTicker(pathsEvery)
 	defer ticker.Stop()
-	var pathsPause, devicesPause <-chan time.Time // nil: there is none
+	var pathsPause, devicesPause, neighboursPause <-chan time.Time // nil: there is none
 	for {
 		due, tooBig, changed := ticker.C, c.plane.shared.TooBig, c.network.Changed()
 		if pathsPause != nil {
@@ -116,6 +116,10 @@ func (c *controller) run(ctx context.Context) error {
 		devices := c.lan.changed()
 		if devicesPause != nil {
 			devices = nil
+		}
+		neighbours := c.neighbours.Changed()
+		if neighboursPause != nil {
+			neighbours = nil
 		}
 		select {
 		case <-ctx.Done():
@@ -130,8 +134,10 @@ func (c *controller) run(ctx context.Context) error {
 			if len(c.state().Unreachable) > 0 || len(c.places) > 0 || c.state().inputs.Translates() {
 				pathsPause = c.refresh()
 			}
-		case <-c.neighbours.Changed():
-			c.takeNeighbours()
+		case <-neighbours:
+			neighboursPause = c.takeNeighbours()
+		case <-neighboursPause:
+			neighboursPause = nil
 		case <-pathsPause:
 			pathsPause = nil
 		case <-devices:
@@ -181,10 +187,13 @@ func (c *controller) configure(cfg *config.Director) (was, is *state, err error)
 		in.Rules = c.ask.rules()
 		c.resolvePaths(&in)
 		c.awaitNeighbours(&in)
-		if err = c.converge(in); err == nil {
-			is = c.state()
-			c.trim()
+		c.listDevices(&in)
+		if err = c.converge(in); err != nil {
+			c.restoreNeighbours()
+			return
 		}
+		is = c.state()
+		c.trim()
 	})
 	return was, is, errors.Join(ending, err)
 }
@@ -226,8 +235,15 @@ func (c *controller) converge(in plan.Inputs) (err error) {
 	}
 	desired, events := plan.Plan(in, before)
 	moves := was == nil || !in.SameMachine(&was.inputs)
+	if moves && in.Translates() { // the rules come before the snapshot
+		c.plane.shared.ExpectOthers(true)
+	}
 	if err := c.apply(was, &desired, moves); err != nil {
+		c.plane.shared.ExpectOthers(was != nil && was.inputs.Translates())
 		return err
+	}
+	if moves {
+		c.plane.shared.ExpectOthers(in.Translates())
 	}
 	if reconfigured { // removed checks end before the state loses their paths
 		_ = c.checks.monitor.Set(subjects) // Preview has accepted them

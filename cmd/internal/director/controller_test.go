@@ -301,18 +301,57 @@ func TestRetiredVIP(t *testing.T) {
 	}
 }
 
+// masked is running, with VS/NAT for the service web on this port.
+func masked(port uint16) *config.Director {
+	cfg := running()
+	web := &cfg.Services[0]
+	web.Ports = []config.PortRange{{First: port, Last: port}}
+	for i := range web.Realservers {
+		web.Realservers[i].Forward, web.Realservers[i].Tunnel = method.NAT, config.Tunnel{}
+	}
+	return cfg
+}
+
+// TestFirstNAT: from the moment that the rules of the first realservers of VS/NAT are made, the workers send the
+// realservers' other packets on. After a refused configuration they do not.
+func TestFirstNAT(t *testing.T) {
+	o := operate(t, running(), nil)
+	expects, refuse := o.plane.shared.ExpectsOthers, true // refuse belongs to the controller, and to the test between
+	var asMade []bool
+	o.network.mu.Lock()
+	o.network.set = func(s routing.State) error {
+		if len(s.Rules) <= 2 { // of all directors
+			return nil
+		}
+		if asMade = append(asMade, expects()); refuse {
+			return errRefused
+		}
+		return nil
+	}
+	o.network.mu.Unlock()
+	if _, _, err := o.controller.configure(masked(80)); err == nil || expects() {
+		t.Errorf("refused: error %v, other packets are sent on: %v", err, expects())
+	}
+	refuse = false
+	if _, _, err := o.controller.configure(masked(80)); err != nil || !expects() {
+		t.Errorf("accepted: error %v, other packets are sent on: %v", err, expects())
+	}
+	if !slices.Equal(asMade, []bool{true, true}) {
+		t.Errorf("when the rules are made, other packets are sent on: %v", asMade)
+	}
+	if _, _, err := o.controller.configure(running()); err != nil {
+		t.Fatal(err)
+	}
+	testkit.Eventually(t, "no rules, and no other packets", func() bool {
+		_ = o.controller.do(func() { o.controller.refresh() })
+		s, _ := o.network.last()
+		return len(s.Rules) <= 2 && !expects()
+	})
+}
+
 // TestRetiredReplies: the rule for the replies of a VS/NAT realserver stays as long as the realserver has connections
 // at that port, also if only the service's port has changed.
 func TestRetiredReplies(t *testing.T) {
-	masked := func(port uint16) *config.Director {
-		cfg := running()
-		web := &cfg.Services[0]
-		web.Ports = []config.PortRange{{First: port, Last: port}}
-		for i := range web.Realservers {
-			web.Realservers[i].Forward, web.Realservers[i].Tunnel = method.NAT, config.Tunnel{}
-		}
-		return cfg
-	}
 	o := operate(t, masked(80), nil)
 	p := &packet.Info{Len: 40, TCPFlags: packet.FlagSYN, Flow: packet.Flow{Src: netip.MustParseAddr("192.0.2.7"),
 		SrcPort: 4711, Dst: vip1, DstPort: 80, Proto: packet.ProtoTCP}}
@@ -344,11 +383,7 @@ func TestRetiredReplies(t *testing.T) {
 
 // TestMovedRoute: when the kernel's routes change, the rules for replies of VS/NAT follow at once: they name devices.
 func TestMovedRoute(t *testing.T) {
-	cfg := running()
-	for i := range cfg.Services[0].Realservers {
-		r := &cfg.Services[0].Realservers[i]
-		r.Forward, r.Tunnel = method.NAT, config.Tunnel{}
-	}
+	cfg := masked(80)
 	var moved atomic.Bool
 	changed := make(chan struct{}, 1)
 	o := operate(t, cfg, func(o *operated) {

@@ -25,6 +25,7 @@ type lan struct {
 	prober   *neigh.Prober
 	ethernet *ethernet // the network of the TAP device, in place of those of the host; nil: none
 	missing  error     // why there are no sockets
+	reported bool      // the log has missing
 }
 
 // open opens the sockets, for all devices of this host and for those that come later. Without the sockets a director
@@ -67,9 +68,16 @@ func (l *lan) changed() <-chan struct{} {
 	return l.watch.Changed()
 }
 
-// set replaces the VIPs to answer for, which were was. It logs the differences.
+// set replaces the VIPs to answer for, which were was. It logs the differences. Without sockets it logs once that VIPs
+// have got into a subnet of this host: check has refused the ones that were there before.
 func (l *lan) set(was, is []neigh.Device) {
 	if l.answerer == nil {
+		if added := plan.Added(was, is); len(added) > 0 && l.missing != nil && !l.reported {
+			l.reported = true
+			l.log.Error("VIPs in a subnet of this host are not announced: the director can't answer for them; give "+
+				"their neighbours a route to them, or set announce = \"none\"", "device", added[0].Name, "vip",
+				added[0].Addrs[0], "error", l.missing)
+		}
 		return
 	}
 	l.answerer.Set(is)

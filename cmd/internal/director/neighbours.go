@@ -182,10 +182,28 @@ func (c *controller) awaitNeighbours(in *plan.Inputs) {
 	}
 }
 
-// takeNeighbours puts a change of neighbours in force, and sends the packets that have waited for it.
-func (c *controller) takeNeighbours() {
+// takeNeighbours puts a change of neighbours in force. The channel pause delivers when the next change may be taken.
+// Anyone in their subnet can forge the packets that cause a change, and would keep a CPU busy without the pause.
+func (c *controller) takeNeighbours() (pause <-chan time.Time) {
+	begin := time.Now()
 	in := c.state().inputs
-	if in.Neighbours = c.seeNeighbours(); maps.Equal(in.Neighbours, c.state().inputs.Neighbours) {
+	in.Neighbours = c.seeNeighbours()
+	c.putNeighbours(in)
+	return time.After(min(max(betweenChanges, pathsShare*time.Since(begin)), pathsEvery))
+}
+
+// restoreNeighbours asks for the neighbours of the configuration in force again, after another one was refused. It
+// waits for the first answers, since what was known of neighbours may be gone.
+func (c *controller) restoreNeighbours() {
+	in := c.state().inputs
+	c.awaitNeighbours(&in)
+	c.putNeighbours(in)
+}
+
+// putNeighbours puts in, which may differ from the inputs in force by its neighbours, in force, and sends the packets
+// that have waited for them.
+func (c *controller) putNeighbours(in plan.Inputs) {
+	if maps.Equal(in.Neighbours, c.state().inputs.Neighbours) {
 		return
 	}
 	c.logFailure(slog.LevelError, "cannot apply new MAC addresses of realservers", c.converge(in))

@@ -4,11 +4,13 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"vstun/balancer"
 	"vstun/balancer/method"
 	"vstun/cmd/internal/config"
 	"vstun/encap/wire"
+	"vstun/routing"
 	"vstun/routing/neigh"
 	"vstun/routing/query"
 	"vstun/testdata/testkit"
@@ -66,6 +68,77 @@ func TestNeighbours(t *testing.T) {
 	o.neighbours.is(first, neigh.State{MAC: other})
 	testkit.Eventually(t, "the realserver is up again", func() bool { return !o.realserver(first).Down })
 	testkit.Eventually(t, "the events", func() bool { return len(o.controller.state().Faults) == 0 })
+}
+
+// TestRefusedNeighbours: after a configuration that is refused, the realservers of the one in force are still asked
+// for. They keep their MAC addresses. Their answers from meanwhile are in force.
+func TestRefusedNeighbours(t *testing.T) {
+	mac, other := neigh.State{MAC: [6]byte{2, 1}}, neigh.State{MAC: [6]byte{2, 2}}
+	second := first.Next()
+	at := func(a netip.Addr) neigh.Neighbour { return neigh.Neighbour{Device: 7, Address: a} }
+	o := operate(t, direct(), func(o *operated) { o.neighbours.states[at(first)] = mac })
+	o.network.mu.Lock()
+	o.network.set = func(s routing.State) error {
+		if !hasRoute(s, vip2) {
+			return nil
+		}
+		o.neighbours.mu.Lock()
+		defer o.neighbours.mu.Unlock()
+		o.neighbours.states[at(second)] = other // the change is reported by no later event
+		return errRefused
+	}
+	o.network.mu.Unlock()
+	next := direct()
+	next.Services[0].VIPs = []netip.Addr{vip2}
+	next.Services[0].Realservers = next.Services[0].Realservers[1:]
+	if _, _, err := o.controller.configure(next); err == nil {
+		t.Fatal("no error")
+	}
+	_ = o.controller.do(func() { o.controller.takeNeighbours() })
+	if len(o.neighbours.asked) != 2 {
+		t.Errorf("asked for %v", o.neighbours.asked)
+	}
+	for a, want := range map[netip.Addr]neigh.State{first: mac, second: other} {
+		if r := o.realserver(a); r.Link.Device != 7 || r.Link.MAC != want.MAC || r.Down {
+			t.Errorf("realserver %v: %+v, down %v; want MAC address %v", a, r.Link, r.Down, want.MAC)
+		}
+	}
+}
+
+// TestNeighboursPause: a neighbour whose MAC address changes all the time, as forged packets can make it, causes a plan
+// now and then only. The first change is in force at once.
+func TestNeighboursPause(t *testing.T) {
+	o := operate(t, direct(), nil)
+	const changes = 12
+	begin := time.Now()
+	for i := range changes { // each but two waits until the one before is taken
+		o.neighbours.is(first, neigh.State{MAC: [6]byte{2, byte(i + 1)}})
+	}
+	if took, least := time.Since(begin), (changes-2)*betweenChanges; took < least {
+		t.Errorf("%d changes are taken in %v, want %v at least", changes, took, least)
+	}
+	testkit.Eventually(t, "the last change is in force", func() bool {
+		return o.realserver(first).Link.MAC == [6]byte{2, changes}
+	})
+}
+
+// TestUnreachableSorryServer: a realserver that is the sorry server, too, is down while it does not answer.
+func TestUnreachableSorryServer(t *testing.T) {
+	cfg := direct()
+	cfg.Services[0].Sorry = cfg.Services[0].Realservers[0]
+	o := operate(t, cfg, func(o *operated) {
+		for _, r := range cfg.Services[0].Realservers {
+			o.neighbours.states[neigh.Neighbour{Device: 7, Address: r.Address}] = neigh.State{Silent: true}
+		}
+	})
+	if st := o.controller.state().Services["web"]; !st.Sorry || !o.realserver(first).Down {
+		t.Errorf("silent: %+v, down %v", st, o.realserver(first).Down)
+	}
+	o.neighbours.is(first, neigh.State{MAC: [6]byte{2, 1}})
+	testkit.Eventually(t, "the sorry server has the connections", func() bool {
+		r := o.realserver(first)
+		return o.controller.state().Services["web"].Sorry && !r.Down && r.Weight == 1
+	})
 }
 
 // TestNoNeighbour: a realserver of VS/DR behind a gateway, without a route, or on a device without MAC addresses gets

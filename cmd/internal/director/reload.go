@@ -37,8 +37,7 @@ func (d *director) configure(cfg *config.Director) (was, is *state, err error) {
 	if err := sameProgram(d.file, d.controller.state().inputs.Config, cfg); err != nil {
 		return nil, nil, err
 	}
-	before := d.controller.state()
-	if err := d.lan.check(before.inputs.Reconfigured(cfg), before.Announce); err != nil {
+	if err := d.checkVIPs(cfg); err != nil {
 		return nil, nil, err
 	}
 	endMove, err := d.http.Move(cfg.Metrics)
@@ -54,6 +53,16 @@ func (d *director) configure(cfg *config.Director) (was, is *state, err error) {
 	d.checks.notifier.Set(cfg.Notify)
 	d.checks.warnShort(d.log)
 	return was, is, nil
+}
+
+// checkVIPs is lan.check for the VIPs that cfg adds on the present devices. The controller does not wait for it.
+func (d *director) checkVIPs(cfg *config.Director) error {
+	before := d.controller.state()
+	in := before.inputs.Reconfigured(cfg)
+	if err := d.controller.do(func() { d.controller.listDevices(&in) }); err != nil {
+		return err
+	}
+	return d.lan.check(in, before.Announce)
 }
 
 // sameProgram returns an error if cfg changes keys that a reload can't change. The error names them.

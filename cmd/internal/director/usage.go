@@ -15,7 +15,7 @@ import (
 const settleTime = 100 * time.Millisecond
 
 // usage answers GET /load: the connections of a realserver, in the service that the query names or in all. A realserver
-// that is not configured any more has an entry as long as it has connections.
+// that is not configured any more has an entry for each of its methods as long as it has connections.
 func (d *director) usage(q url.Values) (any, error) {
 	st := d.controller.state()
 	settling := !st.grace.wait(settleTime) // before the counts are read
@@ -27,7 +27,7 @@ func (d *director) usage(q url.Values) (any, error) {
 	for _, l := range d.plane.balancer.Leaving() {
 		if api.Names(named, l.ID()) && (!q.Has("service") || l.Service == q.Get("service")) {
 			all = append(all, api.RealserverUsage{Service: l.Service, Realserver: words.Realserver(l.ID()),
-				Left: true, Active: l.Active, Inactive: l.Inactive, Settling: settling})
+				Forward: l.Kind.String(), Left: true, Active: l.Active, Inactive: l.Inactive, Settling: settling})
 		}
 	}
 	ids, err := findRealservers(st.Config, q)
@@ -53,7 +53,7 @@ func realserverUsage(cfg *config.Director, s *balancer.ServiceStatus, id plan.Re
 		if r.ID() != id.Realserver {
 			continue
 		}
-		l.Weight, l.Active, l.Inactive = r.Weight, r.Active, r.Inactive
+		l.Forward, l.Weight, l.Active, l.Inactive = r.Kind.String(), r.Weight, r.Active, r.Inactive
 		if s.Persistence.Timeout > 0 && !cfg.Connections.ExpireQuiescentTemplate {
 			l.Held = r.Templates
 		}

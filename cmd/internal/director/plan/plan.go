@@ -124,7 +124,7 @@ func Plan(in Inputs, before map[string]ServiceState) (Desired, []Event) {
 			was = &st
 		}
 		b := service(s, cfg.Source, in.Paths)
-		is := applyHealth(&b, s, states, was)
+		is := applyHealth(&b, s, states, in.Neighbours, was)
 		if s.HasSorry() && !s.IsRealserver(s.Sorry.ID()) {
 			b.Realservers = append(b.Realservers, sorryServer(s, cfg.Source, in.Paths,
 				is.Sorry && in.Neighbours.fault(&s.Sorry) == ""))

@@ -95,7 +95,7 @@ func sorryServer(s *config.Service, sources config.Sources, paths Paths, inUse b
 
 // applyHealth gives the realservers of b, which was made from s, the weights that their checks leave them, marks the
 // failed ones, and returns the service's state. The state before was *was; nil stands for a new service.
-func applyHealth(b *balancer.Service, s *config.Service, states map[RealserverID]health.State,
+func applyHealth(b *balancer.Service, s *config.Service, states map[RealserverID]health.State, neighbours Neighbours,
 	was *ServiceState) ServiceState {
 	var is ServiceState
 	down := make([]bool, len(s.Realservers))
@@ -124,8 +124,9 @@ func applyHealth(b *balancer.Service, s *config.Service, states map[RealserverID
 	is.Sorry = !is.Up && s.HasSorry()
 	for i := range down {
 		r := &b.Realservers[i]
+		reachable := neighbours.fault(&s.Realservers[i]) == ""
 		switch {
-		case is.Sorry && r.ID() == s.Sorry.ID(): // whatever its own check has found
+		case is.Sorry && reachable && r.ID() == s.Sorry.ID(): // whatever its own check has found
 			r.Weight, r.Upper, r.Lower = max(r.Weight, 1), 0, 0
 		case !down[i] && !is.Sorry:
 		case s.Realservers[i].DrainOnFailure:

@@ -155,7 +155,7 @@ func TestApplyHealth(t *testing.T) {
 			s.Realservers[i].DrainOnFailure = s.Realservers[i].DrainOnFailure || s.DrainOnFailure
 		}
 		b := service(s, config.Sources{}, nil)
-		got := applyHealth(&b, s, states, c.was)
+		got := applyHealth(&b, s, states, nil, c.was)
 		var left []int
 		for _, r := range b.Realservers {
 			if r.Down {
@@ -217,7 +217,7 @@ func TestFirstStateOfAService(t *testing.T) {
 				}
 			}
 			b := service(s, config.Sources{}, nil)
-			is := applyHealth(&b, s, states, was)
+			is := applyHealth(&b, s, states, nil, was)
 			if e, happened := event(s, was, is); happened && e.New != Unknown {
 				told = append(told, e.Old+" "+e.New)
 			}

@@ -1,0 +1,84 @@
+package director
+
+import (
+	"errors"
+	"log/slog"
+	"net/netip"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	"vstun/cmd/internal/config"
+	"vstun/routing/query"
+)
+
+// growing runs a director on a host that has eth0 and, once later is true, eth1 with a subnet.
+func growing(t *testing.T, prepare func(o *operated)) (o *operated, later *atomic.Bool) {
+	t.Helper()
+	later = new(atomic.Bool)
+	device := func(name string, index int) query.Device {
+		return query.Device{Name: name, Index: index, MAC: [6]byte{2, byte(index)}, Up: true, Running: true,
+			Neighbours: true}
+	}
+	return operate(t, running(), func(o *operated) {
+		o.controller.ask.devices = func() ([]query.Device, error) {
+			all := []query.Device{device("eth0", 7)}
+			if later.Load() {
+				all = append(all, device("eth1", 8))
+				all[1].Addrs = []netip.Prefix{netip.MustParsePrefix("10.9.0.1/24")}
+			}
+			return all, nil
+		}
+		if prepare != nil {
+			prepare(o)
+		}
+	}), later
+}
+
+// withVIP is running with another VIP.
+func withVIP(vip string) *config.Director {
+	cfg := running()
+	cfg.Services[0].VIPs = append(cfg.Services[0].VIPs, netip.MustParseAddr(vip))
+	return cfg
+}
+
+// TestLaterVIPWithoutSockets: a VIP that gets into a subnet of the host later, and cannot be announced, is in the log
+// once.
+func TestLaterVIPWithoutSockets(t *testing.T) {
+	var log strings.Builder
+	o, later := growing(t, func(o *operated) {
+		o.lan.log, o.lan.missing = slog.New(slog.NewTextHandler(&log, nil)), errors.New("no sockets")
+	})
+	if _, _, err := o.configure(withVIP("10.9.0.80")); err != nil {
+		t.Fatal(err)
+	}
+	for _, is := range []bool{true, false, true} {
+		later.Store(is)
+		_ = o.controller.do(func() { o.controller.followDevices() })
+	}
+	if got := log.String(); strings.Count(got, "are not announced") != 1 || !strings.Contains(got, "vip=10.9.0.80") ||
+		!strings.Contains(got, "no sockets") {
+		t.Errorf("the log:\n%s", got)
+	}
+}
+
+// TestLaterDevice: a device that comes while no VIP is in its subnet is known to a later reload that adds such a VIP:
+// the reload examines the VIP there, and the director announces it.
+func TestLaterDevice(t *testing.T) {
+	o, later := growing(t, nil)
+	later.Store(true)
+	_ = o.controller.do(func() { o.controller.followDevices() })
+	next := withVIP("10.9.0.80")
+	o.lan.missing = errors.New("no sockets")
+	if _, _, err := o.configure(next); err == nil || !strings.Contains(err.Error(), "in a subnet of eth1") {
+		t.Errorf("without the means to announce the VIP, the reload has the error %v", err)
+	}
+	o.lan.missing = nil
+	if _, _, err := o.configure(next); err != nil {
+		t.Fatal(err)
+	}
+	all := o.controller.state().Announce
+	if len(all) != 1 || all[0].Name != "eth1" || len(all[0].Addrs) != 1 {
+		t.Errorf("announced: %+v", all)
+	}
+}
