@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/netip"
 	"os"
@@ -124,6 +125,12 @@ func addBridge() error {
 	}
 	if err := netlink.LinkSetUp(br); err != nil {
 		return fmt.Errorf("bring %s up: %w", bridge, err)
+	}
+	for _, key := range []string{"iptables", "ip6tables", "arptables"} { // a switch has no firewall
+		err := setSysctl("net.bridge.bridge-nf-call-"+key, "0")
+		if err != nil && !errors.Is(err, fs.ErrNotExist) { // without br_netfilter
+			return err
+		}
 	}
 	return nil
 }
