@@ -61,8 +61,9 @@ type received struct {
 	unicast bool // it was sent to this host alone
 }
 
-// verdict is what to do about a frame. The zero value: nothing.
+// verdict is what to do about a frame. The zero value: it is invalid.
 type verdict struct {
+	valid   bool   // it is a message of its protocol; without answer and claimed, there is nothing to do
 	answer  []byte // to send, on the frame's device
 	to      MAC
 	claimed netip.Addr // valid: another host, which has the MAC address by, uses this address
@@ -72,6 +73,7 @@ type verdict struct {
 // arp returns the verdict on an ARP packet.
 func (t *table) arp(r received, b []byte) (v verdict) {
 	p, ok := parseARP(b)
+	v.valid = ok
 	d := t.devices[r.index]
 	if !ok || d == nil || !p.senderMAC.isHost() || t.own[p.senderMAC] {
 		return v
@@ -88,6 +90,7 @@ func (t *table) arp(r received, b []byte) (v verdict) {
 // nd returns the verdict on a packet of neighbour discovery.
 func (t *table) nd(r received, b []byte) (v verdict) {
 	p, ok := parseND(b)
+	v.valid = ok
 	d := t.devices[r.index]
 	if !ok || d == nil || !r.from.isHost() || t.own[r.from] {
 		return v
