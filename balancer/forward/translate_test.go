@@ -542,7 +542,8 @@ func TestRefusedWrites(t *testing.T) {
 	}
 	c := s.worker.tallied()
 	if refused != 2 || len(s.written.out) != 3 || captured != 3 || c.OutPackets != 3 || c.Drops[drop.SendError] != 2 {
-		t.Errorf("%d packets are refused, %d written, %d captured; counted %+v", refused, len(s.written.out), captured, c)
+		t.Errorf("%d packets are refused, %d written, %d captured; counted %+v", refused, len(s.written.out), captured,
+			c)
 	}
 	if err := s.worker.LastError(); err != unix.EINVAL {
 		t.Errorf("the last error is %v", err)

@@ -339,8 +339,8 @@ func TestProbersTogether(t *testing.T) {
 	}
 }
 
-// TestLittleSocketMemory: more addresses than the kernel gives a socket room for have a filter and their groups, also in
-// place of others.
+// TestLittleSocketMemory: more addresses than the kernel gives a socket room for have a filter and their groups, also
+// in place of others.
 func TestLittleSocketMemory(t *testing.T) {
 	const optmem = "/proc/sys/net/core/optmem_max"
 	w := newWire(t)

@@ -23,8 +23,9 @@ var (
 // nothing refuses every packet.
 func nothing() []bpf.RawInstruction { return assemble([]bpf.Instruction{refuse}) }
 
-// arpFilter passes ARP packets from or for one of addrs, or all if addrs is nil. Offsets count from the network header. Frames to other hosts,
-// which a device in promiscuous mode receives, and frames of a VLAN that has no device here, are refused.
+// arpFilter passes ARP packets from or for one of addrs, or all if addrs is nil. Offsets count from the network header.
+// Frames to other hosts, which a device in promiscuous mode receives, and frames of a VLAN that has no device here, are
+// refused.
 func arpFilter(addrs []netip.Addr) []bpf.RawInstruction {
 	words := lastWords(addrs)
 	p := append(forUs(),

@@ -53,8 +53,8 @@ func (s *linkSocket) filter(addrs []netip.Addr, p program) error {
 // park makes s receive nothing.
 func (s *linkSocket) park() error { return s.bind(nothing(), nothing(), parked) }
 
-// bind makes s receive the packets of a protocol that pass a filter, or wide, which is smaller and passes more, if there
-// is no room for the filter.
+// bind makes s receive the packets of a protocol that pass a filter, or wide, which is smaller and passes more, if
+// there is no room for the filter.
 func (s *linkSocket) bind(filter, wide []bpf.RawInstruction, protocol uint16) error {
 	if err := s.attach(filter, wide); err != nil {
 		return fmt.Errorf("filter of a packet socket: %w", err)

@@ -33,8 +33,8 @@ func Announce(in Inputs) (all []neigh.Device) {
 	return all
 }
 
-// ownMACs returns the MAC addresses of the devices by which this host uses IP, in ascending order. Two of them may be on
-// the same link, where they are not another host.
+// ownMACs returns the MAC addresses of the devices by which this host uses IP, in ascending order. Two of them may be
+// on the same link, where they are not another host.
 func ownMACs(devices []query.Device) (all []neigh.MAC) {
 	for i := range devices {
 		if d := &devices[i]; d.Neighbours && len(d.Addrs) > 0 {
