@@ -242,14 +242,34 @@ func (q *Queue) WriteBatch(bufs []*packet.Buf) (n, bytes int, err error) {
 	return n, bytes, q.out.err
 }
 
-// Send is WriteBatch for one packet, with its own link-layer header in place of the one in front of b. It returns the
-// kernel's error if the kernel refuses the packet, an unwrapped unix.Errno, and os.ErrClosed after Close.
+// Write is WriteBatch, but it ends at the first packet that the kernel refuses. It returns the number of packets before
+// it, and the kernel's error, an unwrapped unix.Errno. It returns os.ErrClosed after Close.
+func (q *Queue) Write(bufs []*packet.Buf) (int, error) {
+	fd, err := q.fd.Acquire()
+	if err != nil {
+		return 0, err
+	}
+	defer q.fd.Release()
+	for i, b := range bufs {
+		if err := q.writeOne(fd, b.Before(q.link), b); err != nil {
+			return i, err
+		}
+	}
+	return len(bufs), nil
+}
+
+// Send is Write for one packet, with its own link-layer header in place of the one in front of b.
 func (q *Queue) Send(link []byte, b *packet.Buf) error {
 	fd, err := q.fd.Acquire()
 	if err != nil {
 		return err
 	}
 	defer q.fd.Release()
+	return q.writeOne(fd, link, b)
+}
+
+// writeOne is write, with the error.
+func (q *Queue) writeOne(fd uintptr, link []byte, b *packet.Buf) error {
 	q.out.err, q.out.last = nil, unix.EINVAL // of a packet that is refused before the kernel sees it
 	if q.write(fd, link, b) {
 		return nil

@@ -159,10 +159,15 @@ func TestReadAndWrite(t *testing.T) {
 		if err != nil || taken < 1 || size < len(answer) {
 			t.Fatalf("%d packets, %d bytes taken, %v", taken, size, err)
 		}
-		in := make([]byte, 16)
-		k, err := c.Read(in)
-		if err != nil || string(in[:k]) != "hello" {
-			t.Errorf("%q %v", in[:k], err)
+		if n, err := q.Write(bufsOf(answer, []byte{0x15}, answer)); n != 1 || err != unix.EINVAL {
+			t.Errorf("%d packets written, %v", n, err)
+		}
+		for range 2 {
+			in := make([]byte, 16)
+			k, err := c.Read(in)
+			if err != nil || string(in[:k]) != "hello" {
+				t.Errorf("%q %v", in[:k], err)
+			}
 		}
 	})
 }
@@ -180,6 +185,9 @@ func TestDownDeviceRefusesWrites(t *testing.T) {
 		})
 		if n, _, err := d.Queues()[0].WriteBatch(bufsOf(p)); n != 0 || err != nil {
 			t.Errorf("%d packets taken, %v", n, err)
+		}
+		if n, err := d.Queues()[0].Write(bufsOf(p, p)); n != 0 || err != unix.EIO {
+			t.Errorf("%d packets written, %v", n, err)
 		}
 	})
 }

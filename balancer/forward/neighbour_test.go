@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"encoding/binary"
 	"net/netip"
+	"runtime"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -353,6 +355,53 @@ func TestUnresolvedWhileSending(t *testing.T) {
 	close(port.open)
 	sender.Wait()
 	worker.Wait()
+}
+
+// alone is a port that serves one goroutine, as those of packet sockets and TAP devices.
+type alone struct {
+	inside, most atomic.Int32
+	sent         int // the race detector finds two goroutines here
+}
+
+func (p *alone) Send(out []egress.Outgoing) (int, error) {
+	p.most.Store(max(p.most.Load(), p.inside.Add(1)))
+	p.sent++
+	runtime.Gosched()
+	p.inside.Add(-1)
+	return len(out), nil
+}
+
+// TestSendResolvedTogether: the sweeper and the controller send resolved packets at the same time. The port serves one
+// of them after the other, and each packet is sent once.
+func TestSendResolvedTogether(t *testing.T) {
+	const rounds = 500
+	now := conntab.Ticks(1)
+	w, _ := newDirect(t, 1500, method.Link{Device: 7, OwnMAC: nearLink.OwnMAC}, discard{}, &now)
+	var port alone
+	w.shared.UseLink(&port)
+	w.put(0, tcp(80, packet.FlagSYN, 0), packet.Offload{})
+	w.forward(w.bufs[:1])
+	dest, _ := w.balancer.Snapshot().Decide(&w.infos[0], now)
+	if err := w.balancer.Apply(directConfig(1500, nearLink)); err != nil {
+		t.Fatal(err)
+	}
+	var senders sync.WaitGroup
+	var held atomic.Int32
+	held.Store(1)
+	for range 2 {
+		senders.Go(func() {
+			for range rounds {
+				if w.shared.unresolved.hold(unresolvedPacket{dest: dest, since: now}, &w.bufs[0]) == drop.Accept {
+					held.Add(1)
+				}
+				w.shared.SendResolved(w.balancer.Snapshot(), now)
+			}
+		})
+	}
+	senders.Wait()
+	if n := port.most.Load(); n > 1 || port.sent != int(held.Load()) {
+		t.Errorf("%d goroutines in Send of one port; %d packets sent of %d", n, port.sent, held.Load())
+	}
 }
 
 // TestToNeighbourAllocatesNothing: neither packets, nor fragments, nor packets that find no room to wait.

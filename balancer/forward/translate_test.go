@@ -10,6 +10,8 @@ import (
 	"slices"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"vstun/balancer"
 	"vstun/balancer/conntab"
 	"vstun/balancer/method"
@@ -22,16 +24,19 @@ import (
 
 // written is the writing half of a TUN device. It keeps what is written.
 type written struct {
-	out  [][]byte
-	work []packet.Offload
+	out    [][]byte
+	work   []packet.Offload
+	refuse func(b *packet.Buf) bool // the kernel refuses b; nil: none
 }
 
-func (w *written) WriteBatch(bufs []*packet.Buf) (n, size int, err error) {
-	for _, b := range bufs {
+func (w *written) Write(bufs []*packet.Buf) (int, error) {
+	for i, b := range bufs {
+		if w.refuse != nil && w.refuse(b) {
+			return i, unix.EINVAL
+		}
 		w.out, w.work = append(w.out, bytes.Clone(b.Bytes())), append(w.work, b.Offload)
-		size += b.Len()
 	}
-	return len(bufs), size, nil
+	return len(bufs), nil
 }
 
 // natSite is a worker with services of VS/NAT on ports 80 (TCP) and 53 (UDP) of both VIPs, at ports 8080 and 5353 of a
@@ -507,7 +512,45 @@ func TestTranslateAllocatesNothing(t *testing.T) {
 	}
 }
 
-func (discard) WriteBatch(bufs []*packet.Buf) (n, size int, err error) { return len(bufs), 0, nil }
+// TestRefusedWrites: a packet of VS/NAT that the kernel refuses is counted, its error is kept, and a capture has the
+// others of its batch.
+func TestRefusedWrites(t *testing.T) {
+	const packets, second, last = 5, 1, 4
+	s := newNATSite(t, 1500)
+	capture := NewCapture(CaptureFilter{}, 100, 1<<20)
+	s.worker.shared.StartCapture(capture)
+	asked, _ := flows(packet.ProtoUDP, false)
+	refused := 0
+	s.written.refuse = func(b *packet.Buf) bool {
+		n := len(b.Bytes()) - packet.IPv4HeaderLen - packet.UDPHeaderLen
+		if n != second && n != last {
+			return false
+		}
+		refused++
+		return true
+	}
+	for i := range packets {
+		s.worker.put(i, made(asked, 0, i), packet.Offload{})
+	}
+	s.worker.forward(s.worker.bufs[:packets])
+	s.worker.shared.StopCapture(capture)
+	captured := 0
+	for _, p := range capture.Next(t.Context()) {
+		if p.Sent {
+			captured++
+		}
+	}
+	c := s.worker.tallied()
+	if refused != 2 || len(s.written.out) != 3 || captured != 3 || c.OutPackets != 3 || c.Drops[drop.SendError] != 2 {
+		t.Errorf("%d packets are refused, %d written, %d captured; counted %+v", refused, len(s.written.out), captured,
+			c)
+	}
+	if err := s.worker.LastError(); err != unix.EINVAL {
+		t.Errorf("the last error is %v", err)
+	}
+}
+
+func (discard) Write(bufs []*packet.Buf) (int, error) { return len(bufs), nil }
 
 // FuzzTranslate: the worker survives any packet and offload header. What it writes back has right IP headers and fits
 // the path to the realserver, unless the kernel may fragment it.

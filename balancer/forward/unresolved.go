@@ -24,10 +24,12 @@ const (
 
 // unresolved is copies of the packets that wait, in the order of their arrival. Workers use it only for such packets.
 type unresolved struct {
-	mu       sync.Mutex
-	packets  []unresolvedPacket
+	sending  sync.Mutex  // for port, locked before mu: a port serves one goroutine
 	port     egress.Port // nil: there is none
 	counters stats.Counters
+
+	mu      sync.Mutex // for packets; hold does not wait for a full socket
+	packets []unresolvedPacket
 }
 
 type unresolvedPacket struct {
@@ -70,11 +72,13 @@ func (u *unresolved) hold(p unresolvedPacket, b *packet.Buf) drop.Reason {
 }
 
 // SendResolved sends the waiting packets whose realservers have a known MAC address in snap. It drops those that have
-// waited too long. One goroutine calls it.
+// waited too long. Any number of goroutines may call it.
 func (s *Shared) SendResolved(snap *balancer.Snapshot, now conntab.Ticks) {
 	u := &s.unresolved
+	u.sending.Lock()
+	defer u.sending.Unlock()
 	var t stats.Tally
-	for _, w := range u.resolved(snap, now, &t) { // without the lock: Send waits while the socket is full
+	for _, w := range u.resolved(snap, now, &t) { // without mu: Send waits while the socket is full
 		u.send(w, &t)
 	}
 	u.counters.Add(&t)

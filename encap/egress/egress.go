@@ -90,11 +90,11 @@ type Port interface {
 	Send(out []Outgoing) (int, error)
 }
 
-// A Writer takes whole packets, as a queue of a TUN device does. It returns the number of packets that it took, and
-// their bytes. A packet that it refuses does not affect the others. An error means that the device can no longer be
-// used.
+// A Writer takes whole packets, as a queue of a TUN device does.
 type Writer interface {
-	WriteBatch(bufs []*packet.Buf) (n, bytes int, err error)
+	// Write writes packets in order, and returns the number of packets that it wrote. It ends at the first packet that
+	// the kernel refuses, with an unwrapped unix.Errno. Another error means that the device can no longer be used.
+	Write(bufs []*packet.Buf) (int, error)
 }
 
 // A Tunnel completes the outer headers of the segments of a wrapped GSO packet: lengths and checksums.

@@ -350,22 +350,24 @@ func (o *Output) sendLink() {
 	o.toLink = o.toLink[:0]
 }
 
-// write writes the packets of Kind TUN.
+// write writes the packets of Kind TUN. A packet that the kernel refuses does not affect the others.
 func (o *Output) write() {
 	o.written = o.written[:0]
 	for i := range o.toTUN {
 		o.written = append(o.written, o.toTUN[i].Buf)
 	}
-	n, bytes, _ := o.tun.WriteBatch(o.written) // the reader of the device reports its end
-	o.tally.OutPackets += uint64(n)
-	o.tally.OutBytes += uint64(bytes)
-	if n == len(o.toTUN) {
-		if o.Observer != nil {
-			o.Observer.Sent(o.toTUN)
+	for at := 0; at < len(o.toTUN); at++ {
+		n, err := o.tun.Write(o.written[at:])
+		o.sent(o.toTUN[at : at+n])
+		at += n
+		if _, refused := err.(unix.Errno); err != nil && !refused { // the reader of the device reports its end
+			for range o.toTUN[at:] {
+				o.tally.Drop(drop.SendError)
+			}
+			break
 		}
-	} else {
-		for range len(o.toTUN) - n {
-			o.tally.Drop(drop.SendError)
+		if err != nil {
+			o.refused(err)
 		}
 	}
 	o.toTUN = o.toTUN[:0]

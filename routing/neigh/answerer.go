@@ -143,6 +143,9 @@ func (a *Answerer) Run(ctx context.Context) error {
 		})
 	}
 	all.Go(func() { a.announce(ctx) })
+	if g, ok := a.groups.(*portGroups); ok {
+		all.Go(func() { g.answer(ctx) })
+	}
 	<-ctx.Done()
 	err := a.Close()
 	all.Wait()
@@ -185,8 +188,8 @@ func (a *Answerer) act(s link, t *table, r received, v verdict) {
 	a.counts.answers.Add(1)
 }
 
-// pace bounds the packets that a socket processes, so that a flood leaves the machine's time to other work. Beyond the
-// bound the kernel drops packets from the socket's queue.
+// pace bounds the packets about the addresses that are processed, so that a flood leaves the machine's time to other
+// work. Beyond the bound the kernel drops packets from a socket's queue, and a port's frames are refused.
 type pace struct {
 	begin time.Time
 	n     int
@@ -207,6 +210,15 @@ func (p *pace) next() {
 		time.Sleep(d)
 	}
 	p.begin = time.Now()
+}
+
+// within is next for a goroutine that must not wait: it reports whether the packet may be processed.
+func (p *pace) within(now time.Time) bool {
+	if now.Sub(p.begin) >= paceTick {
+		p.begin, p.n = now, 0
+	}
+	p.n++
+	return p.n <= pacePackets
 }
 
 // Counts returns the counts so far.

@@ -1,6 +1,7 @@
 package neigh
 
 import (
+	"bytes"
 	"context"
 	"log/slog"
 	"net"
@@ -52,7 +53,7 @@ func newWire(t *testing.T) *wire {
 		if protocol == unix.ETH_P_IPV6 {
 			filter = ndFilter([]netip.Addr{vip6, left6})
 		}
-		kerneltest.Must(t, s.listen(filter))
+		kerneltest.Must(t, s.bind(filter, filter, protocol))
 		return s
 	}
 	w.arp, w.nd = listen(unix.ETH_P_ARP), listen(unix.ETH_P_IPV6)
@@ -268,7 +269,7 @@ func TestProber(t *testing.T) {
 		owners, err := p.Ask([]Device{asking})
 		kerneltest.Must(t, err)
 		slices.SortFunc(owners, func(a, b Owner) int { return a.Addr.Compare(b.Addr) })
-		want := []Owner{{"west", vip4, w.east.MAC}, {"west", vip6, w.east.MAC}}
+		want := []Owner{{"west", vip4, w.east.MAC, false}, {"west", vip6, w.east.MAC, false}}
 		if !slices.Equal(owners, want) {
 			t.Errorf("owners %+v, want %+v", owners, want)
 		}
@@ -276,6 +277,109 @@ func TestProber(t *testing.T) {
 	w.end()
 	if owners, err := p.Ask([]Device{asking}); err != nil || owners != nil {
 		t.Errorf("owners %+v, %v", owners, err)
+	}
+}
+
+// TestProberOnOneLink: two devices of this host on one link are not another host to each other, neither to a Prober nor
+// to an Answerer.
+func TestProberOnOneLink(t *testing.T) {
+	w := newWire(t)
+	w.set(t)
+	p, err := OpenProber()
+	kerneltest.Must(t, err)
+	defer p.Close()
+	asking := w.west
+	asking.Addrs, asking.Own = []netip.Addr{vip4, vip6}, []MAC{w.east.MAC}
+	if owners, err := p.Ask([]Device{asking}); err != nil || owners != nil {
+		t.Errorf("owners %+v, %v", owners, err)
+	}
+	east := w.east
+	east.Own = []MAC{w.west.MAC}
+	w.answerer.Set([]Device{east, asking})
+	testkit.Eventually(t, "announcements on both devices", func() bool {
+		return w.answerer.Counts().Announcements >= 6*announceTimes
+	})
+	if claims := w.answerer.Claims(); claims != nil {
+		t.Errorf("claims %+v", claims)
+	}
+}
+
+// TestProbersTogether: of two hosts that ask for an address at the same time, the one with the higher MAC address finds
+// the other.
+func TestProbersTogether(t *testing.T) {
+	w := newWire(t)
+	addrs := []netip.Addr{vip4, vip6}
+	var found [2][]Owner
+	var hosts sync.WaitGroup
+	askers := [2]Device{w.east, w.west}
+	for i := range askers {
+		askers[i].Addrs = addrs
+		p, err := OpenProber() // in this network namespace
+		kerneltest.Must(t, err)
+		defer p.Close()
+		hosts.Go(func() {
+			var err error
+			if found[i], err = p.Ask([]Device{askers[i]}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	hosts.Wait()
+	high, low := 0, 1
+	if bytes.Compare(askers[0].MAC[:], askers[1].MAC[:]) < 0 {
+		high, low = 1, 0
+	}
+	slices.SortFunc(found[high], func(a, b Owner) int { return a.Addr.Compare(b.Addr) })
+	name, mac := askers[high].Name, askers[low].MAC
+	if want := []Owner{{name, vip4, mac, true}, {name, vip6, mac, true}}; !slices.Equal(found[high], want) {
+		t.Errorf("owners %+v, want %+v", found[high], want)
+	}
+	if found[low] != nil {
+		t.Errorf("the lower MAC address finds %+v", found[low])
+	}
+}
+
+// TestLittleSocketMemory: more addresses than the kernel gives a socket room for have a filter and their groups, also
+// in place of others.
+func TestLittleSocketMemory(t *testing.T) {
+	const optmem = "/proc/sys/net/core/optmem_max"
+	w := newWire(t)
+	if err := os.WriteFile(optmem, []byte("20480"), 0); err != nil {
+		t.Skipf("%v: before Linux 6.8 it is of the whole machine", err)
+	}
+	p, err := OpenProber()
+	kerneltest.Must(t, err)
+	defer p.Close()
+	for _, n := range []int{400, 700, 200, 700, 1000} {
+		d := w.east
+		d.Addrs = nil
+		for i := range n {
+			d.Addrs = append(d.Addrs, netip.AddrFrom4([4]byte{10, 1, 4 + byte(i>>8), byte(i)}),
+				netip.AddrFrom16([16]byte{0: 0xfd, 3: 1, 14: 4 + byte(i>>8), 15: byte(i)}))
+		}
+		table := newTable([]Device{d})
+		kerneltest.Must(t, w.answerer.filter(table))
+		kerneltest.Must(t, w.answerer.groups.set(table.solicitedNodes(), func(int) bool { return false }))
+		joined, err := os.ReadFile("/proc/thread-self/net/igmp6")
+		kerneltest.Must(t, err)
+		if got := strings.Count(string(joined), " east "); got < n {
+			t.Errorf("%d groups of %d are joined", got, n)
+		}
+		w.answerer.table.Store(table)
+		last := d.Addrs[len(d.Addrs)-2]
+		kerneltest.Must(t, w.arp.bind(arpFilter(nil), arpFilter(nil), unix.ETH_P_ARP))
+		kerneltest.Must(t, w.arp.send(w.west.Index, broadcast, arpRequest(w.west.MAC, peer4, last)))
+		testkit.Eventually(t, "an answer", func() bool {
+			p, ok := w.nextARP(t)
+			return ok && p.op == arpReply && p.sender == last
+		})
+		for _, s := range []*linkSocket{p.arp, p.nd} {
+			filter := program(arpFilter)
+			if s == p.nd {
+				filter = ndFilter
+			}
+			kerneltest.Must(t, s.filter(table.addrs(s == p.nd), filter))
+		}
 	}
 }
 

@@ -23,8 +23,9 @@ var (
 // nothing refuses every packet.
 func nothing() []bpf.RawInstruction { return assemble([]bpf.Instruction{refuse}) }
 
-// arpFilter passes ARP packets from or for one of addrs. Offsets count from the network header. Frames to other hosts,
-// which a device in promiscuous mode receives, and frames of a VLAN that has no device here, are refused.
+// arpFilter passes ARP packets from or for one of addrs, or all if addrs is nil. Offsets count from the network header.
+// Frames to other hosts, which a device in promiscuous mode receives, and frames of a VLAN that has no device here, are
+// refused.
 func arpFilter(addrs []netip.Addr) []bpf.RawInstruction {
 	words := lastWords(addrs)
 	p := append(forUs(),
@@ -33,7 +34,7 @@ func arpFilter(addrs []netip.Addr) []bpf.RawInstruction {
 	return assemble(oneOf(oneOf(p, arpTarget, words), arpSender, words))
 }
 
-// ndFilter passes solicitations and advertisements of one of addrs.
+// ndFilter passes solicitations and advertisements of one of addrs, or all if addrs is nil.
 func ndFilter(addrs []netip.Addr) []bpf.RawInstruction {
 	p := append(forUs(),
 		bpf.LoadAbsolute{Off: 6, Size: 2}, bpf.JumpIf{Cond: bpf.JumpEqual, Val: icmpv6<<8 | hopLimit, SkipTrue: 1},
@@ -63,8 +64,11 @@ func oneOf(p []bpf.Instruction, offset uint32, words []uint32) []bpf.Instruction
 	return p
 }
 
-// lastWords returns the last four bytes of each address, or nil if there are too many.
+// lastWords returns the last four bytes of each address, or nil if addrs is nil or there are too many.
 func lastWords(addrs []netip.Addr) []uint32 {
+	if addrs == nil {
+		return nil
+	}
 	seen := map[uint32]bool{}
 	words := []uint32{}
 	for _, a := range addrs {

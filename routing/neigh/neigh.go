@@ -20,6 +20,8 @@ type Device struct {
 	Name  string
 	Index int
 	MAC   MAC
+	// Own is MAC addresses of this host besides MAC, in ascending order: other devices may be on the same link.
+	Own []MAC
 	// Losses counts how often the device has lost its link. Neighbours and switches may have forgotten its addresses
 	// since then.
 	Losses int
@@ -33,7 +35,7 @@ type Device struct {
 // Equal reports whether d and o are the same.
 func (d Device) Equal(o Device) bool {
 	return d.Name == o.Name && d.Index == o.Index && d.MAC == o.MAC && d.Losses == o.Losses &&
-		slices.Equal(d.Addrs, o.Addrs) && slices.Equal(d.Former, o.Former)
+		slices.Equal(d.Own, o.Own) && slices.Equal(d.Addrs, o.Addrs) && slices.Equal(d.Former, o.Former)
 }
 
 // EqualDevices reports whether two lists are the same.

@@ -3,7 +3,6 @@ package neigh
 import (
 	"bytes"
 	"context"
-	"encoding/hex"
 	"log/slog"
 	"net/netip"
 	"slices"
@@ -55,43 +54,21 @@ func (w *fakePort) take() []portFrame {
 }
 
 var (
-	portMAC     = MAC{2, 0, 0, 0, 0, 0x80}
-	portHostMAC = MAC{2, 0, 0, 0, 0, 1}
-	portLocal   = netip.MustParseAddr("fe80::ff:fe00:80")
-	portVIP     = netip.MustParseAddr("10.1.0.80")
-	portVIP6    = netip.MustParseAddr("fd00::80")
-	portHost    = netip.MustParseAddr("10.1.0.1")
-	portHost6   = netip.MustParseAddr("fd00::1")
-	portNone    = netip.IPv4Unspecified()
+	portMAC       = MAC{2, 0, 0, 0, 0, 0x80}
+	portHostMAC   = MAC{2, 0, 0, 0, 0, 1}
+	portLocal     = netip.MustParseAddr("fe80::ff:fe00:80")
+	portVIP       = netip.MustParseAddr("10.1.0.80")
+	portVIP6      = netip.MustParseAddr("fd00::80")
+	portHost      = netip.MustParseAddr("10.1.0.1")
+	portHost6     = netip.MustParseAddr("fd00::1")
+	portHostLocal = netip.MustParseAddr("fe80::1")
+	portNone      = netip.IPv4Unspecified()
 )
 
 // TestLinkLocal: RFC 4291, appendix A.
 func TestLinkLocal(t *testing.T) {
 	if a := LinkLocal(portMAC); a != portLocal {
 		t.Error(a)
-	}
-}
-
-// TestMLDReport: the report is as Linux sends it (net/ipv6/mcast.c, igmp6_send), and a query is recognised.
-func TestMLDReport(t *testing.T) {
-	const want = "6000000000200001" + "fe80000000000000000000fffe000080" + "ff0200000000000000000001ff000080" +
-		"3a00050200000100" + "83007b840000" + "0000" + "ff0200000000000000000001ff000080"
-	b := mldReport(portLocal, solicitedNode(portVIP6))
-	clone := bytes.Clone(b)
-	message := append(clone[:ipv6Len:ipv6Len], clone[mldHead:]...)
-	if ndChecksum(message) != 0 {
-		t.Error("the checksum is wrong")
-	}
-	copy(b[mldHead+2:], []byte{0x7b, 0x84})
-	if got := hex.EncodeToString(b); got != want {
-		t.Errorf("%s, want %s", got, want)
-	}
-	if isQuery(b) {
-		t.Error("a report is a query")
-	}
-	b[mldHead] = mldQuery
-	if !isQuery(b) || isQuery(b[:mldLen-1]) {
-		t.Error("a query is none")
 	}
 }
 
@@ -135,10 +112,13 @@ func TestAnswererOnPort(t *testing.T) {
 	other := netip.MustParseAddr("10.1.0.81")
 	a.Receive(portHostMAC, broadcast, unix.ETH_P_ARP, arpRequest(portHostMAC, portHost, other))
 	w.want(t)
-	query := mldReport(portHost6, allNodes)
-	query[mldHead] = mldQuery
-	a.Receive(portHostMAC, groupMAC(allNodes), unix.ETH_P_IPV6, query)
-	w.want(t, portFrame{groupMAC(groups[0]), unix.ETH_P_IPV6, mldReport(portLocal, groups[0])})
+	a.Receive(portHostMAC, groupMAC(allNodes), unix.ETH_P_IPV6, mldQueryFrom(portHostLocal, allNodes))
+	var reported []portFrame
+	testkit.Eventually(t, "a report", func() bool {
+		reported = append(reported, w.take()...)
+		return slices.ContainsFunc(reported, portFrame{groupMAC(groups[0]), unix.ETH_P_IPV6,
+			mldReport(portLocal, groups[0])}.equal)
+	})
 
 	a.Receive(portHostMAC, broadcast, unix.ETH_P_ARP, arpRequest(portHostMAC, portVIP, portVIP))
 	w.want(t, portFrame{broadcast, unix.ETH_P_ARP, arpRequest(portMAC, portVIP, portVIP)})
@@ -163,6 +143,57 @@ func (w *fakePort) want(t *testing.T, want ...portFrame) {
 	t.Helper()
 	if got := w.take(); !slices.EqualFunc(got, want, portFrame.equal) {
 		t.Errorf("frames %v, want %v", got, want)
+	}
+}
+
+// TestPortRefuses: frames that are no valid messages are refused, and those beyond the bound for frames about the
+// addresses. Valid messages about other addresses are not.
+func TestPortRefuses(t *testing.T) {
+	w := &fakePort{}
+	a := OpenOn(NewSharedPort(w), portLocal, slog.New(slog.DiscardHandler))
+	good := arpRequest(portHostMAC, portHost, portVIP)
+	other := arpRequest(portHostMAC, portHost, portHost)
+	solicit := ndPacket{kind: solicitation, src: portHost6, dst: solicitedNode(portVIP6), target: portVIP6,
+		mac: portHostMAC, hasMAC: true}
+	router := solicit.bytes()
+	router[40] = 134
+	damaged := solicit.bytes()
+	damaged[43]++
+	for range 2 { // before and after Set
+		for _, c := range []struct {
+			name      string
+			etherType uint16
+			payload   []byte
+			want      bool
+		}{
+			{"a request", unix.ETH_P_ARP, good, true},
+			{"a request for another address", unix.ETH_P_ARP, other, true},
+			{"a short request", unix.ETH_P_ARP, good[:arpLen-1], false},
+			{"a solicitation", unix.ETH_P_IPV6, solicit.bytes(), true},
+			{"a damaged solicitation", unix.ETH_P_IPV6, damaged, false},
+			{"a router's advertisement", unix.ETH_P_IPV6, router, false},
+		} {
+			if got := a.Receive(portHostMAC, broadcast, c.etherType, c.payload); got != c.want {
+				t.Errorf("%s is taken: %v", c.name, got)
+			}
+		}
+		a.Set([]Device{{Name: "tap0", Index: 7, MAC: portMAC, Addrs: []netip.Addr{portVIP, portVIP6}}})
+	}
+	begin := time.Now()
+	w.take()
+	refused := 0
+	for range 10 * pacePackets {
+		if !a.Receive(portHostMAC, broadcast, unix.ETH_P_ARP, good) {
+			refused++
+		}
+	}
+	ticks := int(time.Since(begin)/paceTick) + 2
+	answers := len(w.take())
+	if answers > ticks*pacePackets || answers+refused != 10*pacePackets || ticks < 10 && refused == 0 {
+		t.Errorf("%d answers and %d refused in %v", answers, refused, time.Since(begin))
+	}
+	if !a.Receive(portHostMAC, broadcast, unix.ETH_P_ARP, other) {
+		t.Error("a request for another address is refused in a flood")
 	}
 }
 

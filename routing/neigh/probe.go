@@ -20,9 +20,10 @@ type Prober struct {
 
 // Owner is another host that has an address.
 type Owner struct {
-	Device string
-	Addr   netip.Addr
-	MAC    MAC
+	Device  string
+	Addr    netip.Addr
+	MAC     MAC
+	Probing bool // it does not have the address yet: it asks at the same time whether another host has it
 }
 
 // OpenProber opens the sockets for all devices, present and future. It needs CAP_NET_RAW.
@@ -45,7 +46,8 @@ const (
 	questionWait  = 150 * time.Millisecond
 )
 
-// Ask asks on each device for its Addrs, and returns the hosts that have one, each once. It takes a third of a second,
+// Ask asks on each device for its Addrs, and returns the hosts that have one, or that ask for one at the
+// same time and have a lower MAC address than the device, each once. It takes a third of a second,
 // and longer for more than some hundred addresses. No neighbour's table changes: the sender of the questions is 0.0.0.0
 // or ::.
 func (p *Prober) Ask(devices []Device) ([]Owner, error) {
@@ -60,14 +62,14 @@ func (p *Prober) Ask(devices []Device) ([]Owner, error) {
 		}
 	}()
 	for _, s := range []*linkSocket{p.arp, p.nd} {
-		filter, addrs := arpFilter, v4
+		filter, addrs := program(arpFilter), v4
 		if s == p.nd {
 			filter, addrs = ndFilter, v6
 		}
 		if len(addrs) == 0 {
 			continue
 		}
-		if err := errors.Join(s.drain(), s.listen(filter(addrs)), s.stopAt(time.Time{})); err != nil {
+		if err := errors.Join(s.drain(), s.filter(addrs, filter), s.stopAt(time.Time{})); err != nil {
 			return nil, err
 		}
 		listening = append(listening, s)
@@ -100,7 +102,11 @@ func (p *Prober) Ask(devices []Device) ([]Owner, error) {
 	var all []Owner
 	for _, set := range found {
 		for o := range set {
-			all = append(all, o)
+			has := o
+			has.Probing = false
+			if !o.Probing || !set[has] {
+				all = append(all, o)
+			}
 		}
 	}
 	return all, errors.Join(append(stops, errs...)...)
@@ -144,8 +150,12 @@ func (t *table) owners(s *linkSocket, arp bool) (map[Owner]bool, error) {
 		if arp {
 			v = t.arp
 		}
-		if is := v(r, b); is.claimed.IsValid() {
-			found[Owner{t.devices[r.index].Name, is.claimed, is.by}] = true
+		is := v(r, b)
+		if is.claimed.IsValid() {
+			found[Owner{t.devices[r.index].Name, is.claimed, is.by, false}] = true
+		}
+		if is.probed.IsValid() {
+			found[Owner{t.devices[r.index].Name, is.probed, is.by, true}] = true
 		}
 	}
 }

@@ -39,28 +39,46 @@ func openLink(protocol uint16) (*linkSocket, error) {
 	return &linkSocket{conn: c, protocol: protocol}, nil
 }
 
-// listen makes s receive the packets that pass a filter. It needs no capability.
-func (s *linkSocket) listen(filter []bpf.RawInstruction) error { return s.bind(filter, s.protocol) }
+// program returns the filter for the packets that concern addrs; nil stands for all addresses.
+type program func(addrs []netip.Addr) []bpf.RawInstruction
 
-// filter makes s receive the packets that concern addrs. filter is the program for them.
-func (s *linkSocket) filter(addrs []netip.Addr, filter func(addrs []netip.Addr) []bpf.RawInstruction) error {
+// filter makes s receive the packets that concern addrs. It needs no capability.
+func (s *linkSocket) filter(addrs []netip.Addr, p program) error {
 	if len(addrs) == 0 {
 		return s.park()
 	}
-	return s.listen(filter(addrs))
+	return s.bind(p(addrs), p(nil), s.protocol)
 }
 
 // park makes s receive nothing.
-func (s *linkSocket) park() error { return s.bind(nothing(), parked) }
+func (s *linkSocket) park() error { return s.bind(nothing(), nothing(), parked) }
 
-func (s *linkSocket) bind(filter []bpf.RawInstruction, protocol uint16) error {
-	if err := s.conn.SetBPF(filter); err != nil {
+// bind makes s receive the packets of a protocol that pass a filter, or wide, which is smaller and passes more, if
+// there is no room for the filter.
+func (s *linkSocket) bind(filter, wide []bpf.RawInstruction, protocol uint16) error {
+	if err := s.attach(filter, wide); err != nil {
 		return fmt.Errorf("filter of a packet socket: %w", err)
 	}
 	if err := s.conn.Bind(&unix.SockaddrLinklayer{Protocol: networkOrder(protocol)}); err != nil {
 		return fmt.Errorf("bind a packet socket: %w", err)
 	}
 	return nil
+}
+
+// attach attaches a filter, else wide. Filters may take up to net.core.optmem_max bytes of a socket. The present one
+// counts until it is replaced, so it makes room. Packets that pass meanwhile are examined by the receiver.
+func (s *linkSocket) attach(filter, wide []bpf.RawInstruction) error {
+	err := s.conn.SetBPF(filter)
+	if !errors.Is(err, unix.ENOMEM) {
+		return err
+	}
+	if err := s.conn.RemoveBPF(); err != nil && !errors.Is(err, unix.ENOENT) {
+		return err
+	}
+	if err = s.conn.SetBPF(filter); errors.Is(err, unix.ENOMEM) {
+		err = s.conn.SetBPF(wide)
+	}
+	return err
 }
 
 // receive returns the next packet. The bytes are valid until the next call. It returns os.ErrDeadlineExceeded after the
@@ -121,79 +139,4 @@ func networkOrder(v uint16) uint16 {
 	var b [2]byte
 	binary.BigEndian.PutUint16(b[:], v)
 	return binary.NativeEndian.Uint16(b[:])
-}
-
-// groups is the multicast groups that the process is a member of. The kernel reports them to switches by MLD, and to
-// the network cards. It leaves them with the socket.
-type groups struct {
-	conn   *socket.Conn // nil: the kernel has no IPv6
-	in     map[place]bool
-	closed bool
-}
-
-func openGroups() (*groups, error) {
-	c, err := socket.Socket(unix.AF_INET6, unix.SOCK_DGRAM, 0, "udp6", nil)
-	if err != nil && !errors.Is(err, unix.EAFNOSUPPORT) {
-		return nil, fmt.Errorf("socket for multicast groups: %w", err)
-	}
-	return &groups{conn: c, in: map[place]bool{}}, nil
-}
-
-// set makes the process a member of the groups in want alone. It joins those in anew again: the device may have
-// forgotten them. The error names the groups that could not be joined.
-func (g *groups) set(want map[place]bool, anew func(index int) bool) error {
-	if g.conn == nil {
-		return nil
-	}
-	for p := range g.in {
-		if !want[p] || anew(p.index) {
-			_ = g.change(unix.IPV6_LEAVE_GROUP, p) // fails if its device is gone
-			delete(g.in, p)
-		}
-	}
-	var errs []error
-	for p := range want {
-		if g.in[p] {
-			continue
-		}
-		if err := g.change(unix.IPV6_JOIN_GROUP, p); err != nil {
-			errs = append(errs, fmt.Errorf("join %s on device %d: %w", p.addr, p.index, err))
-			continue
-		}
-		g.in[p] = true
-	}
-	return errors.Join(errs...)
-}
-
-func (g *groups) change(option int, p place) error {
-	raw, err := g.conn.SyscallConn()
-	if err != nil {
-		return err
-	}
-	request := unix.IPv6Mreq{Multiaddr: p.addr.As16(), Interface: uint32(p.index)}
-	cerr := raw.Control(func(fd uintptr) {
-		err = unix.SetsockoptIPv6Mreq(int(fd), unix.IPPROTO_IPV6, option, &request)
-	})
-	return errors.Join(cerr, err)
-}
-
-func (g *groups) close() error {
-	if g.conn == nil || g.closed {
-		return nil
-	}
-	g.closed = true
-	return g.conn.Close()
-}
-
-// solicitedNodes returns the groups that t needs.
-func (t *table) solicitedNodes() map[place]bool {
-	want := map[place]bool{}
-	for index, d := range t.devices {
-		for _, a := range d.Addrs {
-			if a.Is6() {
-				want[place{index, solicitedNode(a)}] = true
-			}
-		}
-	}
-	return want
 }

@@ -144,6 +144,41 @@ func TestND(t *testing.T) {
 	}
 }
 
+// TestProbed: while a host probes an address, it leaves it to another host that probes it and has a lower MAC address.
+// A unicast probe, as switches send it to hosts that they know, and a probe for another address count for nothing.
+func TestProbed(t *testing.T) {
+	lower := MAC{2, 0, 0, 0, 0, 0}
+	zero := netip.IPv4Unspecified()
+	for _, c := range []struct {
+		name    string
+		from    MAC
+		addr    netip.Addr
+		unicast bool
+		want    bool
+	}{
+		{"lower", lower, vip4, false, true}, {"lower, IPv6", lower, vip6, false, true},
+		{"higher", theirs, vip4, false, false}, {"higher, IPv6", theirs, vip6, false, false},
+		{"unicast", lower, vip4, true, false}, {"unicast, IPv6", lower, vip6, true, false},
+		{"another address", lower, peer4, false, false}, {"another address, IPv6", lower, peer6, false, false},
+		{"a former address", lower, left4, false, false}, {"a former address, IPv6", lower, left6, false, false},
+		{"our own", ours, vip4, false, false}, {"our own, IPv6", ours, vip6, false, false},
+	} {
+		v := verdict{}
+		if r := (received{onDevice, c.from, c.unicast}); c.addr.Is4() {
+			v = testTable().arp(r, arpRequest(c.from, zero, c.addr))
+		} else {
+			v = testTable().nd(r, ndProbe(c.addr))
+		}
+		if v.probed.IsValid() != c.want || c.want && (v.probed != c.addr || v.by != lower) || v.claimed.IsValid() {
+			t.Errorf("%s: %+v", c.name, v)
+		}
+	}
+	v := testTable().arp(received{onDevice, lower, false}, arpRequest(lower, peer4, vip4))
+	if v.probed.IsValid() {
+		t.Errorf("an ordinary request is a probe: %+v", v)
+	}
+}
+
 // FuzzFrames: no frame is answered that does not ask for an address of the table, and every answer is valid.
 func FuzzFrames(f *testing.F) {
 	f.Add(true, true, arpRequest(theirs, peer4, vip4))

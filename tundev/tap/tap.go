@@ -22,8 +22,9 @@ import (
 // Neighbours gets the frames by which the hosts of the network find each other: ARP, neighbour discovery and queries
 // for multicast listeners.
 type Neighbours interface {
-	// Receive gets the payload of a frame. It is borrowed until Receive returns. Several goroutines call it.
-	Receive(src, dst [6]byte, etherType uint16, payload []byte)
+	// Receive gets the payload of a frame, and reports whether it is such a message. A frame that is refused counts as
+	// drop.Frame. The payload is borrowed until Receive returns. Several goroutines call it.
+	Receive(src, dst [6]byte, etherType uint16, payload []byte) bool
 }
 
 // Port is one queue of the TAP device. One goroutine may read while another sends.
@@ -81,8 +82,9 @@ func (p *Port) accepts(b *packet.Buf) bool {
 	switch {
 	case dst != p.mac && !group, src[0]&1 != 0, src == p.mac:
 	case kind == packet.EtherTypeARP, kind == packet.EtherTypeIPv6 && isDiscovery(b.Bytes()):
-		p.neighbours.Receive(src, dst, kind, b.Bytes())
-		return false
+		if p.neighbours.Receive(src, dst, kind, b.Bytes()) {
+			return false
+		}
 	case kind != packet.EtherTypeIPv4 && kind != packet.EtherTypeIPv6, group:
 	default:
 		p.senders.note(b.Bytes(), src)

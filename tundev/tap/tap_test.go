@@ -34,16 +34,17 @@ var (
 	vip6    = netip.MustParseAddr("2001:db8:f::80")
 )
 
-// heard is a Neighbours that keeps what it gets.
+// heard is a Neighbours that keeps what it gets, and refuses redirects.
 type heard struct {
 	mu    sync.Mutex
 	types []uint16
 }
 
-func (h *heard) Receive(src, dst [6]byte, etherType uint16, payload []byte) {
+func (h *heard) Receive(src, dst [6]byte, etherType uint16, payload []byte) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.types = append(h.types, etherType)
+	return etherType == packet.EtherTypeARP || payload[packet.IPv6HeaderLen] != 137
 }
 
 // open makes a TAP device that is up, its port, and a packet socket by which the host sends and receives its frames.
@@ -116,7 +117,7 @@ func icmp6(kind byte, alert bool) []byte {
 }
 
 // TestFrames: IP packets for the port's address come through, with the Ethernet header in front. ARP and neighbour
-// discovery go to the neighbours. All else is counted.
+// discovery go to the neighbours. All else is counted, and also what the neighbours refuse.
 func TestFrames(t *testing.T) {
 	for _, plain := range []bool{false, true} {
 		testkit.NewNamespace(t)
@@ -134,6 +135,7 @@ func TestFrames(t *testing.T) {
 			frame(client, group, packet.EtherTypeIPv6, icmp6(135, false)...),
 			frame(client, own, packet.EtherTypeIPv6, icmp6(136, false)...),
 			frame(client, group, packet.EtherTypeIPv6, icmp6(130, true)...),
+			frame(client, own, packet.EtherTypeIPv6, icmp6(137, false)...),
 			frame(client, own, packet.EtherTypeIPv6, accepted[2]...),
 			frame(client, group, packet.EtherTypeIPv6, datagram(true, 1)...),
 			frame(own, own, packet.EtherTypeIPv4, datagram(false, 1)...),
@@ -142,7 +144,7 @@ func TestFrames(t *testing.T) {
 			frame(client, own, 0x88cc, 1, 2, 3),
 			frame(client, own, packet.EtherTypeIPv4, accepted[3]...),
 		}
-		const refused = 7
+		const refused = 8
 		for _, f := range frames {
 			if _, err := c.WriteTo(f, &mdpacket.Addr{HardwareAddr: f[:6]}); err != nil {
 				t.Fatal(err)
@@ -166,7 +168,7 @@ func TestFrames(t *testing.T) {
 			t.Errorf("packets %x", got)
 		}
 		want := []uint16{packet.EtherTypeARP, packet.EtherTypeARP, packet.EtherTypeIPv6, packet.EtherTypeIPv6,
-			packet.EtherTypeIPv6}
+			packet.EtherTypeIPv6, packet.EtherTypeIPv6}
 		if !slices.Equal(h.types, want) {
 			t.Errorf("neighbours got %x", h.types)
 		}

@@ -118,13 +118,17 @@ func (l *lan) check(in plan.Inputs, was []neigh.Device) error {
 	slices.SortFunc(owners, func(a, b neigh.Owner) int { return a.Addr.Compare(b.Addr) })
 	var errs []error
 	for _, o := range owners {
+		does := "answers for"
+		if o.Probing {
+			does = "is about to take"
+		}
 		if in.Config.Announce.Warn {
-			l.log.Warn("another host answers for a VIP", "vip", o.Addr, "device", o.Device, "mac", o.MAC)
+			l.log.Warn("another host "+does+" a VIP", "vip", o.Addr, "device", o.Device, "mac", o.MAC)
 			continue
 		}
-		errs = append(errs, fmt.Errorf("VIP %s: another host, with MAC address %s, answers for it on %s: remove the "+
+		errs = append(errs, fmt.Errorf("VIP %s: another host, with MAC address %s, %s it on %s: remove the "+
 			"address there (a realserver needs arp_ignore = 1), or set announce_conflict = \"warn\"", o.Addr, o.MAC,
-			o.Device))
+			does, o.Device))
 	}
 	return errors.Join(errs...)
 }

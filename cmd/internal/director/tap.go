@@ -90,9 +90,9 @@ func (e *ethernet) writer() *tap.Port {
 }
 
 // Receive implements tap.Neighbours.
-func (e *ethernet) Receive(src, dst [6]byte, etherType uint16, payload []byte) {
+func (e *ethernet) Receive(src, dst [6]byte, etherType uint16, payload []byte) bool {
 	e.resolver.Receive(src, dst, etherType, payload)
-	e.answerer.Receive(src, dst, etherType, payload)
+	return e.answerer.Receive(src, dst, etherType, payload)
 }
 
 // read adds the counts of frames that no worker gets to t.

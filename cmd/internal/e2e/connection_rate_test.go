@@ -84,8 +84,8 @@ const (
 func (s *stage) newCallers(n int) *callers {
 	s.t.Helper()
 	c := &callers{s: s, server: s.realserver.As4(), vip: s.VIP.As4(), state: make([]atomic.Uint32, n)}
-	// The clients are at the director's next hop, and no host's kernel sees their packets: a further host would need its
-	// own CPU time.
+	// The clients are at the director's next hop, and no host's kernel sees their packets: a further host would need
+	// its own CPU time.
 	c.end = s.openEnd(s.Router, "director", s.mac(s.Director, "eth0"), netip.PrefixFrom(s.client, 24))
 	nextHop := s.Director.Addr.As4()
 	nextHop[3] = 1

@@ -450,10 +450,12 @@ func (s *site) awaitSnooping() {
 	s.t.Helper()
 	toGroup := func(group string) (send func(), passed func() uint64) {
 		addr := netip.MustParseAddr(group)
-		c, err := s.Insider.Dial("udp", netip.AddrPortFrom(addr.WithZone("eth0"), 9).String())
-		if err != nil {
-			s.t.Fatal(err)
-		}
+		var c net.Conn
+		testkit.Within(s.t, "a route to the group", soon, func() bool {
+			var err error
+			c, err = s.Insider.Dial("udp", netip.AddrPortFrom(addr.WithZone("eth0"), 9).String())
+			return err == nil
+		})
 		s.t.Cleanup(func() { c.Close() })
 		return func() {
 			if _, err := c.Write([]byte("hello")); err != nil {

@@ -18,7 +18,7 @@ const (
 	Reassembly  // a fragment of a packet that was not complete in time, or was evicted for a later one
 
 	// Packets that the director cannot forward. The agent also drops packets as Offload and TooBig.
-	Frame        // an Ethernet frame for another host or for a group, with a VLAN tag, or without an IP packet
+	Frame        // an Ethernet frame for another host or a group, with a VLAN tag, or without valid IP, ARP, ND or MLD
 	Protocol     // neither TCP, UDP, SCTP nor ICMP
 	ICMP         // an ICMP message that is neither an echo request nor an error of the kinds that servers need
 	Neighbour    // neighbour discovery for a VIP: it concerns the link only, where it is answered

@@ -1,6 +1,7 @@
 package plan
 
 import (
+	"bytes"
 	"net/netip"
 	"slices"
 
@@ -17,19 +18,31 @@ func Announce(in Inputs) (all []neigh.Device) {
 	if cfg.TAP {
 		return announceOnPort(in)
 	}
-	vips := VIPs(cfg)
+	vips, own := VIPs(cfg), ownMACs(in.Devices)
 	for i := range in.Devices {
 		d := &in.Devices[i]
 		if !d.Running || !d.Neighbours || !Announces(cfg, d.Name) {
 			continue
 		}
-		row := neigh.Device{Name: d.Name, Index: d.Index, MAC: d.MAC, Losses: d.Losses,
+		row := neigh.Device{Name: d.Name, Index: d.Index, MAC: d.MAC, Own: own, Losses: d.Losses,
 			Addrs: onLink(d, vips), Former: onLink(d, in.RetiredVIPs)}
 		if len(row.Addrs)+len(row.Former) > 0 {
 			all = append(all, row)
 		}
 	}
 	return all
+}
+
+// ownMACs returns the MAC addresses of the devices by which this host uses IP, in ascending order. Two of them may be
+// on the same link, where they are not another host.
+func ownMACs(devices []query.Device) (all []neigh.MAC) {
+	for i := range devices {
+		if d := &devices[i]; d.Neighbours && len(d.Addrs) > 0 {
+			all = append(all, d.MAC)
+		}
+	}
+	slices.SortFunc(all, func(a, b neigh.MAC) int { return bytes.Compare(a[:], b[:]) })
+	return slices.Compact(all)
 }
 
 // Announces reports whether cfg lets the director announce VIPs on a device.

@@ -3,6 +3,7 @@ package plan
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -35,6 +36,24 @@ func described(all []neigh.Device) string {
 		lines = append(lines, line)
 	}
 	return strings.Join(lines, "; ")
+}
+
+// TestAnnounceOwn: other devices of the host are not another host, also those that announce nothing.
+func TestAnnounceOwn(t *testing.T) {
+	bare, tun := ethernet("eth2", 1), query.Device{Name: "wg0", Index: 9, Addrs: ethernet("", 0, "10.9.0.1/24").Addrs}
+	in := Inputs{Config: &config.Director{}, Devices: []query.Device{ethernet("eth1", 3, "10.0.2.3/24"), tun, bare,
+		ethernet("eth0", 2, "10.0.2.2/24")}}
+	in.Config.Announce.Devices = []string{"eth0"}
+	in.Config.Services = []config.Service{{VIPs: []netip.Addr{netip.MustParseAddr("10.0.2.80")}}}
+	was := Announce(in)
+	want := []neigh.MAC{{2, 0, 0, 0, 0, 2}, {2, 0, 0, 0, 0, 3}}
+	if len(was) != 1 || !slices.Equal(was[0].Own, want) {
+		t.Fatalf("%+v, want own %v", was, want)
+	}
+	in.Devices[0].MAC[5] = 7
+	if neigh.EqualDevices(was, Announce(in)) {
+		t.Error("another MAC address of the host changes nothing")
+	}
 }
 
 // TestAnnounce: which VIPs are announced on which devices.
