@@ -36,7 +36,7 @@ func portInputs(change func(cfg *config.Director)) Inputs {
 
 // TestPortMachine: the host has a port of the bridge, and nothing else, unless checks send packets to VIPs.
 func TestPortMachine(t *testing.T) {
-	port := routing.Link{Name: "vs0", MTU: 65521, TxQueueLen: 1000, Bridge: "br0", Up: true}
+	port := routing.Link{Name: "vs0", MTU: 65521, TxQueueLen: queueLen, Bridge: "br0", Up: true}
 	got := Machine(portInputs(func(*config.Director) {}))
 	want := routing.State{Links: []routing.Link{port}, Sysctls: deviceSysctls("vs0", false)}
 	if diff := cmp.Diff(want, got, cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })); diff != "" {
