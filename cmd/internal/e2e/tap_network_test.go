@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"os/exec"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -452,8 +453,16 @@ func (s *site) awaitSnooping() {
 		addr := netip.MustParseAddr(group)
 		var c net.Conn
 		testkit.Within(s.t, "a route to the group", soon, func() bool {
-			var err error
-			c, err = s.Insider.Dial("udp", netip.AddrPortFrom(addr.WithZone("eth0"), 9).String())
+			err := s.Insider.Do(func() error {
+				dev, err := net.InterfaceByName("eth0")
+				if err != nil {
+					return err
+				}
+				// By number: Go remembers the numbers of names, and in another namespace eth0 has another one.
+				to := &net.UDPAddr{IP: addr.AsSlice(), Port: 9, Zone: strconv.Itoa(dev.Index)}
+				c, err = net.DialUDP("udp", nil, to)
+				return err
+			})
 			return err == nil
 		})
 		s.t.Cleanup(func() { c.Close() })

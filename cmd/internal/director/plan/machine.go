@@ -22,8 +22,8 @@ const (
 	lastResort = 4294967294
 	// deviceMTU is the largest MTU. The director itself enforces the MTU of each tunnel.
 	deviceMTU = 65535
-	// queueLen is the number of packets that wait for a worker. They cover the time for which a busy machine's scheduler
-	// holds the worker up: 60 ms at 70,000 packets a second.
+	// queueLen is the number of packets that wait for a worker. They cover the time for which a busy machine's
+	// scheduler holds the worker up: 60 ms at 70,000 packets a second.
 	queueLen = 4096
 )
 
