@@ -256,13 +256,20 @@ func TestConflict(t *testing.T) {
 	}
 }
 
+// openProber opens a Prober until the test ends.
+func openProber(t *testing.T) *Prober {
+	t.Helper()
+	p, err := OpenProber()
+	kerneltest.Must(t, err)
+	t.Cleanup(func() { p.Close() })
+	return p
+}
+
 // TestProber: a host that has an address is found, in each family, and no host that has none.
 func TestProber(t *testing.T) {
 	w := newWire(t)
 	w.set(t)
-	p, err := OpenProber()
-	kerneltest.Must(t, err)
-	defer p.Close()
+	p := openProber(t)
 	asking := w.west
 	asking.Addrs = []netip.Addr{vip4, left4, vip6, left6}
 	for range 2 { // no answer of the first time is left over
@@ -285,9 +292,7 @@ func TestProber(t *testing.T) {
 func TestProberOnOneLink(t *testing.T) {
 	w := newWire(t)
 	w.set(t)
-	p, err := OpenProber()
-	kerneltest.Must(t, err)
-	defer p.Close()
+	p := openProber(t)
 	asking := w.west
 	asking.Addrs, asking.Own = []netip.Addr{vip4, vip6}, []MAC{w.east.MAC}
 	if owners, err := p.Ask([]Device{asking}); err != nil || owners != nil {
@@ -347,9 +352,7 @@ func TestLittleSocketMemory(t *testing.T) {
 	if err := os.WriteFile(optmem, []byte("20480"), 0); err != nil {
 		t.Skipf("%v: before Linux 6.8 it is of the whole machine", err)
 	}
-	p, err := OpenProber()
-	kerneltest.Must(t, err)
-	defer p.Close()
+	p := openProber(t)
 	for _, n := range []int{400, 700, 200, 700, 1000} {
 		d := w.east
 		d.Addrs = nil

@@ -46,10 +46,9 @@ const (
 	questionWait  = 150 * time.Millisecond
 )
 
-// Ask asks on each device for its Addrs, and returns the hosts that have one, or that ask for one at the
-// same time and have a lower MAC address than the device, each once. It takes a third of a second,
-// and longer for more than some hundred addresses. No neighbour's table changes: the sender of the questions is 0.0.0.0
-// or ::.
+// Ask asks on each device for its Addrs, and returns the hosts that have one, or that ask for one at the same time and
+// have a lower MAC address than the device, each once. It takes a third of a second, and longer for more than some
+// hundred addresses. No neighbour's table changes: the sender of the questions is 0.0.0.0 or ::.
 func (p *Prober) Ask(devices []Device) ([]Owner, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

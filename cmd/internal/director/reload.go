@@ -37,7 +37,7 @@ func (d *director) configure(cfg *config.Director) (was, is *state, err error) {
 	if err := sameProgram(d.file, d.controller.state().inputs.Config, cfg); err != nil {
 		return nil, nil, err
 	}
-	if err := d.checkVIPs(cfg); err != nil {
+	if err := d.checkConflicts(cfg); err != nil {
 		return nil, nil, err
 	}
 	endMove, err := d.http.Move(cfg.Metrics)
@@ -55,8 +55,8 @@ func (d *director) configure(cfg *config.Director) (was, is *state, err error) {
 	return was, is, nil
 }
 
-// checkVIPs is lan.check for the VIPs that cfg adds on the present devices. The controller does not wait for it.
-func (d *director) checkVIPs(cfg *config.Director) error {
+// checkConflicts is lan.check for the VIPs that cfg adds on the present devices. The controller does not wait for it.
+func (d *director) checkConflicts(cfg *config.Director) error {
 	before := d.controller.state()
 	in := before.inputs.Reconfigured(cfg)
 	if err := d.controller.do(func() { d.controller.listDevices(&in) }); err != nil {
