@@ -312,6 +312,17 @@ func (p *program) intake() (st api.RealserverStatus) {
 	return st
 }
 
+// mustLetIn waits until an agent has let in so many bytes, and fails the test if it refused a packet. An agent counts a
+// batch when its packets are with the server, which may have answered by then.
+func (p *program) mustLetIn(bytes int) {
+	p.t.Helper()
+	testkit.Within(p.t, fmt.Sprintf("%s has let in %d bytes", p, bytes), soon,
+		func() bool { return p.intake().Out.Bytes >= uint64(bytes) })
+	if in := p.intake(); len(in.Drops) != 0 || in.Overruns != 0 {
+		p.t.Errorf("%s refused %v, %d overruns; want nothing and 0", p, in.Drops, in.Overruns)
+	}
+}
+
 // descriptors returns the number of the program's open descriptors.
 func (p *program) descriptors() int {
 	p.t.Helper()

@@ -51,10 +51,7 @@ func TestInteropKernelDirector(t *testing.T) {
 				s.echoUDP(s.Webs[0], 53)
 				s.mustUpload(80, interopBulk)
 				s.mustEcho(0, 1, 1440, 1444, 1448, 1452, 1453, 1472, 4000)
-				if in := s.agents[0].intake(); len(in.Drops) != 0 || in.Overruns != 0 || in.Out.Bytes < interopBulk {
-					t.Errorf("the agent let in %d bytes, refused %v, %d overruns; want more than %d, nothing and 0",
-						in.Out.Bytes, in.Drops, in.Overruns, interopBulk)
-				}
+				s.agents[0].mustLetIn(interopBulk)
 			})
 		}
 	}
@@ -182,10 +179,7 @@ func TestInteropMixed(t *testing.T) {
 				if seen["web1"] != 3 || seen["web2"] != 3 {
 					t.Errorf("answers are from %v, want 3 from each", seen)
 				}
-				if in := s.agents[0].intake(); len(in.Drops) != 0 || in.Out.Bytes < interopBulk {
-					t.Errorf("the agent let in %d bytes and refused %v, want more than %d and nothing", in.Out.Bytes,
-						in.Drops, interopBulk)
-				}
+				s.agents[0].mustLetIn(interopBulk)
 				if n, err := s.Webs[0].Received(device); n == 0 || err != nil {
 					t.Errorf("%d packets came in by %s, %v", n, device, err)
 				}

@@ -233,6 +233,8 @@ func TestTunnelPaths(t *testing.T) {
 			}
 		}
 	}
+	testkit.Within(t, "the director has counted them", soon,
+		func() bool { return s.director.balance().In.Packets >= uint64(sent) })
 	st := s.director.balance()
 	if len(st.Drops) != 0 || st.In.Packets != uint64(sent) {
 		t.Errorf("%d packets in, dropped %v; %d were sent, and nothing else should come", st.In.Packets, st.Drops, sent)

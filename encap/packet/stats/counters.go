@@ -32,15 +32,9 @@ func (t *Tally) DropN(r drop.Reason, n uint64) {
 	t.dropped = true
 }
 
-// Add adds t to c and empties t.
+// Add adds t to c and empties t. The incoming packets are last, and Read reads them first: whoever reads a packet in
+// InPackets reads what became of it, too.
 func (c *Counters) Add(t *Tally) {
-	c.inPackets.Add(t.InPackets)
-	c.inBytes.Add(t.InBytes)
-	c.outPackets.Add(t.OutPackets)
-	c.outBytes.Add(t.OutBytes)
-	if t.Resets != 0 {
-		c.resets.Add(t.Resets)
-	}
 	if t.dropped {
 		for i, n := range t.Drops {
 			if n != 0 {
@@ -48,6 +42,13 @@ func (c *Counters) Add(t *Tally) {
 			}
 		}
 	}
+	if t.Resets != 0 {
+		c.resets.Add(t.Resets)
+	}
+	c.outPackets.Add(t.OutPackets)
+	c.outBytes.Add(t.OutBytes)
+	c.inBytes.Add(t.InBytes)
+	c.inPackets.Add(t.InPackets)
 	*t = Tally{}
 }
 
