@@ -67,9 +67,9 @@ func testSpread(t *testing.T, ipv6 bool) {
 	}
 	for i := range want {
 		if answers[i] != want[i] {
-			t.Fatalf("request %d was answered by %s, want %s by weighted round robin; answers so far: %v", i+1,
-				answers[i],
-				want[i], answers[:i+1])
+			t.Fatalf("request %d was answered by %s, want %s by weighted round robin; answers so far: %v; the client "+
+				"sent %d segments again; the director: %+v", i+1, answers[i], want[i], answers[:i+1],
+				s.counters(s.Client)["TcpRetransSegs"], s.director.balance())
 		}
 	}
 	counts := []uint64{500, 333, 167}
