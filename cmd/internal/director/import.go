@@ -86,8 +86,8 @@ func importFile(c *cobra.Command, format, file, out string, force bool, options 
 	}
 	// A file with only services of firewall marks becomes comments. The notes explain how to fill them in.
 	if _, err := config.ParseDirector("director.toml", result.TOML); err != nil && result.Services > 0 {
-		return fmt.Errorf("%w\n%s: what was made of it is no configuration, which is a fault of this program: mend "+
-			"what is named in it by hand", err, name)
+		return fmt.Errorf("%w\n%s: its import is no valid configuration, which is a fault of this program: fix "+
+			"by hand what is named above", err, name)
 	}
 	if out == "" {
 		_, err = c.OutOrStdout().Write(result.TOML)
