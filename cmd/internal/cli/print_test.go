@@ -150,8 +150,8 @@ func TestPrintHealth(t *testing.T) {
 	}
 	got := strings.Join(strings.Fields(out.String()), " ")
 	for _, want := range []string{"RemoteAddress Forward Weight Health ActiveConn",
-		"rr (web), DOWN: weight 1 is up, quorum 2, sorry server in use -> 10.0.11.2 Tunnel,ipip 1 down 0 0 0 0 0 HTTP status " +
-			"503, want 200-399",
+		"rr (web), DOWN: weight 1 is up, quorum 2, sorry server in use -> 10.0.11.2 Tunnel,ipip 1 down 0 0 0 0 0 " +
+			"HTTP status 503, want 200-399",
 		"10.0.12.2 Tunnel,ipip 1 up 0 0 0 0 0 ->", "10.0.13.2 Tunnel,ipip 1 unchecked 0"} {
 		if !strings.Contains(got, want) {
 			t.Errorf("%q is missing in\n%s", want, &out)

@@ -128,8 +128,8 @@ func TestForwardFaults(t *testing.T) {
 			"2001:db8::80", 1), []string{`service "web": realserver "::1": address: "::1" gets no packet from a ` +
 			`device: want another address of the director's host`}},
 		{"nat of all by a TAP device", "[director]\ndevice = \"tap\"\n" + web("forward = \"nat\"\nrealserver = [{ "+
-			"address = \"10.0.0.1\" }, { address = \"10.0.0.2\" }]"), []string{`service "web": forward: nat does ` +
-			`not work with device = "tap", by which packets pass the host's kernel: want tun or dr, or device = "tun"`}},
+			"address = \"10.0.0.1\" }, { address = \"10.0.0.2\" }]"), []string{`service "web": forward: nat does not ` +
+			`work with device = "tap", by which packets pass the host's kernel: want tun or dr, or device = "tun"`}},
 		{"sorry server's port of tun", web(`sorry_server = "10.0.0.9:80"`), []string{
 			`service "web": sorry_server: only nat changes the port of packets` + only +
 				`tun: leave the port out, or use nat`}},
