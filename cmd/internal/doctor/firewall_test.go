@@ -12,6 +12,33 @@ import (
 	"vstun/routing/query"
 )
 
+// TestRequestsTo: without a tunnel, requests come in by the device that leads to the director, or to the clients.
+func TestRequestsTo(t *testing.T) {
+	link := func(a netip.Addr) string {
+		if a == netip.MustParseAddr("10.0.2.2") {
+			return "eth1"
+		}
+		return "eth0"
+	}
+	directors := []netip.Prefix{netip.MustParsePrefix("10.0.2.2/32")}
+	for _, c := range []struct {
+		cfg  config.Realserver
+		want string
+	}{
+		{config.Realserver{Encaps: []string{"ipip"}, Directors: directors},
+			"vs0 false requests for 10.0.2.80:80 that come out of the tunnel: -i vs0"},
+		{config.Realserver{}, "eth0 true requests for 10.0.2.80:80: -d 10.0.2.80 -p tcp --dport 80"},
+		{config.Realserver{Directors: directors},
+			"eth1 false requests for 10.0.2.80:80: -d 10.0.2.80 -p tcp --dport 80"},
+	} {
+		c.cfg.TUN = "vs0"
+		p := requestsTo(&c.cfg, netip.MustParseAddrPort("10.0.2.80:80"), link)
+		if got := fmt.Sprintf("%s %v %s: %s", p.spec.IIF, p.spec.ReversePath, p.name, p.xtables); got != c.want {
+			t.Errorf("got %q, want %q", got, c.want)
+		}
+	}
+}
+
 // TestForwardChecks: requests to realservers of VS/NAT leave the director's device, too, unless the realserver is the
 // host itself. Connection tracking sees both directions of their connections, so that no packet is invalid.
 func TestForwardChecks(t *testing.T) {
