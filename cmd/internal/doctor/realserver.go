@@ -179,14 +179,15 @@ func (res *result) arp(cfg *config.Realserver) {
 			where := fmt.Sprintf("%s, in %s", d.Name, p.Masked())
 			if sysctlOf(d.Name, "arp_ignore") < 1 {
 				res.find(Finding{Severity: Error, Where: where,
-					What: "arp_ignore is 0, and a director is in that subnet",
+					What: "arp_ignore is 0, and a director may be in that subnet",
 					Why:  "this host answers ARP for the VIPs, and takes clients' packets past the director",
 					Fix:  "sysctl -w net.ipv4.conf.all.arp_ignore=1"})
 			}
 			if sysctlOf(d.Name, "arp_announce") < 2 {
-				res.find(Finding{Severity: Error, Where: where, What: "arp_announce is below 2, and a director is in " +
-					"that subnet", Why: "this host sends ARP requests from the VIPs, and neighbours send the " +
-					"VIPs' packets here",
+				res.find(Finding{Severity: Error, Where: where,
+					What: "arp_announce is below 2, and a director may be in that subnet",
+					Why: "this host sends ARP requests from the VIPs, and neighbours send the " +
+						"VIPs' packets here",
 					Fix: "sysctl -w net.ipv4.conf.all.arp_announce=2"})
 			}
 			break
@@ -197,8 +198,12 @@ func (res *result) arp(cfg *config.Realserver) {
 	}
 }
 
-// sharesSubnet reports whether a director may be in a subnet.
+// sharesSubnet reports whether a director may be in a subnet. A realserver of VS/DR alone need not name its directors,
+// which are in one of its subnets.
 func sharesSubnet(subnet netip.Prefix, cfg *config.Realserver) bool {
+	if len(cfg.Directors) == 0 {
+		return true
+	}
 	for _, d := range cfg.Directors {
 		if d.Overlaps(subnet.Masked()) {
 			return true
