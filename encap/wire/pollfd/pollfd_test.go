@@ -117,6 +117,48 @@ func TestCloseWaitsForUser(t *testing.T) {
 	}
 }
 
+// TestLook: a worker looks before it sleeps after a short wait, and only then. Close ends a look, too.
+func TestLook(t *testing.T) {
+	f, w := pipe(t)
+	if _, err := f.Acquire(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := unix.Write(w, []byte{1}); err != nil {
+		t.Fatal(err)
+	}
+	for end := time.Now().Add(10 * time.Second); !f.dense.Load(); { // a busy machine may make one wait long
+		if err := f.Wait(unix.POLLIN); err != nil || time.Now().After(end) {
+			t.Fatalf("no wait for what is there was short: %v", err)
+		}
+	}
+	if _, err := unix.Read(f.num, make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	late := time.AfterFunc(5*time.Millisecond, func() { _, _ = unix.Write(w, []byte{1}) })
+	defer late.Stop()
+	if err := f.Wait(unix.POLLIN); err != nil {
+		t.Fatal(err)
+	}
+	if f.dense.Load() {
+		t.Error("a wait of 5 ms was taken for a short one")
+	}
+	f.dense.Store(true)
+	if _, err := unix.Read(f.num, make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error)
+	go func() { ended <- f.Wait(unix.POLLIN) }()
+	closed := make(chan error)
+	go func() { closed <- f.Close() }()
+	if err := <-ended; !errors.Is(err, os.ErrClosed) {
+		t.Errorf("got %v", err)
+	}
+	f.Release()
+	if err := <-closed; err != nil {
+		t.Error(err)
+	}
+}
+
 func TestWaitAllocatesNothing(t *testing.T) {
 	f, w := pipe(t)
 	if _, err := unix.Write(w, []byte{1}); err != nil {
