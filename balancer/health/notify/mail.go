@@ -62,7 +62,7 @@ type MailStats struct {
 	Configured bool
 	Sent       uint64    // mails that the server has taken
 	Failed     uint64    // failed attempts at a mail
-	Lost       uint64    // events that no mail has: too many waited, or the server refused their mail
+	Lost       uint64    // events that no mail has: too many waited, or the server refused their mail's content
 	Waiting    int       // events that wait for a mail
 	Error      string    // why the last attempt failed; "": it did not
 	Since      time.Time // of the first of the failed attempts in a row; zero: the last one did not fail
@@ -205,7 +205,7 @@ func (m *mailer) next() <-chan time.Time {
 	return time.After(time.Until(m.due))
 }
 
-// attempt mails the waiting events. After a failure they wait on, unless the server refuses their mail for good.
+// attempt mails the waiting events. After a failure they wait on, unless the server refuses the content of their mail.
 func (m *mailer) attempt(ctx context.Context) {
 	m.mu.Lock()
 	c, timeout := m.config, m.timeout
@@ -217,7 +217,7 @@ func (m *mailer) attempt(ctx context.Context) {
 	}
 	bounded, cancel := context.WithTimeout(ctx, timeout)
 	delivered, err := deliver(bounded, c, &r)
-	if err != nil && errors.Is(bounded.Err(), context.DeadlineExceeded) {
+	if errors.Is(err, os.ErrDeadlineExceeded) && !errors.Is(bounded.Err(), context.Canceled) {
 		err = fmt.Errorf("not done within %v: %w", timeout, err)
 	}
 	cancel()

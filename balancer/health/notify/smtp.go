@@ -18,7 +18,7 @@ import (
 // maxAnswers bounds what a server may send in one connection, in bytes.
 const maxAnswers = 1 << 20
 
-// refusal is an answer of the server to the mail itself, or to its sender or recipients: it refuses them for good.
+// refusal is an error that is the message's own: another attempt at it can't succeed.
 type refusal struct{ err error }
 
 func (r *refusal) Error() string { return r.err.Error() }
@@ -30,7 +30,7 @@ func isRefusal(err error) bool {
 	return ok
 }
 
-// refused makes a refusal of an answer of class 5 (RFC 5321, section 4.2.1).
+// refused makes a refusal of the server's answer to a message, if it is one of class 5 (RFC 5321, section 4.2.1).
 func refused(err error) error {
 	if answer, ok := errors.AsType[*textproto.Error](err); ok && answer.Code >= 500 {
 		return &refusal{err}
@@ -61,7 +61,7 @@ func deliver(ctx context.Context, c *Mail, r *report) (delivered bool, err error
 	}
 	w, err := client.Data()
 	if err != nil {
-		return false, refused(err)
+		return false, err
 	}
 	if _, err := message.WriteTo(w); err != nil {
 		return false, err
@@ -171,35 +171,29 @@ func (c *Mail) login(client *smtp.Client, name string) error {
 func (c *Mail) envelope(client *smtp.Client) (refusals, err error) {
 	from, err := ParseAddress(c.From)
 	if err != nil {
-		return nil, &refusal{err}
+		return nil, err
 	}
 	if err := client.Mail("<" + from + ">"); err != nil {
-		return nil, refused(fmt.Errorf("from %s: %w", from, err))
+		return nil, fmt.Errorf("from %s: %w", from, err)
 	}
 	var all []error
-	final := true // every refusal is for good
 	for _, text := range c.To {
 		to, err := ParseAddress(text)
 		if err != nil {
-			return nil, &refusal{err}
+			return nil, err
 		}
 		if err := client.Rcpt("<" + to + ">"); err != nil {
 			err = fmt.Errorf("to %s: %w", to, err)
 			if _, answered := errors.AsType[*textproto.Error](err); !answered {
 				return nil, err
 			}
-			final = final && isRefusal(refused(err))
 			all = append(all, err)
 		}
 	}
-	refusals = errors.Join(all...)
-	switch {
-	case len(all) < len(c.To):
-		return refusals, nil
-	case final:
-		return nil, &refusal{refusals}
+	if refusals = errors.Join(all...); len(all) == len(c.To) {
+		return nil, refusals
 	}
-	return nil, refusals
+	return refusals, nil
 }
 
 // advised adds the remedy to an error of TLS.
