@@ -13,8 +13,8 @@ import (
 
 // Mail is a receiver of events by mail.
 type Mail struct {
-	To           []string // addresses, "ops@example.com" or "Operators <ops@example.com>" (RFC 5322, section 3.4); at least one
-	From         string   // address of the same form
+	To           []string // at least one address that ParseAddress reads
+	From         string   // another
 	Server       string   // HOST:PORT of an SMTP server (RFC 5321)
 	TLS          MailTLS
 	CAFile       string   // file of CA

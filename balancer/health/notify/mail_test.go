@@ -115,7 +115,7 @@ func TestMailTLS(t *testing.T) {
 			if c.fault != "" {
 				testkit.Eventually(t, "it fails", func() bool { return len(n.said()) > 0 })
 				if got := n.said()[0]; !strings.Contains(got, c.fault) || strings.ContainsAny(got, "\r\n") ||
-					strings.Contains(got, secret) || !strings.HasPrefix(got, "mail of 1 change of state by 127.0.0.1:") {
+					strings.Contains(got, secret) || !strings.HasPrefix(got, "mail of 1 change of state by 127.") {
 					t.Errorf("%q, want %q", got, c.fault)
 				}
 				if st := n.Mail(); st.Failed == 0 || st.Sent > 0 || st.Error == "" || len(s.Mails()) > 0 {
@@ -150,8 +150,8 @@ func TestMailText(t *testing.T) {
 	if got := subjectOf(t, m); got != `lb1: service "wéb": realserver 10.0.0.1 down` {
 		t.Errorf("subject %q", got)
 	}
-	const want = "The director on lb1 reports 1 change of state.\n\n2026-01-01T00:00:07Z  service \"wéb\": realserver " +
-		"10.0.0.1 is down, was up: answer \"??.??Bcc: x@example.com?\"\n"
+	const want = "The director on lb1 reports 1 change of state.\n\n2026-01-01T00:00:07Z  service \"wéb\": " +
+		"realserver 10.0.0.1 is down, was up: answer \"??.??Bcc: x@example.com?\"\n"
 	if got := bodyOf(t, m); got != want {
 		t.Errorf("body %q", got)
 	}

@@ -24,10 +24,19 @@ type Config struct {
 	Timeout time.Duration // of one notification, 100 ms to 5 min
 }
 
+// Kinds of events.
+const (
+	KindService    = "service"
+	KindRealserver = "realserver"
+)
+
+// Kinds returns all kinds of events.
+func Kinds() []string { return []string{KindService, KindRealserver} }
+
 // Event is a change of state of a service or a realserver. Its JSON form is posted to a webhook.
 type Event struct {
 	Time       time.Time `json:"time"`
-	Kind       string    `json:"kind"` // "service" or "realserver"
+	Kind       string    `json:"kind"` // one of Kinds
 	Service    string    `json:"service"`
 	Realserver string    `json:"realserver,omitempty"` // its address, and its own port; "": a service has changed
 	Old        string    `json:"old"`                  // "up", "down", or "unknown" in a first event

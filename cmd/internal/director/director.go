@@ -103,7 +103,10 @@ func open(file string, cfg *config.Director) (_ *director, err error) {
 	if err := daemon.KeepOnly(unix.CAP_NET_ADMIN); err != nil {
 		d.log.Warn("cannot drop all capabilities", "refused", err)
 	}
-	daemon.WarnUnreadable(d.log, file)
+	daemon.WarnUnreadable(d.log, "the configuration file", file)
+	if m := cfg.Notify.Mail; m != nil && m.PasswordFile != "" {
+		daemon.WarnUnreadable(d.log, "password_file of notify.mail", m.PasswordFile)
+	}
 	daemon.LogWarnings(d.log, cfg.Warnings)
 	d.checks.setRoom()
 	d.checks.warnShort(d.log)

@@ -79,6 +79,8 @@ var onlyBelow = map[string][]string{
 	"C":                                 {},
 
 	"github.com/coreos/go-systemd/v22/daemon": {"cmd/internal/daemon"},
+	"github.com/wneessen/go-mail":             {"balancer/health/notify"},
+	"github.com/wneessen/go-mail/smtp":        {"balancer/health/notify"},
 }
 
 type goPackage struct {
