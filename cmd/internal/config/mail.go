@@ -16,8 +16,8 @@ import (
 // Mail is the [notify.mail] table: the receiver of changes of health by mail.
 type Mail = notify.Mail
 
-// maxRecipients is the number of recipients that every SMTP server takes (RFC 5321, section 4.5.3.1.8).
-const maxRecipients = 100
+// MaxRecipients is the number of recipients that every SMTP server takes (RFC 5321, section 4.5.3.1.8).
+const MaxRecipients = 100
 
 const (
 	wantMail    = `a table: { to = ["ops@example.com"], from = "lb@example.com", server = "smtp.example.com:587" }`
@@ -52,8 +52,8 @@ func readMail(t *table, services []Service) *Mail {
 // readRecipients reads the required key to.
 func readRecipients(t *table) []string {
 	list := t.oneOrMore("to", "an array of mail addresses")
-	if len(list) > maxRecipients {
-		t.faultAt("to", "has %d addresses: want at most %d: let a mailing list have more", len(list), maxRecipients)
+	if len(list) > MaxRecipients {
+		t.faultAt("to", "has %d addresses: want at most %d: let a mailing list have more", len(list), MaxRecipients)
 	}
 	return t.once("to", list, func(v any) (string, bool) { return t.mailAddress("to", v) })
 }
@@ -117,6 +117,13 @@ func readServer(t *table) string {
 		t.faultAt("server", "%s has the port %s: want 1 to 65535", show(s), show(port))
 	}
 	return s
+}
+
+// IsHostPort reports whether a text is a legal value of the key server.
+func IsHostPort(text string) bool {
+	host, port, err := net.SplitHostPort(text)
+	number, errPort := strconv.ParseUint(port, 10, 16)
+	return err == nil && validHost(host) && errPort == nil && number != 0
 }
 
 // validHost reports whether a text is an address or a host's name, of at most 253 bytes.
