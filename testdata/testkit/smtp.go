@@ -10,9 +10,12 @@ import (
 	"errors"
 	"io"
 	"math/big"
+	"mime"
+	"mime/quotedprintable"
 	"net"
 	"net/mail"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -72,6 +75,29 @@ type SMTPMail struct {
 	User    string   // of the login
 	Message *mail.Message
 	Body    string // as it came
+}
+
+// Subject returns the subject, decoded.
+func (m SMTPMail) Subject(t testing.TB) string {
+	t.Helper()
+	s, err := new(mime.WordDecoder).DecodeHeader(m.Message.Header.Get("Subject"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// Text returns the body, decoded, with the ends of lines that Go has.
+func (m SMTPMail) Text(t testing.TB) string {
+	t.Helper()
+	if got := m.Message.Header.Get("Content-Transfer-Encoding"); got != "quoted-printable" {
+		t.Fatalf("encoding %q", got)
+	}
+	b, err := io.ReadAll(quotedprintable.NewReader(strings.NewReader(m.Body)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.ReplaceAll(string(b), "\r\n", "\n")
 }
 
 // ServeSMTP runs a server on a listener until the test ends.

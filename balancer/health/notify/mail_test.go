@@ -3,8 +3,6 @@ package notify
 import (
 	"fmt"
 	"io"
-	"mime"
-	"mime/quotedprintable"
 	"net"
 	"regexp"
 	"slices"
@@ -40,28 +38,6 @@ func newMailed(t *testing.T, c *Mail, timeout time.Duration) *teller {
 	return newTellerWith(t, Config{Mail: c, Timeout: timeout}, func(n *Notifier) {
 		n.mailer.pause, n.mailer.host = 20*time.Millisecond, "lb1"
 	})
-}
-
-// subjectOf and bodyOf return parts of a mail, decoded.
-func subjectOf(t *testing.T, m testkit.SMTPMail) string {
-	t.Helper()
-	s, err := new(mime.WordDecoder).DecodeHeader(m.Message.Header.Get("Subject"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return s
-}
-
-func bodyOf(t *testing.T, m testkit.SMTPMail) string {
-	t.Helper()
-	if got := m.Message.Header.Get("Content-Transfer-Encoding"); got != "quoted-printable" {
-		t.Fatalf("encoding %q", got)
-	}
-	b, err := io.ReadAll(quotedprintable.NewReader(strings.NewReader(m.Body)))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return strings.ReplaceAll(string(b), "\r\n", "\n")
 }
 
 // TestMailTLS: mails go over each kind of connection, with each login, and only to the server that the certificate
@@ -147,12 +123,12 @@ func TestMailText(t *testing.T) {
 		Reason: "answer \"\r\n.\r\nBcc: x@example.com\x00\""})
 	testkit.Eventually(t, "mailed", func() bool { return len(s.Mails()) == 1 })
 	m := s.Mails()[0]
-	if got := subjectOf(t, m); got != `lb1: service "wéb": realserver 10.0.0.1 down` {
+	if got := m.Subject(t); got != `lb1: service "wéb": realserver 10.0.0.1 down` {
 		t.Errorf("subject %q", got)
 	}
 	const want = "The director on lb1 reports 1 change of state.\n\n2026-01-01T00:00:07Z  service \"wéb\": " +
 		"realserver 10.0.0.1 is down, was up: answer \"??.??Bcc: x@example.com?\"\n"
-	if got := bodyOf(t, m); got != want {
+	if got := m.Text(t); got != want {
 		t.Errorf("body %q", got)
 	}
 	h := m.Message.Header
@@ -170,10 +146,10 @@ func TestMailText(t *testing.T) {
 		event(1), event(2), Event{Time: at, Kind: "service", Service: "dns", Old: "unknown", New: "down"},
 		Event{Time: at, Kind: "service", Service: "ntp", Old: "unknown", New: "up"}) // no news
 	testkit.Eventually(t, "mailed", func() bool { return len(s.Mails()) == 2 })
-	if got := subjectOf(t, s.Mails()[1]); got != "lb1: 2 realservers down, 1 service down, 1 service up" {
+	if got := s.Mails()[1].Subject(t); got != "lb1: 2 realservers down, 1 service down, 1 service up" {
 		t.Errorf("subject %q", got)
 	}
-	if got := bodyOf(t, s.Mails()[1]); strings.Contains(got, "ntp") || strings.Count(got, "\n") != 6 {
+	if got := s.Mails()[1].Text(t); strings.Contains(got, "ntp") || strings.Count(got, "\n") != 6 {
 		t.Errorf("body %q", got)
 	}
 }
@@ -225,10 +201,10 @@ func TestMailBurst(t *testing.T) {
 	if took := time.Since(begin); took < c.Gather {
 		t.Errorf("mailed after %v", took)
 	}
-	if got := subjectOf(t, s.Mails()[0]); got != "lb1: 1000 realservers down" {
+	if got := s.Mails()[0].Subject(t); got != "lb1: 1000 realservers down" {
 		t.Errorf("subject %q", got)
 	}
-	if got := strings.Count(bodyOf(t, s.Mails()[0]), "is down, was up"); got != maxMailed {
+	if got := strings.Count(s.Mails()[0].Text(t), "is down, was up"); got != maxMailed {
 		t.Errorf("%d events", got)
 	}
 	first := time.Now()
@@ -271,10 +247,10 @@ func TestMailServerAway(t *testing.T) {
 	s := testkit.ServeSMTP(t, ln, testkit.SMTPOptions{TLS: "none"})
 	testkit.Eventually(t, "mailed", func() bool { return len(s.Mails()) == 1 })
 	m := s.Mails()[0]
-	if got := subjectOf(t, m); got != "lb1: 1000 realservers down, 7 more" {
+	if got := m.Subject(t); got != "lb1: 1000 realservers down, 7 more" {
 		t.Errorf("subject %q", got)
 	}
-	body := bodyOf(t, m)
+	body := m.Text(t)
 	for _, want := range []string{"\n7 earlier changes of state are in no mail: ", "\nThis mail is late: ",
 		" attempts failed since ", ": connection refused.\n"} {
 		if !strings.Contains(body, want) {
@@ -394,7 +370,7 @@ func TestMailRefused(t *testing.T) {
 	n.Set(Config{Mail: mailTo(address), Timeout: patience})
 	n.Send(event(4))
 	testkit.Eventually(t, "mailed", func() bool { return len(s.Mails()) == 3 })
-	if got := bodyOf(t, s.Mails()[2]); !strings.Contains(got, "\n1 earlier change of state is in no mail: ") {
+	if got := s.Mails()[2].Text(t); !strings.Contains(got, "\n1 earlier change of state is in no mail: ") {
 		t.Errorf("body %q", got)
 	}
 }

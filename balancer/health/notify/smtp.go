@@ -160,10 +160,11 @@ func (c *Mail) login(client *smtp.Client, name string) error {
 		return fmt.Errorf("the server offers no login by PLAIN, LOGIN or CRAM-MD5, but %q: leave user out, or take "+
 			"another port", list)
 	}
-	if err := client.Auth(by); err != nil {
+	err := client.Auth(by)
+	if _, answered := errors.AsType[*textproto.Error](err); answered {
 		return fmt.Errorf("the server refuses the login as %q: %w: look at user and password_file", c.User, err)
 	}
-	return nil
+	return err
 }
 
 // envelope names sender and recipients to the server. refusals is nil, or names the recipients that the server refuses.

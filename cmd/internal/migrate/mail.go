@@ -226,8 +226,8 @@ func (p *plan) noteMore(services, realservers bool) {
 			continue // is not in services
 		}
 		if services && !a.service {
-			p.noteOf(s, s.Place, "smtp_alert: is off for the virtual_server, on for another one: its changes are mailed, "+
-				"too: look at kinds of [notify.mail]")
+			p.noteOf(s, s.Place, "smtp_alert: is off for the virtual_server, on for another one: its changes are "+
+				"mailed, too: look at kinds of [notify.mail]")
 		}
 		if realservers && a.realservers < len(s.realservers) {
 			p.noteOf(s, s.Place, "smtp_alert: is off for %d of %d real_servers: their changes are mailed, too: look at "+

@@ -59,8 +59,9 @@ func TestMail(t *testing.T) {
 		}), []string{"9: smtp_alert: is off for 1 of 2 real_servers"}},
 		"not of one real_server": {mailed(least, "", "", "smtp_alert off"), to(none), []string{
 			"9: smtp_alert: is off for 1 of 2 real_servers"}},
-		"all keys": {mailed("notification_email {\nops@example.com \"Night <night@example.com>\" # both\n  root@localhost\n"+
-			"ops@example.com\n}\nnotification_email_from keepalived@lb1\nsmtp_server mail.example.com 587\n"+
+		"all keys": {mailed("notification_email {\nops@example.com \"Night <night@example.com>\"\n"+
+			"root@localhost # both\nops@example.com\n}\nnotification_email_from keepalived@lb1\n"+
+			"smtp_server mail.example.com 587\n"+
 			"smtp_helo_name lb1.example.com\nsmtp_connect_timeout 15", "", "", ""), to(func(m *config.Mail) {
 			m.To, m.From = []string{"ops@example.com", "Night <night@example.com>", "root@localhost"}, "keepalived@lb1"
 			m.Server, m.Helo = "mail.example.com:587", "lb1.example.com"
