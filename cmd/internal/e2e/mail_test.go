@@ -232,6 +232,7 @@ func TestImportedMail(t *testing.T) {
 	if got := s.ask("check"); got.code != 0 {
 		t.Fatalf("director check: exit status %d\n%s%s", got.code, got.stdout, got.stderr)
 	}
+	s.director.configure(s.fileWith(strings.Replace(toml, "[notify.mail]\n", "[notify.mail]\ngather = \"1s\"\n", 1)))
 	s.director.start()
 	s.awaitHealth("up up")
 	for _, ln := range servers {

@@ -230,8 +230,8 @@ func (p *plan) noteMore(services, realservers bool) {
 				"mailed, too: look at kinds of [notify.mail]")
 		}
 		if realservers && a.realservers < len(s.realservers) {
-			p.noteOf(s, s.Place, "smtp_alert: is off for %d of %d real_servers: their changes are mailed, too: look at "+
-				"services of [notify.mail]", len(s.realservers)-a.realservers, len(s.realservers))
+			p.noteOf(s, s.Place, "smtp_alert: is off for %d of %d real_servers: their changes are mailed, too: look "+
+				"at services of [notify.mail]", len(s.realservers)-a.realservers, len(s.realservers))
 		}
 	}
 }
