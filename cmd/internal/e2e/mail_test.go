@@ -54,7 +54,8 @@ func TestMail(t *testing.T) {
 	s.namedEcho(s.Webs[0], 80)
 	first, second := netip.AddrPortFrom(s.Client.Addr, 587).String(), netip.AddrPortFrom(s.Client.Addr, 465).String()
 	own, ca := testkit.Certificate(t, s.Client.Addr.String())
-	keys := fmt.Sprintf("user = \"lb\"\npassword_file = %q\nca = %q\n", s.secret("password", "one\n"), s.secret("ca", ca))
+	keys := fmt.Sprintf("user = \"lb\"\npassword_file = %q\nca = %q\n", s.secret("password", "one\n"),
+		s.secret("ca", ca))
 	plain, _ := s.serveSMTP(s.Client, first, testkit.SMTPOptions{TLS: "starttls", Certificate: own, User: "lb",
 		Password: "one"})
 	direct, away := s.serveSMTP(s.Client, second, testkit.SMTPOptions{TLS: "tls", Certificate: own, User: "lb",
@@ -81,15 +82,16 @@ func TestMail(t *testing.T) {
 
 	s.secret("password", "two\n")
 	changes := s.reloadWith(checked + mailTOML(second, keys+"tls = \"tls\"\n"))
-	want := fmt.Sprintf("notify: mail: server %s -> %s\nnotify: mail: tls starttls -> tls\nnotify: mail: password_file "+
-		"%[3]s -> %[3]s with another password", first, second, filepath.Join(s.dir, "password"))
+	want := fmt.Sprintf("notify: mail: server %s -> %s\nnotify: mail: tls starttls -> tls\nnotify: mail: "+
+		"password_file %[3]s -> %[3]s with another password", first, second, filepath.Join(s.dir, "password"))
 	if got := strings.Join(changes, "\n"); got != want {
 		t.Errorf("%s, want %s", got, want)
 	}
 	up = s.alive(s.Webs[0])
 	testkit.Within(t, "a mail comes by the other server", 2*soon, func() bool { return len(direct.Mails()) == 1 })
 	if got := direct.Mails()[0]; !strings.HasSuffix(got.Subject(t), ": 1 service up, 1 realserver up") &&
-		!strings.HasSuffix(got.Subject(t), ": 1 realserver up, 1 service up") || got.User != "lb" || len(plain.Mails()) > 1 {
+		!strings.HasSuffix(got.Subject(t), ": 1 realserver up, 1 service up") || got.User != "lb" ||
+		len(plain.Mails()) > 1 {
 		t.Errorf("%+v", got)
 	}
 	s.mustRefuseForeignPassword()
@@ -104,7 +106,8 @@ func TestMail(t *testing.T) {
 	if got := s.ask("status").stdout; !strings.Contains(got, "last mail error: "+second+": dial tcp ") {
 		t.Errorf("status prints\n%s", got)
 	}
-	s.director.mustName(symptom{"health", []string{"its quorum is 1"}}, symptom{"health", []string{"10.0.11.2", "is down"}},
+	s.director.mustName(symptom{"health", []string{"its quorum is 1"}},
+		symptom{"health", []string{"10.0.11.2", "is down"}},
 		symptom{"mail", []string{"warning", second, "the director's mails fail: ", "in no mail yet"}})
 	back, _ := s.serveSMTP(s.Client, second, testkit.SMTPOptions{TLS: "tls", Certificate: own, User: "lb",
 		Password: "two"})
@@ -129,8 +132,8 @@ func (s *site) mustRefuseForeignPassword() {
 		s.t.Fatal(err)
 	}
 	line := strings.Count(string(text[:strings.Index(string(text), "password_file")]), "\n") + 1
-	want := fmt.Sprintf("%s:%d: notify: mail: password_file: open %s: permission denied: want ", s.director.config, line,
-		path)
+	want := fmt.Sprintf("%s:%d: notify: mail: password_file: open %s: permission denied: want ", s.director.config,
+		line, path)
 	if got := s.ask("reload"); got.code != 1 || !strings.Contains(got.stderr, want) {
 		s.t.Errorf("reload: exit status %d, want %q:\n%s", got.code, want, got.stderr)
 	}
@@ -157,7 +160,8 @@ func TestMailFaults(t *testing.T) {
 	for _, want := range []string{fmt.Sprintf("%s:%d: notify: mail: from: missing: ", file, at("[notify.mail]")),
 		fmt.Sprintf("%s:%d: notify: mail: server: ", file, at("server")),
 		fmt.Sprintf(`%s:%d: notify: mail: tls: "ssl" is unknown: want starttls, tls or none`, file, at("tls")),
-		fmt.Sprintf("%s:%d: notify: mail: password_file: open %s/gone: no such file", file, at("password_file"), s.dir)} {
+		fmt.Sprintf("%s:%d: notify: mail: password_file: open %s/gone: no such file", file, at("password_file"),
+			s.dir)} {
 		if got.code == 0 || !strings.Contains(got.stderr+got.stdout, want) {
 			t.Errorf("exit status %d, want %q:\n%s%s", got.code, want, got.stdout, got.stderr)
 		}
@@ -173,7 +177,8 @@ func TestMailOfBurst(t *testing.T) {
 	s := newSite(t, 1, nil)
 	server, _ := s.serveSMTP(s.Client, netip.AddrPortFrom(s.Client.Addr, 25).String(), testkit.SMTPOptions{TLS: "none"})
 	text := fmt.Sprintf("[[service]]\nname = \"web\"\nvip = %q\nprotocol = \"tcp\"\nport = 80\n", s.VIP) +
-		"check = { type = \"file\", path = \"" + s.secret("down", "1") + "\", factor = 0, interval = \"1s\", fall = 1 }\n"
+		"check = { type = \"file\", path = \"" + s.secret("down", "1") +
+		"\", factor = 0, interval = \"1s\", fall = 1 }\n"
 	for i := range dead {
 		text += fmt.Sprintf("[[service.realserver]]\naddress = \"10.99.%d.%d\"\n", i/200, 1+i%200)
 	}
@@ -201,8 +206,8 @@ func TestMailOfBurst(t *testing.T) {
 	t.Logf("%d mails", len(server.Mails()))
 }
 
-// TestImportedMail: the import of a keepalived.conf with mail passes director check, and the director that runs it mails
-// what keepalived would mail about: the realserver, and not the service.
+// TestImportedMail: the import of a keepalived.conf with mail passes director check, and the director that runs it
+// mails what keepalived would mail about: the realservers, and not the service.
 func TestImportedMail(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 2, nil)
@@ -213,7 +218,8 @@ func TestImportedMail(t *testing.T) {
 	}
 	global := fmt.Sprintf("global_defs {\nnotification_email {\nops@example.com\n}\nnotification_email_from "+
 		"lb@example.com\nsmtp_server %s\nsmtp_connect_timeout 20\n", s.Client.Addr)
-	code, toml, notes := imports(t, []byte(strings.Replace(string(conf), "global_defs {\n", global, 1)), "keepalived", "-")
+	text := strings.Replace(string(conf), "global_defs {\n", global, 1)
+	code, toml, notes := imports(t, []byte(text), "keepalived", "-")
 	if code != 0 || strings.Count(notes, "\n") != 1 || !strings.Contains(notes, "router_id") {
 		t.Fatalf("import: exit status %d: %s", code, notes)
 	}
@@ -246,7 +252,9 @@ func TestImportedMail(t *testing.T) {
 		return strings.Contains(all, "realserver 10.0.11.2 is down, was ") && strings.Contains(all,
 			"realserver 10.0.12.2 is down, was ")
 	})
-	testkit.Within(t, "the service is down", soon, func() bool { return s.director.balance().Services[0].Health == "down" })
+	testkit.Within(t, "the service is down", soon, func() bool {
+		return s.director.balance().Services[0].Health == "down"
+	})
 	for _, m := range server.Mails() {
 		if m.From != "lb@example.com" || m.TLS || strings.Contains(m.Subject(t)+m.Text(t), "205\" is ") ||
 			strings.Contains(m.Subject(t), "service down") {
@@ -327,7 +335,8 @@ func TestMailByAnotherServer(t *testing.T) {
 		s.director.startAs(exec.Command(cmd.Args[0], cmd.Args[1:]...))
 		testkit.Within(t, "a wrong password is refused by "+mode, 3*soon, func() bool {
 			m := s.director.balance().Mail
-			return m.Failed > 0 && m.Sent == 0 && strings.Contains(m.Error, `the server refuses the login as "lb": 535 `)
+			const refusal = `the server refuses the login as "lb": 535 `
+			return m.Failed > 0 && m.Sent == 0 && strings.Contains(m.Error, refusal)
 		})
 		s.director.stop()
 	}

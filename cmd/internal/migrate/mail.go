@@ -89,7 +89,8 @@ func (k *keepalived) mailServer(st *statement) {
 	if st.arg(2) != "" {
 		n, ok := k.port(st.Place, "smtp_server", st.arg(2))
 		if ok && n == 0 {
-			k.note(st.Place, "smtp_server %q: port 0 is no server's: left out: write server in [notify.mail]", st.arg(1))
+			k.note(st.Place, "smtp_server %q: port 0 is no server's: left out: write server in [notify.mail]",
+				st.arg(1))
 		}
 		if !ok || n == 0 {
 			return
@@ -113,14 +114,14 @@ func (k *keepalived) mailTimeout(st *statement) {
 			st.arg(1))
 		return
 	case n > most:
-		k.note(st.Place, "smtp_connect_timeout %d: is longer than the director waits: imported as %d seconds: a failed "+
-			"mail is sent again", n, most)
+		k.note(st.Place, "smtp_connect_timeout %d: is longer than the director waits: imported as %d seconds: a "+
+			"failed mail is sent again", n, most)
 	}
 	k.mail.timeout = time.Duration(min(max(n, least), most)) * time.Second
 }
 
-// setAlert reads an smtp_alert. As in keepalived, it is on without an argument, and an unknown argument changes nothing.
-// s is the service, nil in global_defs.
+// setAlert reads an smtp_alert. As in keepalived, it is on without an argument, and an unknown argument changes
+// nothing. s is the service, nil in global_defs.
 func (k *keepalived) setAlert(s *service, st *statement, to **bool) {
 	on := true
 	switch st.arg(1) {
@@ -168,16 +169,16 @@ func (p *plan) alerted(s *service) (a alerted) {
 	return a
 }
 
-// mailKeys returns the keys of [notify.mail], or nil if keepalived sends no mail. It notes what keepalived would not mail
-// about, and the director does.
+// mailKeys returns the keys of [notify.mail], or nil if keepalived sends no mail. It notes what keepalived would not
+// mail about, and the director does.
 func (p *plan) mailKeys() []key {
 	m := &p.mail
 	if m.Place == (Place{}) {
 		return nil
 	}
 	if len(m.to) == 0 || m.server == "" {
-		p.note(m.Place, "mail: keepalived sends none without notification_email and smtp_server: left out: write mail in "+
-			"[notify]")
+		p.note(m.Place, "mail: keepalived sends none without notification_email and smtp_server: left out: write mail "+
+			"in [notify]")
 		return nil
 	}
 	var names []string
@@ -196,8 +197,8 @@ func (p *plan) mailKeys() []key {
 	}
 	p.noteMore(services, realservers)
 	if m.from == "" {
-		p.note(m.Place, "no notification_email_from: keepalived takes its user and host: %s is in its place: write the "+
-			"sender as from in [notify.mail]", m.to[0])
+		p.note(m.Place, "no notification_email_from: keepalived takes its user and host: %s is in its place: write "+
+			"the sender as from in [notify.mail]", m.to[0])
 		m.from = m.to[0]
 	}
 	keys := []key{{"to", list(m.to), ""}, {"from", quote(m.from), ""}, {"server", quote(m.server), ""},
