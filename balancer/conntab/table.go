@@ -127,6 +127,13 @@ func NewIn(memory Memory, cfg Config) *Table {
 	return t
 }
 
+// PrepareIPv6 makes the store of IPv6 if it will be in Memory: no packet shall wait for the allocation.
+func (t *Table) PrepareIPv6() {
+	if t.memory != nil {
+		t.ipv6(true)
+	}
+}
+
 // ipv6 returns the store of IPv6. Without create it is nil until the first IPv6 connection.
 func (t *Table) ipv6(create bool) *store[[16]byte] {
 	if s := t.six.Load(); s != nil || !create {
