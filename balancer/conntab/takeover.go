@@ -23,6 +23,11 @@ type Heir struct {
 	Known         bool
 }
 
+// Knows reports whether former has a table whose layout this version knows.
+func Knows(former Former) bool {
+	return former.Section(slotsSection[[4]byte](), slotsLayout[[4]byte]()) != nil
+}
+
 // Adopt takes over the entries of former, which is of a process that has ended at any moment, into the empty table t.
 // Each entry is read for itself. An entry that was about to move is there twice, and is taken once. Pinned flows are
 // not taken. then is the present time on the former table's clock, now on t's. heir returns what has become of a former
