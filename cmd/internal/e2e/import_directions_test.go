@@ -30,6 +30,7 @@ var mayImport = map[string][]string{
 	"tundev":                  {"encap/packet", "encap/packet/drop", "encap/wire/pollfd"},
 	"tundev/tap":              {"encap/egress", "encap/packet", "encap/packet/drop", "encap/packet/stats", "tundev"},
 	"balancer/conntab":        {"encap/packet"},
+	"balancer/keep":           {},
 	"balancer/method":         {"encap", "encap/egress", "encap/packet"},
 	"balancer":                {"balancer/conntab", "balancer/method", "encap/packet", "encap/packet/drop"},
 	"balancer/health":         {"balancer/health/command"},
