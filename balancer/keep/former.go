@@ -177,7 +177,7 @@ func (f *Former) Close() error {
 		f.memory, f.sections = nil, nil
 	}
 	if f.file != nil {
-		errs = append(errs, f.file.Close())
+		errs = append(errs, unlock(f.file))
 		f.file = nil
 	}
 	return errors.Join(errs...)

@@ -228,7 +228,7 @@ func (f *File) Close() error {
 	}
 	f.room, f.former, f.moved = false, nil, true
 	if f.file != nil {
-		err = errors.Join(err, f.file.Close())
+		err = errors.Join(err, unlock(f.file))
 		f.file = nil
 	}
 	return err
@@ -277,7 +277,12 @@ func bootID() (string, error) {
 // ErrInUse is that another process has the file.
 var ErrInUse = errors.New("another process uses it")
 
-// lock takes the lock of an open file.
+// unlock gives up the lock of a file and closes it. A mapping alone would keep the lock.
+func unlock(f *os.File) error {
+	return errors.Join(unix.Flock(int(f.Fd()), unix.LOCK_UN), f.Close())
+}
+
+// lock takes the lock of an open file, which ends with the process at the latest.
 func lock(f *os.File) error {
 	err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 	if err == unix.EWOULDBLOCK {
