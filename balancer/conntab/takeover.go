@@ -112,29 +112,32 @@ func (s *store[A]) adoptConnection(e entry[A], a *adoption, unassured []candidat
 	}
 	t := s.table
 	e.dest, e.expires = h.Dest, a.now+Ticks(left)
-	if former := e.ref; former != 0 {
-		e.ref = a.numbers[former]
-		if e.ref == 0 { // the template is gone
-			e.ref = t.refs.take()
-			t.refs.hold(e.ref)
+	former, orphan := e.ref, false
+	if former != 0 {
+		if e.ref = a.numbers[former]; e.ref == 0 { // the template is gone
+			e.ref, orphan = t.refs.take(), true
+		}
+		t.refs.hold(e.ref)
+		if orphan {
 			t.refs.detach(e.ref)
-			a.numbers[former] = e.ref
-		} else {
-			t.refs.hold(e.ref)
 		}
 	}
 	k, taken := s.adoptEntry(&e, a, e.state.halfOpen())
-	switch {
-	case !taken && e.ref != 0:
-		t.refs.release(e.ref)
-	case taken:
-		a.Connections++
-		a.noteVIP(addr(e.dst))
-		if e.state.halfOpen() {
-			return append(unassured, candidate{k.hash, e.expires})
+	if !taken {
+		if e.ref != 0 {
+			t.refs.release(e.ref)
 		}
-		t.assure(e.ref)
+		return unassured
 	}
+	a.Connections++
+	a.noteVIP(addr(e.dst))
+	if former != 0 {
+		a.numbers[former] = e.ref
+	}
+	if e.state.halfOpen() {
+		return append(unassured, candidate{k.hash, e.expires})
+	}
+	t.assure(e.ref)
 	return unassured
 }
 
