@@ -246,6 +246,17 @@ func Path(socket, suffix string) string {
 
 const shm = "/dev/shm"
 
+// Remove removes what a process has left at path. It is no error if there is nothing.
+func Remove(path string) error {
+	var errs []error
+	for _, p := range []string{path, path + ".new"} {
+		if err := os.Remove(p); err != nil && !errors.Is(err, os.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // ErrNoTmpfs is that a folder is not on tmpfs.
 var ErrNoTmpfs = errors.New("is not on tmpfs")
 

@@ -210,10 +210,8 @@ func (s *site) prepare(h *lab.Host, name string) *program {
 func newProgram(t *testing.T, h *lab.Host, name, config, socket string) *program {
 	t.Helper()
 	t.Cleanup(func() { // it outlives the program
-		for _, suffix := range []string{"", ".new"} {
-			if err := os.Remove(keep.Path(socket, ".table") + suffix); err != nil && !errors.Is(err, os.ErrNotExist) {
-				t.Error(err)
-			}
+		if err := keep.Remove(keep.Path(socket, ".table")); err != nil {
+			t.Error(err)
 		}
 	})
 	return &program{t: t, host: h, name: name, config: config, socket: socket}
