@@ -22,9 +22,9 @@ import (
 	"vstun/testdata/testkit"
 )
 
-// TestKill kills a process under load at random moments, 1,000 with VSTUN_FULL=1: in its start, while it takes over what
-// the process before has left, and while packets, reloads and a sweeper change its table. Each process examines what it
-// has taken over. The connections that the first one has made are there in all.
+// TestKill kills a process under load at random moments, 1,000 with VSTUN_FULL=1: in its start, while it takes over
+// what the process before has left, and while packets, reloads and a sweeper change its table. Each process examines
+// what it has taken over. The connections that the first one has made are there in all.
 func TestKill(t *testing.T) {
 	kills := 100
 	switch {

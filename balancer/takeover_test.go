@@ -142,8 +142,8 @@ func TestAdoptRetired(t *testing.T) {
 		}
 		switch want {
 		case gre.Address:
-			if d.Target() != (Target{gre.Address, method.Config{Encap: encap.KindGRE, Key: 7, HasKey: true, Checksum: true,
-				MTU: unknownMTU}}) {
+			if d.Target() != (Target{gre.Address, method.Config{Encap: encap.KindGRE, Key: 7, HasKey: true,
+				Checksum: true, MTU: unknownMTU}}) {
 				t.Errorf("%+v", d.Target())
 			}
 		case nat.Address:

@@ -118,9 +118,9 @@ type entryName struct {
 
 // flow returns flow n. No two flows have an address or a port in common.
 func (o *operated) flow(n int) packet.Flow {
-	f := packet.Flow{SrcPort: uint16(1000 + n), DstPort: uint16(5000 + n), Src: netip.AddrFrom4([4]byte{10, 1, 2, byte(n)}),
-		Dst: netip.AddrFrom4([4]byte{198, 51, 100, byte(n)}), Proto: []uint8{packet.ProtoTCP, packet.ProtoTCP,
-			packet.ProtoUDP, packet.ProtoSCTP}[n%4]}
+	f := packet.Flow{SrcPort: uint16(1000 + n), DstPort: uint16(5000 + n),
+		Src: netip.AddrFrom4([4]byte{10, 1, 2, byte(n)}), Dst: netip.AddrFrom4([4]byte{198, 51, 100, byte(n)}),
+		Proto: []uint8{packet.ProtoTCP, packet.ProtoTCP, packet.ProtoUDP, packet.ProtoSCTP}[n%4]}
 	if o.ipv6 {
 		b := byte(n)
 		f.Src = netip.AddrFrom16([16]byte{0x20, 1, b, b, b, b, b, b, b, b, b, b, b, b, b, b})

@@ -16,8 +16,8 @@
 // The space of a section is allocated before it is mapped: a hole in a file on a full tmpfs is a SIGBUS. Numbers have
 // the byte order of the machine. A lock on the file (flock) keeps another process away.
 //
-// A new file is made beside the former one, under a name of its own, and takes the former's name when it has everything.
-// So an end in between loses nothing.
+// A new file is made beside the former one, under a name of its own. It takes the former's name when it has everything,
+// so an end in between loses nothing.
 package keep
 
 import (

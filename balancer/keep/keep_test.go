@@ -206,13 +206,14 @@ func TestUnusable(t *testing.T) {
 		spoil  func(t *testing.T, path string)
 		reason string
 	}{
-		"empty":    {func(t *testing.T, path string) { must(t, os.Truncate(path, 0)) }, "too short"},
-		"cut off":  {func(t *testing.T, path string) { must(t, os.Truncate(path, 3*pageSize)) }, "cut off"},
-		"other":    {func(t *testing.T, path string) { overwrite(t, path, 0, "something else") }, "no such file"},
-		"layout":   {func(t *testing.T, path string) { overwrite(t, path, offLayout, "\x77") }, "another layout"},
-		"boot":     {func(t *testing.T, path string) { overwrite(t, path, offBoot, "00000000-1111") }, "another boot"},
-		"size":     {func(t *testing.T, path string) { overwrite(t, path, pageSize+offSecSize+5, "\x01") }, "damaged"},
-		"start":    {func(t *testing.T, path string) { overwrite(t, path, pageSize+offSecStart, "\x00\x00") }, "damaged"},
+		"empty":   {func(t *testing.T, path string) { must(t, os.Truncate(path, 0)) }, "too short"},
+		"cut off": {func(t *testing.T, path string) { must(t, os.Truncate(path, 3*pageSize)) }, "cut off"},
+		"other":   {func(t *testing.T, path string) { overwrite(t, path, 0, "something else") }, "no such file"},
+		"layout":  {func(t *testing.T, path string) { overwrite(t, path, offLayout, "\x77") }, "another layout"},
+		"boot":    {func(t *testing.T, path string) { overwrite(t, path, offBoot, "00000000-1111") }, "another boot"},
+		"size":    {func(t *testing.T, path string) { overwrite(t, path, pageSize+offSecSize+5, "\x01") }, "damaged"},
+		"start": {func(t *testing.T, path string) { overwrite(t, path, pageSize+offSecStart, "\x00\x00") },
+			"damaged"},
 		"writable": {func(t *testing.T, path string) { must(t, os.Chmod(path, 0o666)) }, "another user"},
 		"foreign":  {func(t *testing.T, path string) { must(t, os.Chown(path, 65534, 65534)) }, "another user"},
 		"linked":   {func(t *testing.T, path string) { must(t, os.Link(path, path+"2")) }, "one name"},

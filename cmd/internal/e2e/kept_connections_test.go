@@ -52,8 +52,8 @@ func TestKeptConnections(t *testing.T) {
 				t.Errorf("after %s: adopted %+v", end.name, a)
 			}
 			if len(after.Drops) != 0 || after.In.Packets <= before.In.Packets || after.Out.Bytes <= before.Out.Bytes {
-				t.Errorf("after %s: in %+v, out %+v, dropped %v; before: in %+v, out %+v", end.name, after.In, after.Out,
-					after.Drops, before.In, before.Out)
+				t.Errorf("after %s: in %+v, out %+v, dropped %v; before: in %+v, out %+v", end.name, after.In,
+					after.Out, after.Drops, before.In, before.Out)
 			}
 			for i, svc := range after.Services {
 				for j, r := range svc.Realservers {
