@@ -35,7 +35,8 @@ func Knows(former Former) bool {
 // taken.
 func (t *Table) Adopt(former Former, then, now Ticks, heir func(dest, service uint32) Heir) Adopted {
 	a := adoption{then: then, now: now, heir: heir,
-		assured: asSlice[uint32](former.Section(assuredSection, bitsLayout)), Adopted: Adopted{VIPs: map[netip.Addr]bool{}}}
+		assured: asSlice[uint32](former.Section(assuredSection, bitsLayout))}
+	a.VIPs = map[netip.Addr]bool{}
 	a.held = make([]bool, 32*len(a.assured))
 	a.numbers = make([]uint32, len(a.held))
 	t.four.adopt(asSlice[entry[[4]byte]](former.Section(slotsSection[[4]byte](), slotsLayout[[4]byte]())), &a)

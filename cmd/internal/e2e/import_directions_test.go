@@ -32,7 +32,7 @@ var mayImport = map[string][]string{
 	"balancer/conntab":        {"encap/packet"},
 	"balancer/keep":           {},
 	"balancer/method":         {"encap", "encap/egress", "encap/packet"},
-	"balancer":                {"balancer/conntab", "balancer/method", "encap/packet", "encap/packet/drop"},
+	"balancer":                {"balancer/conntab", "balancer/method", "encap", "encap/packet", "encap/packet/drop"},
 	"balancer/health":         {"balancer/health/command"},
 	"balancer/health/command": {},
 	"balancer/health/notify":  {"balancer/health/command"},
