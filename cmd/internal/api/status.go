@@ -86,6 +86,18 @@ type Connections struct {
 	HalfOpenMax int `json:"half_open_max,omitempty"` // 0: none
 	// half-open connections that made room for new ones
 	Evicted uint64 `json:"evicted"`
+	// file in which the table outlives the process
+	Keep string `json:"keep,omitempty"`
+	// outcome of the start, if a former process has left a table
+	Adopted *Adopted `json:"adopted,omitempty"`
+}
+
+// Adopted is what a director has taken over from a former process.
+type Adopted struct {
+	Connections int `json:"connections"`
+	Templates   int `json:"templates"`
+	Expired     int `json:"expired"` // entries that had ended meanwhile
+	Dropped     int `json:"dropped"` // entries that could not be taken over
 }
 
 // Service is a virtual service with its realservers, in the order of the configuration.

@@ -45,6 +45,8 @@ func TestDirectorDefaults(t *testing.T) {
 			ConnReuse:   1,
 			SecureTCP:   config.SecureAuto,
 			HalfOpenMax: 250_000,
+			Keep:        "/run/vstun/director.table",
+			KeepBeside:  true,
 		},
 		Services: []config.Service{{
 			Name:      "web",
@@ -110,6 +112,7 @@ func TestDirectorEveryKey(t *testing.T) {
 			DropOnRemoval:           true,
 			SecureTCP:               config.SecureAlways,
 			HalfOpenMax:             100_000,
+			Keep:                    "/dev/shm/vstun.table",
 		},
 		Services: []config.Service{{
 			Name:      "web",
@@ -181,7 +184,7 @@ func TestDirectorEveryKey(t *testing.T) {
 				`[[service.realserver]] tables`,
 			`x.toml:70: service "phone": realserver: missing: the service refuses all clients: want ` +
 				`[[service.realserver]] tables`,
-			`x.toml:31: notify: command: "/usr/local/bin/tell" is not there: install it, or name another program`,
+			`x.toml:32: notify: command: "/usr/local/bin/tell" is not there: install it, or name another program`,
 		},
 	}
 	if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{}, netip.AddrPort{})); diff != "" {

@@ -35,6 +35,7 @@ type director struct {
 	network    *routing.Manager // of the machine
 	control    *api.Server
 	http       *metrics.Server
+	memory     memory
 	plane      dataPlane
 	lan        lan
 	checks     checks
@@ -76,7 +77,10 @@ func open(file string, cfg *config.Director) (_ *director, err error) {
 	if err := d.openHTTP(cfg); err != nil {
 		return nil, err
 	}
-	if err := d.plane.open(cfg, d.log); err != nil {
+	if err := d.memory.open(cfg, d.log); err != nil {
+		return nil, err
+	}
+	if err := d.plane.open(cfg, d.memory.sections(), d.log); err != nil {
 		return nil, err
 	}
 	if err := d.plane.allows(cfg); err != nil {
@@ -96,7 +100,7 @@ func open(file string, cfg *config.Director) (_ *director, err error) {
 	d.checks.notifier = notify.New(func(err error) { d.log.Error("notification failed", "error", err) })
 	d.checks.notifier.Set(cfg.Notify)
 	d.controller.notify = d.checks.notifier.Send
-	if err := d.controller.start(cfg); err != nil {
+	if err := d.start(cfg); err != nil {
 		return nil, err
 	}
 	// The sockets are open. Routes, addresses and sysctls change with every reload, and at the end.
@@ -112,6 +116,18 @@ func open(file string, cfg *config.Director) (_ *director, err error) {
 	d.checks.warnShort(d.log)
 	limitGarbage()
 	return d, nil
+}
+
+// start puts the first configuration in force, and takes over what a former process has left.
+func (d *director) start(cfg *config.Director) error {
+	weights, states := d.memory.recall()
+	d.checks.monitor.Remember(states)
+	d.controller.note = d.memory.note
+	if err := d.controller.start(cfg, weights); err != nil {
+		return err
+	}
+	d.controller.adopt(d.memory.adopt(&d.plane))
+	return nil
 }
 
 // garbage is the memory that the program may take, in bytes, in addition to its memory at the start, before the limit
@@ -135,6 +151,9 @@ const (
 	sweepEvery = 100 * time.Millisecond
 	sweepSlots = 300_000
 )
+
+// saveEvery is the period in which counts are copied to the memory that outlives the process.
+const saveEvery = time.Second
 
 // run works until ctx is cancelled or something fails, and leaves the machine as it was before open.
 func (d *director) run(ctx context.Context, hangup func(fn func()) daemon.Task) error {
@@ -164,6 +183,7 @@ func (d *director) run(ctx context.Context, hangup func(fn func()) daemon.Task) 
 			p.shared.Sweep(p.now())
 			p.shared.SendResolved(p.balancer.Snapshot(), p.now())
 		}),
+		daemon.Every(saveEvery, func() { d.memory.save(p) }),
 		daemon.Every(repliesEvery, d.followReplies),
 		d.neighbours.Run,
 		d.controller.run,
@@ -238,6 +258,7 @@ func (d *director) close() error {
 		errs = append(errs, d.control.Close())
 	}
 	d.http.Close()
+	errs = append(errs, d.memory.close(&d.plane))
 	d.flush()
 	return errors.Join(errs...)
 }
