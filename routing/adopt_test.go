@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
@@ -114,4 +115,15 @@ func TestAdoptFindsNothing(t *testing.T) {
 		t.Errorf("adopted: %v; the journal of another boot: %v", adopted, err)
 	}
 	must(t, m.Close())
+}
+
+// TestRemoveLink removes a device that this process has open, and no error comes of one that is not there.
+func TestRemoveLink(t *testing.T) {
+	newHost(t)
+	for range 2 {
+		must(t, RemoveLink("vs0"))
+		if _, err := netlink.LinkByName("vs0"); err == nil {
+			t.Error("the device is still there")
+		}
+	}
 }

@@ -119,7 +119,7 @@ func (m *Manager) recover() error {
 	if err := m.undoAll(); err != nil {
 		return fmt.Errorf("undo what process %d left behind: %w", j.Pid, err)
 	}
-	m.log.Info("undid what a killed predecessor left behind", "pid", j.Pid, "changes", j.Did.String())
+	m.log.Info("undid what a predecessor left behind", "pid", j.Pid, "changes", j.Did.String())
 	return nil
 }
 

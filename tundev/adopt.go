@@ -68,30 +68,56 @@ func Adopt(name string, o Options, fds []int) (*Device, error) {
 // iffDetachQueue is IFF_DETACH_QUEUE of linux/if_tun.h: the queue gets no packets.
 const iffDetachQueue = 0x0400
 
-// differs returns how the device of a queue differs from one called name with the options o; nil: it does not.
-func (o *Options) differs(name string, fd int) error {
+// Identify returns the name of the device of a queue. The error says that the device has been removed, or is in another
+// network namespace than the calling thread.
+func Identify(fd int) (name string, err error) {
+	name, _, err = identify(fd)
+	return name, err
+}
+
+// identify is Identify, with the device's flags.
+func identify(fd int) (name string, flags uint16, err error) {
 	ifr, err := unix.NewIfreq("x")
 	if err != nil {
-		return err
+		return "", 0, err
 	}
 	switch err := unix.IoctlIfreq(fd, unix.TUNGETIFF, ifr); {
 	case err == unix.EBADFD:
-		return errors.New("it has been removed")
+		return "", 0, errors.New("it has been removed")
 	case err != nil:
-		return os.NewSyscallError("TUNGETIFF", err)
+		return "", 0, os.NewSyscallError("TUNGETIFF", err)
 	}
-	flags, isTAP := ifr.Uint16(), ifr.Uint16()&unix.IFF_TAP != 0
+	ns, err := unix.IoctlRetInt(fd, unix.TUNGETDEVNETNS)
+	if err != nil {
+		return "", 0, os.NewSyscallError("TUNGETDEVNETNS", err)
+	}
+	defer unix.Close(ns)
+	var its, ours unix.Stat_t
+	if err := errors.Join(unix.Fstat(ns, &its), unix.Stat("/proc/thread-self/ns/net", &ours)); err != nil {
+		return "", 0, fmt.Errorf("network namespace: %w", err)
+	}
+	if its.Dev != ours.Dev || its.Ino != ours.Ino {
+		return "", 0, errors.New("it is in another network namespace")
+	}
+	return ifr.Name(), ifr.Uint16(), nil
+}
+
+// differs returns how the device of a queue differs from one called name with the options o; nil: it does not.
+func (o *Options) differs(name string, fd int) error {
+	is, flags, err := identify(fd)
+	plain := flags&unix.IFF_VNET_HDR == 0
 	switch {
-	case ifr.Name() != name:
-		return fmt.Errorf("it is called %s, want %s", ifr.Name(), name)
-	case isTAP != o.TAP:
+	case err != nil:
+		return err
+	case is != name:
+		return fmt.Errorf("it is called %s, want %s", is, name)
+	case flags&unix.IFF_TAP != 0 != o.TAP:
 		return fmt.Errorf("it is no %s device", o.kind())
-	case flags&(unix.IFF_VNET_HDR) == 0 != o.Plain:
-		return fmt.Errorf("it has been opened with offload %s", map[bool]string{true: "on", false: "off"}[o.Plain])
+	case plain != o.Plain:
+		return fmt.Errorf("it has been opened with offload %s", map[bool]string{true: "off", false: "on"}[plain])
 	case flags&(unix.IFF_NO_PI|unix.IFF_MULTI_QUEUE|iffDetachQueue) != unix.IFF_NO_PI|unix.IFF_MULTI_QUEUE:
 		return fmt.Errorf("it has other flags: %#x", flags)
-	}
-	if o.Plain {
+	case plain:
 		return nil
 	}
 	var size [4]byte

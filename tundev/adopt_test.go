@@ -172,6 +172,13 @@ func TestAdoptRefuses(t *testing.T) {
 				}
 				return fds
 			}},
+		"namespace": {made: Options{Queues: 1}, want: Options{Queues: 1}, fault: "it is in another network namespace",
+			spoil: func(t *testing.T, fds []int) []int { // InNamespace leaves this namespace, too
+				if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+					t.Fatal(err)
+				}
+				return fds
+			}},
 		"no device": {made: Options{Queues: 1}, want: Options{Queues: 1}, fault: "TUNGETIFF",
 			spoil: func(t *testing.T, fds []int) []int {
 				unix.Close(fds[0])

@@ -71,6 +71,7 @@ func Command() *cobra.Command {
 		withFile(cli.ExplainCommand(socket)),
 		withFile(cli.CaptureCommand(socket)),
 		withFile(cli.ProfileCommand(socket)),
+		withFile(undoCommand(socket)),
 		importCommand(),
 		cli.VersionCommand(),
 	)

@@ -79,6 +79,7 @@ var onlyBelow = map[string][]string{
 	"C":                                 {},
 
 	"github.com/coreos/go-systemd/v22/daemon": {"cmd/internal/daemon"},
+	"github.com/coreos/go-systemd/v22/dbus":   {"cmd/internal/unit"},
 }
 
 type goPackage struct {
