@@ -1,0 +1,225 @@
+package e2e
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+
+	"vstun/cmd/internal/lab"
+	"vstun/testdata/testkit"
+)
+
+const directorUnit = "vstun-director.service"
+
+// unitSite is a site whose director is a unit of a booted systemd.
+type unitSite struct {
+	*site
+	systemd *booted
+}
+
+// newUnitSite builds the hosts and installs the director's program and unit on its host.
+func newUnitSite(t *testing.T, m method, webs int) *unitSite {
+	t.Helper()
+	s := newSiteBy(t, m, webs, nil)
+	u := &unitSite{site: s, systemd: bootOn(t, s.Director)}
+	t.Cleanup(func() {
+		if t.Failed() {
+			journal, _ := u.systemd.try("journalctl", "--no-pager", "-n", "80", "-o", "short-precise")
+			t.Log(journal)
+		}
+	})
+	program, err := os.ReadFile(programPath("director"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(unitFile("director"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.systemd.write("/usr/local/bin/director", string(program))
+	u.systemd.run("chmod", "755", "/usr/local/bin/director")
+	u.systemd.write("/etc/systemd/system/"+directorUnit, string(text))
+	u.systemd.run("systemctl", "daemon-reload")
+	return u
+}
+
+// configure writes the director's configuration. more is keys of [director], services the rest.
+func (u *unitSite) configure(more, services string) {
+	u.t.Helper()
+	u.systemd.write("/etc/vstun/director.toml", "[director]\n"+more+"\n"+services)
+}
+
+// mustBeAnew waits until the unit is active with another process than pid.
+func (u *unitSite) mustBeAnew(pid string) {
+	u.t.Helper()
+	testkit.Within(u.t, "the director is started anew", 3*soon, func() bool {
+		now := u.systemd.property(directorUnit, "MainPID")
+		return now != pid && now != "0" && u.systemd.property(directorUnit, "ActiveState") == "active"
+	})
+}
+
+// watchNetwork returns a function that returns the kernel's messages about routes, rules and devices of the director's
+// host since then.
+func (u *unitSite) watchNetwork() func() []string {
+	u.t.Helper()
+	var sub *nl.NetlinkSocket
+	if err := u.Director.Do(func() (err error) {
+		sub, err = nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR,
+			unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV4_RULE, unix.RTNLGRP_IPV4_NETCONF, unix.RTNLGRP_IPV6_ROUTE,
+			unix.RTNLGRP_IPV6_RULE, unix.RTNLGRP_IPV6_NETCONF)
+		return err
+	}); err != nil {
+		u.t.Fatal(err)
+	}
+	u.t.Cleanup(sub.Close)
+	if err := errors.Join(sub.SetReceiveBufferSize(4<<20, true), sub.SetReceiveTimeout(&unix.Timeval{Usec: 1})); err != nil {
+		u.t.Fatal(err)
+	}
+	return func() (all []string) {
+		for {
+			messages, _, err := sub.Receive()
+			if errors.Is(err, unix.EAGAIN) {
+				return all
+			}
+			if err != nil {
+				u.t.Fatal(err)
+			}
+			for _, m := range messages {
+				all = append(all, fmt.Sprintf("type %d: %x", m.Header.Type, m.Data))
+			}
+		}
+	}
+}
+
+// flow is a steady flow of datagrams from the client to the VIP.
+type flow struct {
+	sent atomic.Uint64
+	stop func() // ends it; may be called twice
+}
+
+// startFlow sends a datagram every period.
+func (s *site) startFlow(port uint16, period time.Duration) *flow {
+	s.t.Helper()
+	f, c, done := &flow{}, s.dial("udp4", port), make(chan struct{})
+	var running sync.WaitGroup
+	running.Go(func() {
+		ticker := time.NewTicker(period)
+		defer ticker.Stop()
+		for {
+			select {
+			case <-done:
+				return
+			case <-ticker.C:
+			}
+			if _, err := c.Write([]byte("count me")); err != nil { // such as ECONNREFUSED: the VIP was unreachable
+				s.t.Errorf("datagram %d: %v", f.sent.Load(), err)
+			}
+			f.sent.Add(1)
+		}
+	})
+	f.stop = sync.OnceFunc(func() {
+		close(done)
+		running.Wait()
+	})
+	s.t.Cleanup(f.stop)
+	return f
+}
+
+// TestRestartLosesNothing: restarts by systemd, and its restarts of a director that was killed, lose no packet of a
+// steady flow, and change nothing on the host. A stop puts the host back as it was.
+func TestRestartLosesNothing(t *testing.T) {
+	t.Parallel()
+	u := newUnitSite(t, tun, 2)
+	b := u.systemd
+	u.startAgents("")
+	u.configure("", fmt.Sprintf(`
+[[service]]
+name = "count"
+vip = %q
+protocol = "udp"
+port = 53
+scheduler = "rr"
+one_packet = true
+realserver = [ { address = %q }, { address = %q } ]
+`, u.VIP, u.Webs[0].Addr, u.Webs[1].Addr))
+	before := observe(t, u.Director)
+	b.run("systemctl", "start", directorUnit)
+	up := observe(t, u.Director)
+	if cmp.Equal(before, up) {
+		t.Fatal("the director changes nothing: the comparison is blind")
+	}
+	for _, web := range u.Webs { // else the client gets ICMP port unreachable
+		u.listenUDP(web, u.at(53))
+	}
+	forwarded := u.countForwarded()
+	f := u.startFlow(53, 2*time.Millisecond)
+	testkit.Within(t, "the flow is forwarded", soon, func() bool { return forwarded() > 0 })
+	for i, how := range []string{"restart", "kill", "restart", "kill", "kill"} {
+		events := u.watchNetwork()
+		pid := b.property(directorUnit, "MainPID")
+		if how == "kill" {
+			b.run("kill", "-KILL", pid)
+		} else {
+			b.run("systemctl", "restart", directorUnit)
+		}
+		u.mustBeAnew(pid)
+		if diff := cmp.Diff(up, observe(t, u.Director)); diff != "" {
+			t.Errorf("%s %d: the host is not as it was (-before +now):\n%s", how, i, diff)
+		}
+		if all := events(); len(all) > 0 {
+			t.Errorf("%s %d: the kernel reports changes: %q", how, i, all)
+		}
+	}
+	f.stop()
+	testkit.Within(t, "all datagrams are forwarded", soon, func() bool { return forwarded() >= f.sent.Load() })
+	if n := forwarded(); n != f.sent.Load() {
+		t.Errorf("%d of %d datagrams are forwarded", n, f.sent.Load())
+	}
+	b.run("systemctl", "stop", directorUnit)
+	u.mustBeAsBefore("after systemctl stop", before)
+}
+
+// countForwarded counts the tunnel packets that leave the director's host for the web servers.
+func (s *site) countForwarded() func() uint64 {
+	s.t.Helper()
+	var all []func() uint64
+	for _, web := range s.Webs {
+		all = append(all, s.count(s.Director, "eth0", lab.Filter{Destination: web.Addr, Protocol: unix.IPPROTO_IPIP,
+			Direction: lab.Out}))
+	}
+	return func() (n uint64) {
+		for _, count := range all {
+			n += count()
+		}
+		return n
+	}
+}
+
+// mustBeAsBefore waits until the director's host is as before. systemd closes the descriptors that it has stored soon
+// after the unit is inactive.
+func (u *unitSite) mustBeAsBefore(when string, before hostState) {
+	u.t.Helper()
+	var now hostState
+	for end := time.Now().Add(soon); time.Now().Before(end); time.Sleep(tick) {
+		if now = observe(u.t, u.Director); cmp.Equal(before, now) {
+			break
+		}
+	}
+	if diff := cmp.Diff(before, now); diff != "" {
+		u.t.Errorf("%s the host is not as it was (-before +now):\n%s", when, diff)
+	}
+	dir := fmt.Sprintf("/proc/%d/root/run/vstun", u.systemd.pid)
+	left, err := filepath.Glob(dir + "/*journal*")
+	if err != nil || len(left) > 0 {
+		u.t.Errorf("%s: %q are left, %v", when, left, err)
+	}
+}
