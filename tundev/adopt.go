@@ -114,7 +114,7 @@ func (o *Options) differs(name string, fd int) error {
 	case flags&unix.IFF_TAP != 0 != o.TAP:
 		return fmt.Errorf("it is no %s device", o.kind())
 	case plain != o.Plain:
-		return fmt.Errorf("it has been opened with offload %s", map[bool]string{true: "off", false: "on"}[plain])
+		return fmt.Errorf("it has been opened with offload %s, want %s", on(!plain), on(!o.Plain))
 	case flags&(unix.IFF_NO_PI|unix.IFF_MULTI_QUEUE|iffDetachQueue) != unix.IFF_NO_PI|unix.IFF_MULTI_QUEUE:
 		return fmt.Errorf("it has other flags: %#x", flags)
 	case plain:
@@ -126,4 +126,12 @@ func (o *Options) differs(name string, fd int) error {
 		return fmt.Errorf("its headers have %d bytes, want %d", n, packet.VirtioLen)
 	}
 	return nil
+}
+
+// on is a value of the key offload.
+func on(offload bool) string {
+	if offload {
+		return "on"
+	}
+	return "off"
 }

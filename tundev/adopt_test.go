@@ -138,9 +138,9 @@ func TestAdoptRefuses(t *testing.T) {
 		"more queues": {made: Options{Queues: 1}, want: Options{Queues: 2}, fault: "it has 1 queues, want 2"},
 		"less queues": {made: Options{Queues: 3}, want: Options{Queues: 2}, fault: "it has 3 queues, want 2"},
 		"offload": {made: Options{Queues: 1, Plain: true}, want: Options{Queues: 1},
-			fault: "it has been opened with offload off"},
+			fault: "it has been opened with offload off, want on"},
 		"no offload": {made: Options{Queues: 1}, want: Options{Queues: 1, Plain: true},
-			fault: "it has been opened with offload on"},
+			fault: "it has been opened with offload on, want off"},
 		"kind": {made: Options{Queues: 1}, want: Options{Queues: 1, TAP: true}, fault: "it is no TAP device"},
 		"removed": {made: Options{Queues: 1}, want: Options{Queues: 1}, fault: "it has been removed",
 			spoil: func(t *testing.T, fds []int) []int {

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -52,10 +54,26 @@ func newUnitSite(t *testing.T, m method, webs int) *unitSite {
 	return u
 }
 
-// configure writes the director's configuration. more is keys of [director], services the rest.
-func (u *unitSite) configure(more, services string) {
+// configure writes the director's configuration. more is keys of [director]. Each datagram to port 53 of the VIP is
+// scheduled by itself.
+func (u *unitSite) configure(more string) {
 	u.t.Helper()
-	u.systemd.write("/etc/vstun/director.toml", "[director]\n"+more+"\n"+services)
+	var all []string
+	for i := range u.Webs {
+		all = append(all, u.realserver(i, "53"))
+	}
+	u.systemd.write("/etc/vstun/director.toml", fmt.Sprintf(`[director]
+%s
+[[service]]
+name = "count"
+vip = %q
+protocol = "udp"
+port = 53
+scheduler = "rr"
+one_packet = true
+%s
+realserver = [ %s ]
+`, more, u.VIP, u.method.keys(), strings.Join(all, ", ")))
 }
 
 // mustBeAnew waits until the unit is active with another process than pid.
@@ -141,16 +159,7 @@ func TestRestartLosesNothing(t *testing.T) {
 	u := newUnitSite(t, tun, 2)
 	b := u.systemd
 	u.startAgents("")
-	u.configure("", fmt.Sprintf(`
-[[service]]
-name = "count"
-vip = %q
-protocol = "udp"
-port = 53
-scheduler = "rr"
-one_packet = true
-realserver = [ { address = %q }, { address = %q } ]
-`, u.VIP, u.Webs[0].Addr, u.Webs[1].Addr))
+	u.configure("")
 	before := observe(t, u.Director)
 	b.run("systemctl", "start", directorUnit)
 	up := observe(t, u.Director)
@@ -186,6 +195,102 @@ realserver = [ { address = %q }, { address = %q } ]
 	}
 	b.run("systemctl", "stop", directorUnit)
 	u.mustBeAsBefore("after systemctl stop", before)
+}
+
+// TestUnitPutsHostBack: however the unit ends, the host is as before, unless the unit starts again.
+func TestUnitPutsHostBack(t *testing.T) {
+	t.Parallel()
+	u := newUnitSite(t, tun, 1)
+	b := u.systemd
+	u.configure("")
+	before := observe(t, u.Director)
+	start := func() (pid string) {
+		t.Helper()
+		b.run("systemctl", "start", directorUnit)
+		return b.property(directorUnit, "MainPID")
+	}
+	mustFail := func() {
+		t.Helper()
+		testkit.Within(t, "the unit has failed", soon, func() bool {
+			return b.property(directorUnit, "ActiveState") == "failed"
+		})
+	}
+
+	pid := start()
+	if out, err := b.try("director", "undo"); err == nil || !strings.Contains(out, "a director runs (process ") {
+		t.Errorf("undo while a director runs: %q, %v", out, err)
+	}
+	b.run("systemctl", "restart", directorUnit)
+	b.run("systemctl", "stop", directorUnit)
+	u.mustBeAsBefore("after a restart and a stop", before)
+	if out := b.run("director", "undo"); !strings.Contains(out, "nothing to undo") {
+		t.Errorf("undo after a stop: %q", out)
+	}
+
+	// The next start fails for a reason that no restart mends.
+	for name, text := range map[string]string{"a faulty key": "queues = \"x\"", "no TOML": "queues = ["} {
+		pid = start()
+		u.configure(text)
+		b.run("kill", "-KILL", pid)
+		mustFail()
+		u.mustBeAsBefore("after a kill and a start with "+name, before)
+		b.run("systemctl", "reset-failed", directorUnit)
+		u.configure("")
+	}
+
+	// The next start fails again and again: it has adopted the devices by then.
+	pid = start()
+	u.configure("metrics = \"198.51.100.1:9464\"") // no address of this host
+	b.run("kill", "-KILL", pid)
+	testkit.Within(t, "two starts have failed", 3*soon, func() bool {
+		n, err := strconv.Atoi(b.property(directorUnit, "NRestarts"))
+		return err == nil && n >= 2
+	})
+	b.run("systemctl", "stop", directorUnit)
+	u.mustBeAsBefore("after failed starts and a stop", before)
+	u.configure("")
+
+	// The administrator does not want restarts.
+	b.write("/run/systemd/system/"+directorUnit+".d/test.conf", "[Service]\nRestart=no\n")
+	b.run("systemctl", "daemon-reload")
+	pid = start()
+	b.run("kill", "-KILL", pid)
+	mustFail()
+	u.mustBeAsBefore("after a kill without a restart", before)
+}
+
+// TestStoredDevicesDiffer: a start with another device, other queues or other offloads gives the stored ones up. With
+// another control socket, the journal is undone before.
+func TestStoredDevicesDiffer(t *testing.T) {
+	t.Parallel()
+	u := newUnitSite(t, tun, 1)
+	b := u.systemd
+	u.configure("queues = 2")
+	before := observe(t, u.Director)
+	b.run("systemctl", "start", directorUnit)
+	for _, c := range []struct{ keys, reason string }{
+		{"queues = 3", "it has 2 queues, want 3"},
+		{"queues = 3\noffload = \"off\"", "it has been opened with offload on, want off"},
+		{"queues = 3\ntun = \"vs7\"", "it is called vs0, want vs7"},
+		{"queues = 2\ncontrol = \"/run/vstun/other.sock\"", ""},
+	} {
+		u.configure(c.keys)
+		b.run("systemctl", "restart", directorUnit)
+		pid := b.property(directorUnit, "MainPID")
+		journal := func() string { return b.run("journalctl", "--no-pager", "-o", "cat", "_PID="+pid) }
+		if c.reason != "" {
+			testkit.Within(t, "the log has "+c.reason, soon, func() bool {
+				return strings.Contains(journal(), "given up") && strings.Contains(journal(), c.reason)
+			})
+		}
+		b.run("systemctl", "restart", directorUnit)
+		pid = b.property(directorUnit, "MainPID")
+		testkit.Within(t, "the new devices are adopted", soon, func() bool {
+			return strings.Contains(journal(), "took over")
+		})
+	}
+	b.run("systemctl", "stop", directorUnit)
+	u.mustBeAsBefore("at the end", before)
 }
 
 // countForwarded counts the tunnel packets that leave the director's host for the web servers.

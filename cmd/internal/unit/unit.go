@@ -15,7 +15,9 @@ import (
 // State is the state of a unit whose main process has ended.
 type State struct {
 	Name string // "vstun-director.service"
-	Job  string // the type of the queued job, such as "stop", "start" or "restart"; "": there is none
+	Job  string // the type of the unit's job, such as "stop", "start" or "restart"; "": there is none
+	// Waits: the job has not begun. A job "start" that has begun is the start that has failed.
+	Waits bool
 
 	Result  string // why the process ended, such as "success", "exit-code" or "signal"; $SERVICE_RESULT
 	Code    int32  // 1 exited, 2 killed, 3 killed and dumped: si_code of SIGCHLD (sigaction(2)); 0: it never ran
@@ -65,7 +67,7 @@ func ask(ctx context.Context) (s State, err error) {
 	}
 	for _, j := range jobs {
 		if j.Unit == s.Name {
-			s.Job = j.JobType
+			s.Job, s.Waits = j.JobType, j.Status == "waiting"
 		}
 	}
 	properties, err := bus.GetUnitTypePropertiesContext(ctx, s.Name, "Service")
@@ -95,10 +97,10 @@ func ends(property any) (e Ends) {
 // StartsAgain reports whether systemd starts the unit again after the stop: because of a queued job, or by Restart=
 // (service_shall_restart in systemd's src/core/service.c).
 func (s State) StartsAgain() bool {
-	switch s.Job {
-	case "start", "restart":
+	switch {
+	case s.Job == "restart", s.Job == "start" && s.Waits:
 		return true
-	case "stop":
+	case s.Job == "stop":
 		return false
 	}
 	if s.Prevent.contain(s.Code, s.Status) {
