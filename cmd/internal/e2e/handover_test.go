@@ -156,7 +156,16 @@ func (s *site) startFlow(port uint16, period time.Duration) *flow {
 // steady flow, and change nothing on the host. A stop puts the host back as it was.
 func TestRestartLosesNothing(t *testing.T) {
 	t.Parallel()
-	u := newUnitSite(t, tun, 2)
+	for _, m := range []method{tun, dr, nat} {
+		t.Run(string(m), func(t *testing.T) {
+			t.Parallel()
+			testRestart(t, m)
+		})
+	}
+}
+
+func testRestart(t *testing.T, m method) {
+	u := newUnitSite(t, m, 2)
 	b := u.systemd
 	u.startAgents("")
 	u.configure("")
@@ -167,11 +176,11 @@ func TestRestartLosesNothing(t *testing.T) {
 		t.Fatal("the director changes nothing: the comparison is blind")
 	}
 	for _, web := range u.Webs { // else the client gets ICMP port unreachable
-		u.listenUDP(web, u.at(53))
+		u.listenUDP(web, fmt.Sprintf(":%d", u.realPort(53)))
 	}
-	forwarded := u.countForwarded()
+	arrived := u.countRequests()
 	f := u.startFlow(53, 2*time.Millisecond)
-	testkit.Within(t, "the flow is forwarded", soon, func() bool { return forwarded() > 0 })
+	testkit.Within(t, "the flow arrives", soon, func() bool { return arrived() > 0 })
 	for i, how := range []string{"restart", "kill", "restart", "kill", "kill"} {
 		events := u.watchNetwork()
 		pid := b.property(directorUnit, "MainPID")
@@ -189,9 +198,9 @@ func TestRestartLosesNothing(t *testing.T) {
 		}
 	}
 	f.stop()
-	testkit.Within(t, "all datagrams are forwarded", soon, func() bool { return forwarded() >= f.sent.Load() })
-	if n := forwarded(); n != f.sent.Load() {
-		t.Errorf("%d of %d datagrams are forwarded", n, f.sent.Load())
+	testkit.Within(t, "all datagrams arrive", soon, func() bool { return arrived() >= f.sent.Load() })
+	if n := arrived(); n != f.sent.Load() {
+		t.Errorf("%d datagrams arrive, and %d were sent", n, f.sent.Load())
 	}
 	b.run("systemctl", "stop", directorUnit)
 	u.mustBeAsBefore("after systemctl stop", before)
@@ -293,13 +302,19 @@ func TestStoredDevicesDiffer(t *testing.T) {
 	u.mustBeAsBefore("at the end", before)
 }
 
-// countForwarded counts the tunnel packets that leave the director's host for the web servers.
-func (s *site) countForwarded() func() uint64 {
+// countRequests counts the datagrams to the web servers, or the tunnel packets with them.
+func (s *site) countRequests() func() uint64 {
 	s.t.Helper()
 	var all []func() uint64
 	for _, web := range s.Webs {
-		all = append(all, s.count(s.Director, "eth0", lab.Filter{Destination: web.Addr, Protocol: unix.IPPROTO_IPIP,
-			Direction: lab.Out}))
+		f := lab.Filter{Destination: web.Addr, Protocol: unix.IPPROTO_UDP, Direction: lab.In}
+		switch s.method {
+		case tun:
+			f.Protocol = unix.IPPROTO_IPIP
+		case dr:
+			f.Destination = s.VIP
+		}
+		all = append(all, s.count(web, "eth0", f))
 	}
 	return func() (n uint64) {
 		for _, count := range all {
