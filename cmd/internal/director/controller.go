@@ -74,7 +74,11 @@ func (c *controller) start(cfg *config.Director) error {
 	in := plan.Inputs{}.Reconfigured(cfg)
 	in.Rules = c.ask.rules()
 	c.resolvePaths(&in)
-	c.awaitNeighbours(&in)
+	if cfg.TAP { // its workers do not read the answers yet
+		c.resolveNeighbours(&in)
+	} else {
+		c.awaitNeighbours(&in)
+	}
 	in.ReplyLinks = c.ask.replyLinks(in)
 	c.listDevices(&in)
 	if err := c.lan.check(in, c.announced(in)); err != nil {

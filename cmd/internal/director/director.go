@@ -143,6 +143,7 @@ const (
 // adopts it.
 func (d *director) run(ctx context.Context, hangup func(fn func()) daemon.Task) error {
 	p := &d.plane
+	d.handover.begin(p)
 	// The workers go on until all else has ended: in the devices packets wait for the next start only from then on.
 	tasks := []daemon.Task{func(ctx context.Context) error {
 		err := d.runControl(ctx, hangup)

@@ -4,7 +4,9 @@ import (
 	"errors"
 	"log/slog"
 	"strings"
+	"time"
 
+	"vstun/balancer/conntab"
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/daemon"
 	"vstun/routing"
@@ -69,6 +71,17 @@ func (h *handover) take(stored daemon.Stored, cfg *config.Director, p *dataPlane
 	err := p.close()
 	p.device, p.local = nil, nil
 	return errors.Join(err, h.forget(devices...))
+}
+
+// firstAnswers is how long packets that have waited in an adopted TAP device may wait on for the MAC addresses of their
+// realservers.
+const firstAnswers = 2 * time.Second
+
+// begin is called when the workers begin.
+func (h *handover) begin(p *dataPlane) {
+	if h.adopted && p.ethernet != nil {
+		p.shared.HoldMore(p.now() + conntab.Ticks(firstAnswers*conntab.PerSecond/time.Second))
+	}
 }
 
 // openNetwork opens the manager of the network state with the journal at path. It adopts the predecessor's changes if

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -127,7 +128,7 @@ type flow struct {
 // startFlow sends a datagram every period.
 func (s *site) startFlow(port uint16, period time.Duration) *flow {
 	s.t.Helper()
-	f, c, done := &flow{}, s.dial("udp4", port), make(chan struct{})
+	f, c, done := &flow{}, s.dial("udp", port), make(chan struct{})
 	var running sync.WaitGroup
 	running.Go(func() {
 		ticker := time.NewTicker(period)
@@ -309,8 +310,11 @@ func (s *site) countRequests() func() uint64 {
 	for _, web := range s.Webs {
 		f := lab.Filter{Destination: web.Addr, Protocol: unix.IPPROTO_UDP, Direction: lab.In}
 		switch s.method {
-		case tun:
+		case "", tun:
 			f.Protocol = unix.IPPROTO_IPIP
+			if web.Addr.Is6() {
+				f.Protocol = unix.IPPROTO_IPV6
+			}
 		case dr:
 			f.Destination = s.VIP
 		}
@@ -341,5 +345,66 @@ func (u *unitSite) mustBeAsBefore(when string, before hostState) {
 	left, err := filepath.Glob(dir + "/*journal*")
 	if err != nil || len(left) > 0 {
 		u.t.Errorf("%s: %q are left, %v", when, left, err)
+	}
+}
+
+// TestHandoverOnLAN: a VIP on the LAN, and a TAP device, lose no packet while one process follows another. The MAC
+// addresses stay. The command undo puts the host back.
+func TestHandoverOnLAN(t *testing.T) {
+	t.Parallel()
+	inUDP := strings.NewReplacer(`"tcp"`, `"udp"`, "port = 80", "port = 53\none_packet = true")
+	for name, build := range map[string]func(t *testing.T, ipv6 bool) (s *site, toml string){
+		"tap": func(t *testing.T, ipv6 bool) (*site, string) {
+			s := newTAPSite(t, ipv6, 2, false, nil)
+			s.startAgents("")
+			return s, s.tapTOML("", "", s.VIP)
+		},
+		"lan": func(t *testing.T, ipv6 bool) (*site, string) {
+			s := newLAN(t, ipv6)
+			s.director = s.prepare(s.Director, "director")
+			return s, s.lanTOML("", s.VIP)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			testkit.Families(t, func(t *testing.T, ipv6 bool) {
+				s, toml := build(t, ipv6)
+				for _, web := range s.Webs {
+					s.listenUDP(web, ":53")
+				}
+				store := newDescriptorStore(t)
+				s.director = s.prepare(s.Director, "director")
+				s.director.configure(inUDP.Replace(toml))
+				before := observe(t, s.Director)
+				store.start(s.director)
+				up, owners := observe(t, s.Director), s.owners(s.Insider, s.VIP)
+				arrived := s.countRequests()
+				f := s.startFlow(53, 2*time.Millisecond)
+				testkit.Within(t, "the flow arrives", soon, func() bool { return arrived() > 0 })
+				for i, end := range []func(){s.director.kill, s.director.stop, s.director.kill} {
+					end()
+					store.start(s.director)
+					when := fmt.Sprintf("after restart %d", i)
+					mustBe(t, when, map[string]hostState{"": up}, map[string]hostState{"": observe(t, s.Director)})
+					if now := s.owners(s.Insider, s.VIP); !slices.Equal(owners, now) || len(now) != 1 {
+						t.Errorf("%s a probe for the VIP is answered by %v, before by %v", when, now, owners)
+					}
+					if log := s.director.Output(); !strings.Contains(log, "took over the devices") {
+						t.Errorf("%s the log is\n%s", when, log)
+					}
+				}
+				f.stop()
+				testkit.Within(t, "all datagrams arrive", soon, func() bool { return arrived() >= f.sent.Load() })
+				if n := arrived(); n != f.sent.Load() {
+					t.Errorf("%d datagrams arrive, and %d were sent", n, f.sent.Load())
+				}
+				s.director.stop()
+				if got := s.ask("undo"); got.code != 0 || !strings.Contains(got.stderr, "undid what a predecessor left") {
+					t.Errorf("undo: %+v", got)
+				}
+				store.release()
+				mustBe(t, "after undo", map[string]hostState{"": before}, map[string]hostState{"": observe(t, s.Director)})
+				mustBeEmpty(t, "after undo", filepath.Dir(s.director.socket))
+			})
+		})
 	}
 }
