@@ -134,7 +134,8 @@ func TestAdoptRefuses(t *testing.T) {
 		spoil      func(t *testing.T, fds []int) []int
 		fault      string
 	}{
-		"name":        {made: Options{Queues: 1}, want: Options{Queues: 1}, named: "vt1", fault: "called vt0, want vt1"},
+		"name": {made: Options{Queues: 1}, want: Options{Queues: 1}, named: "vt1",
+			fault: "called vt0, want vt1"},
 		"more queues": {made: Options{Queues: 1}, want: Options{Queues: 2}, fault: "it has 1 queues, want 2"},
 		"less queues": {made: Options{Queues: 3}, want: Options{Queues: 2}, fault: "it has 3 queues, want 2"},
 		"offload": {made: Options{Queues: 1, Plain: true}, want: Options{Queues: 1},
@@ -209,7 +210,8 @@ func TestAdoptRefuses(t *testing.T) {
 				if c.named == "" {
 					c.named = "vt0"
 				}
-				if d, err := Adopt(c.named, c.want, fds); d != nil || err == nil || !strings.Contains(err.Error(), c.fault) {
+				if d, err := Adopt(c.named, c.want, fds); d != nil || err == nil ||
+					!strings.Contains(err.Error(), c.fault) {
 					t.Errorf("%v, %v; want %q", d, err, c.fault)
 				}
 				if n := testkit.Descriptors(t, ""); n != before {

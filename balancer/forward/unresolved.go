@@ -46,7 +46,7 @@ type unresolvedPacket struct {
 // before the workers run.
 func (s *Shared) UseLink(port egress.Port) { s.unresolved.port = port }
 
-// HoldMore lets more packets wait until the time end. A director that has adopted a TAP device knows no MAC address yet,
+// HoldMore lets more packets wait until the time end. A director that has adopted a TAP device knows no MAC address,
 // and reads the packets that have waited in the device before the answers to its requests.
 func (s *Shared) HoldMore(end conntab.Ticks) {
 	u := &s.unresolved

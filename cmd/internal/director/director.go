@@ -44,8 +44,8 @@ type director struct {
 	handover   handover   // from the last process, and to the next
 }
 
-// open checks that the machine lets cfg run, and only then makes what cfg needs. On an error nothing is left, neither of
-// a predecessor whose devices are stored.
+// open checks that the machine lets cfg run, and only then makes what cfg needs. On an error nothing is left, also of a
+// predecessor whose devices are stored.
 func open(file string, cfg *config.Director) (_ *director, err error) {
 	if err := daemon.CheckPrivileges(); err != nil {
 		return nil, err
@@ -139,8 +139,8 @@ const (
 	sweepSlots = 300_000
 )
 
-// run works until ctx is cancelled or something fails. It leaves the machine as it was before open, or as the next start
-// adopts it.
+// run works until ctx is cancelled or something fails. It leaves the machine as it was before open, or as the next
+// start adopts it.
 func (d *director) run(ctx context.Context, hangup func(fn func()) daemon.Task) error {
 	p := &d.plane
 	d.handover.begin(p)

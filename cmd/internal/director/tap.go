@@ -35,8 +35,8 @@ type ethernet struct {
 	resolver *neigh.Resolver
 }
 
-// openEthernet opens the TAP device that cfg names, unless d is that device. On an error the device, if there is one, is
-// returned, too.
+// openEthernet opens the TAP device that cfg names, unless d is that device. On an error the device, if there is one,
+// is returned, too.
 func openEthernet(cfg *config.Director, d *tundev.Device, log *slog.Logger) (*tundev.Device, *ethernet, error) {
 	if d == nil {
 		own, err := deviceMAC(cfg)

@@ -23,8 +23,9 @@ import (
 func undoCommand(socket *cli.Socket) *cobra.Command {
 	c := &cobra.Command{Use: "undo", Args: cobra.NoArgs,
 		Short: "Put back what a director that has ended has left for its next start",
-		Long: "undo puts the host's network back as it was before a director that has ended: routes, rules, sysctls " +
-			"and the settings of\ndevices. In ExecStopPost= of a unit it does nothing if systemd starts the unit again.",
+		Long: "undo puts the host's network back as it was before a director that has ended: routes, rules, " +
+			"sysctls and the settings of\ndevices. In ExecStopPost= of a unit it does nothing if systemd starts the " +
+			"unit again.",
 		RunE: func(c *cobra.Command, _ []string) error {
 			control, err := socket.Path()
 			if err != nil && unit.InStopPost() { // a file with faults may be why the unit has failed

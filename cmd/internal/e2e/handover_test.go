@@ -100,7 +100,8 @@ func (u *unitSite) watchNetwork() func() []string {
 		u.t.Fatal(err)
 	}
 	u.t.Cleanup(sub.Close)
-	if err := errors.Join(sub.SetReceiveBufferSize(4<<20, true), sub.SetReceiveTimeout(&unix.Timeval{Usec: 1})); err != nil {
+	if err := errors.Join(sub.SetReceiveBufferSize(4<<20, true),
+		sub.SetReceiveTimeout(&unix.Timeval{Usec: 1})); err != nil {
 		u.t.Fatal(err)
 	}
 	return func() (all []string) {
@@ -226,7 +227,7 @@ func TestUnitPutsHostBack(t *testing.T) {
 		})
 	}
 
-	pid := start()
+	start()
 	if out, err := b.try("director", "undo"); err == nil || !strings.Contains(out, "a director runs (process ") {
 		t.Errorf("undo while a director runs: %q, %v", out, err)
 	}
@@ -239,7 +240,7 @@ func TestUnitPutsHostBack(t *testing.T) {
 
 	// The next start fails for a reason that no restart mends.
 	for name, text := range map[string]string{"a faulty key": "queues = \"x\"", "no TOML": "queues = ["} {
-		pid = start()
+		pid := start()
 		u.configure(text)
 		b.run("kill", "-KILL", pid)
 		mustFail()
@@ -249,7 +250,7 @@ func TestUnitPutsHostBack(t *testing.T) {
 	}
 
 	// The next start fails again and again: it has adopted the devices by then.
-	pid = start()
+	pid := start()
 	u.configure("metrics = \"198.51.100.1:9464\"") // no address of this host
 	b.run("kill", "-KILL", pid)
 	testkit.Within(t, "two starts have failed", 3*soon, func() bool {
@@ -398,11 +399,13 @@ func TestHandoverOnLAN(t *testing.T) {
 					t.Errorf("%d datagrams arrive, and %d were sent", n, f.sent.Load())
 				}
 				s.director.stop()
-				if got := s.ask("undo"); got.code != 0 || !strings.Contains(got.stderr, "undid what a predecessor left") {
+				if got := s.ask("undo"); got.code != 0 ||
+					!strings.Contains(got.stderr, "undid what a predecessor left") {
 					t.Errorf("undo: %+v", got)
 				}
 				store.release()
-				mustBe(t, "after undo", map[string]hostState{"": before}, map[string]hostState{"": observe(t, s.Director)})
+				mustBe(t, "after undo", map[string]hostState{"": before},
+					map[string]hostState{"": observe(t, s.Director)})
 				mustBeEmpty(t, "after undo", filepath.Dir(s.director.socket))
 			})
 		})

@@ -39,8 +39,8 @@ func (e Ends) contain(code, status int32) bool {
 // InStopPost reports whether this process is a command of ExecStopPost=.
 func InStopPost() bool { return os.Getenv("SERVICE_RESULT") != "" }
 
-// Ask returns the state of the unit that this process belongs to. It must be a service. For root it asks systemd itself,
-// which answers before the system bus is up, too.
+// Ask returns the state of the unit that this process belongs to. It must be a service. For root it asks systemd
+// itself, which answers before the system bus is up, too.
 func Ask(ctx context.Context) (State, error) {
 	s, err := ask(ctx)
 	if err != nil {
