@@ -10,6 +10,7 @@ import (
 
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/director/plan"
+	"vstun/routing/neigh"
 	"vstun/routing/query"
 )
 
@@ -97,5 +98,18 @@ func TestAdoptedVIP(t *testing.T) {
 		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
 			t.Errorf("%s is adopted: %v, want %q", vip, err, want)
 		}
+	}
+}
+
+// TestLoggedVIPs: the log has VIPs alone, not the other addresses of a TAP device.
+func TestLoggedVIPs(t *testing.T) {
+	var log strings.Builder
+	l := lan{log: slog.New(slog.NewTextHandler(&log, nil))}
+	vip, own := netip.MustParseAddr("10.0.2.80"), netip.MustParseAddr("fe80::1")
+	for _, addrs := range [][]netip.Addr{{vip, own}, {own}} {
+		l.logVIPs("VIPs announced", []neigh.Device{{Name: "vs0", Addrs: addrs}}, map[netip.Addr]bool{vip: true})
+	}
+	if got := log.String(); strings.Count(got, "announced") != 1 || !strings.Contains(got, "count=1 vips=10.0.2.80\n") {
+		t.Error(got)
 	}
 }
