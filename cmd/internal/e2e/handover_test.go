@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
@@ -300,6 +301,22 @@ func TestStoredDevicesDiffer(t *testing.T) {
 			return strings.Contains(journal(), "took over")
 		})
 	}
+	// Another program removes a device, of which systemd still has descriptors.
+	pid := b.property(directorUnit, "MainPID")
+	if err := u.Director.Do(func() error {
+		link, err := netlink.LinkByName("vs0")
+		if err != nil {
+			return err
+		}
+		return netlink.LinkDel(link)
+	}); err != nil {
+		t.Fatal(err)
+	}
+	u.mustBeAnew(pid)
+	testkit.Within(t, "the log has the reason", soon, func() bool {
+		log := b.run("journalctl", "--no-pager", "-o", "cat", "-u", directorUnit)
+		return strings.Contains(log, "reason=\"it has been removed\"")
+	})
 	b.run("systemctl", "stop", directorUnit)
 	u.mustBeAsBefore("at the end", before)
 }
