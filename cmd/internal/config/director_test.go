@@ -178,11 +178,11 @@ func TestDirectorEveryKey(t *testing.T) {
 		Warnings: []string{
 			`x.toml:16: director: announce_devices: with device = "tap" VIPs are announced by that device alone: ` +
 				`leave it out`,
-			`x.toml:46: service "web": encap_port: only gue and fou have a port, and no tunnel of this service is ` +
+			`x.toml:47: service "web": encap_port: only gue and fou have a port, and no tunnel of this service is ` +
 				`one of them: leave it out`,
-			`x.toml:63: service "dns": realserver: missing: the service refuses all clients: want ` +
+			`x.toml:64: service "dns": realserver: missing: the service refuses all clients: want ` +
 				`[[service.realserver]] tables`,
-			`x.toml:70: service "phone": realserver: missing: the service refuses all clients: want ` +
+			`x.toml:71: service "phone": realserver: missing: the service refuses all clients: want ` +
 				`[[service.realserver]] tables`,
 			`x.toml:32: notify: command: "/usr/local/bin/tell" is not there: install it, or name another program`,
 		},

@@ -109,6 +109,16 @@ func open(file string, cfg *config.Director) (_ *director, err error) {
 		return nil, err
 	}
 	d.handover.store(&d.plane)
+	d.confine(file, cfg)
+	d.checks.setRoom()
+	d.checks.warnShort(d.log)
+	limitGarbage()
+	return d, nil
+}
+
+// confine gives up the capabilities that only open needs, and logs what cfg could be warned about. file is the
+// configuration's file.
+func (d *director) confine(file string, cfg *config.Director) {
 	// The sockets are open. Routes, addresses and sysctls change with every reload, and at the end.
 	if err := daemon.KeepOnly(unix.CAP_NET_ADMIN); err != nil {
 		d.log.Warn("cannot drop all capabilities", "refused", err)
@@ -118,10 +128,6 @@ func open(file string, cfg *config.Director) (_ *director, err error) {
 		daemon.WarnUnreadable(d.log, "password_file of notify.mail", m.PasswordFile)
 	}
 	daemon.LogWarnings(d.log, cfg.Warnings)
-	d.checks.setRoom()
-	d.checks.warnShort(d.log)
-	limitGarbage()
-	return d, nil
 }
 
 // start puts the first configuration in force, and takes over what a former process has left.
