@@ -42,6 +42,7 @@ var mayImport = map[string][]string{
 	"routing":                   {"routing/kernel"},
 	"routing/query":             {"routing/kernel"},
 	"routing/neigh":             {"routing/kernel"},
+	"routing/vrrp":              {},
 	"routing/kernel":            {},
 	"routing/kernel/kerneltest": {"routing/kernel", "testdata/testkit"},
 }
