@@ -24,6 +24,7 @@ type Election struct {
 	held    bool
 	standby bool
 	stopped bool
+	unknown uint64 // packets for no instance
 	packets []Packet
 	events  []Event
 }
@@ -256,6 +257,18 @@ func (e *Election) yield(i *instance, now Moment, reason string) {
 			continue
 		}
 		e.change(o, now, Backup, reason)
+	}
+}
+
+// sent takes note of the kernel's answer to a packet of an instance.
+func (e *Election) sent(name string, err error) {
+	for _, i := range e.all {
+		if i.Name != name {
+			continue
+		}
+		if i.sendErr = err; err != nil {
+			i.counts.Failed++
+		}
 	}
 }
 

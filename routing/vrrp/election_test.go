@@ -288,11 +288,48 @@ func TestPauseAlone(t *testing.T) {
 	a.resume(true)
 	w.expect("resumed", Backup)
 	near(t, "master again", w.until(a, Master, time.Minute), time.Second+56*time.Second/256)
-	// A short delay is none.
+	// A delay of two intervals is none.
 	a.paused = true
 	w.run(2 * time.Second)
 	a.resume(true)
 	w.expect("a short pause", Master)
+}
+
+// TestShortPause checks a pause in which a backup may have taken the role, or not: the role stays if no other master is
+// heard, and no second one is made.
+func TestShortPause(t *testing.T) {
+	for _, timerFirst := range []bool{true, false} {
+		w := newWorld(t)
+		a := w.add(1, vi(200))
+		w.until(a, Master, time.Minute)
+		a.paused = true
+		w.run(5 * time.Second)
+		a.resume(timerFirst)
+		w.expect("alone", Master)
+		w.run(time.Minute)
+		if len(a.log) != 2 || a.all[0].counts.Paused != 1 {
+			t.Errorf("log %q, counts %+v", a.log, a.all[0].counts)
+		}
+
+		b := w.add(2, vi(100))
+		w.run(10 * time.Second)
+		w.expect("both", Master, Backup)
+		a.paused = true
+		w.run(5500 * time.Millisecond)
+		w.expect("paused", Master, Master)
+		sent := a.all[0].counts.Sent
+		a.resume(timerFirst)
+		w.run(time.Second + delay)
+		w.expect("another master is heard", Backup, Master)
+		if a.all[0].counts.Sent != sent {
+			t.Error("it has sent an advertisement")
+		}
+		w.run(10 * time.Second)
+		w.expect("by the rules", Master, Backup)
+		if n := b.status("VI").Counts.Conflicts + a.status("VI").Counts.Conflicts; n > 0 {
+			t.Errorf("two masters were found %d times", n)
+		}
+	}
 }
 
 // TestPausedBackup checks that a paused backup does not take the role from the master whose packets wait.
@@ -538,7 +575,7 @@ func TestRefusals(t *testing.T) {
 				t.Errorf("%q, want %q", r, c.want)
 			}
 			s := a.status("VI")
-			if want := uint64(0); c.want != Accepted && c.want != NoInstance && c.want != BadTTL {
+			if want := uint64(0); c.want != Accepted && c.want != NoInstance {
 				if want++; s.Counts.Refused[c.want] != want || s.Counts.Received != 0 {
 					t.Errorf("counts %+v", s.Counts)
 				}

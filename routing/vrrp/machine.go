@@ -20,6 +20,7 @@ type instance struct {
 	// ready: no better master is heard any more. Only the group's other instances keep this one from the role.
 	ready     bool
 	listening bool          // the deadline has been put off once, after a pause
+	doubt     bool          // a master that was paused: another one may be there
 	forced    bool          // it takes the role also without Preempt, until it is master
 	preemptAt time.Duration // the end of PreemptDelay; 0: it has not begun
 	answered  time.Duration // when an advertisement was sent ahead of time
@@ -27,7 +28,8 @@ type instance struct {
 	// masterInterval is the interval of the master: Master_Adver_Interval of RFC 9568, section 6.1.
 	masterInterval time.Duration
 
-	sent     sequence // of the last HMAC
+	lastSeq  sequence // of the last HMAC
+	sendErr  error    // of the last packet
 	replays  replays
 	peers    map[netip.Addr]*peer
 	rival    rival
@@ -80,7 +82,7 @@ func (e *Election) change(i *instance, now Moment, to Role, reason string) {
 		return
 	}
 	i.role, i.since, i.reason = to, now, reason
-	i.ready, i.listening, i.preemptAt = false, false, 0
+	i.ready, i.listening, i.doubt, i.preemptAt = false, false, false, 0
 	i.deadline = never
 	switch to {
 	case Master:
@@ -129,7 +131,7 @@ func (e *Election) send(i *instance, now Moment, priority uint8) {
 	a := Advert{Version: i.Version, RouterID: i.RouterID, Priority: priority, Interval: i.Interval, Addrs: i.Addrs}
 	a.AuthType, a.AuthData = i.auth()
 	if i.Key != nil {
-		i.sent = i.sent.next(now.Wall, window(i.Interval))
+		i.lastSeq = i.lastSeq.next(now.Wall, window(i.Interval))
 	}
 	for _, to := range i.destinations() {
 		src := i.device.source(&i.Instance, to)
@@ -138,7 +140,7 @@ func (e *Election) send(i *instance, now Moment, priority uint8) {
 		}
 		p := a.Append(nil, src, to, i.Checksum)
 		if i.Key != nil {
-			p = i.Key.sign(p, src, to, i.sent)
+			p = i.Key.sign(p, src, to, i.lastSeq)
 		}
 		e.packets = append(e.packets, Packet{Device: i.device.Index, Src: src, Dst: to, TTL: ttl, Payload: p,
 			Instance: i.Name})
@@ -152,17 +154,22 @@ func (e *Election) send(i *instance, now Moment, priority uint8) {
 // ttl is the TTL, or hop limit, of each packet: RFC 9568, sections 5.1.1.3 and 5.1.2.3.
 const ttl = 255
 
-// tooLate is the number of intervals that a master may be late with an advertisement: a backup may have taken the role
-// meanwhile.
-const tooLate = 2
+// A master that is late with an advertisement by more than tooLate intervals is in doubt: a backup may have taken the
+// role meanwhile. By more than muchTooLate, a backup has, if there is one.
+const (
+	tooLate     = 2
+	muchTooLate = 10
+)
 
 // late reports whether a master's advertisement is too late.
 func (i *instance) late(now Moment) bool { return now.Boot-i.deadline > tooLate*i.Interval }
 
-// tickMaster sends the advertisement that is due. If the program or the machine was paused for too long, the instance
-// steps back, and listens for another master first.
+// tickMaster sends the advertisement that is due. If the program or the machine was paused for too long, another router
+// may be master, and would give way to this one's advertisement. So a master in doubt sends none for an interval, in
+// which another one is heard. After a long pause it steps back at once, and listens then.
 func (e *Election) tickMaster(i *instance, now Moment) {
 	if !i.late(now) {
+		i.doubt = false
 		e.endRival(i, now, false)
 		due := i.deadline + i.Interval
 		e.advertise(i, now)
@@ -170,7 +177,13 @@ func (e *Election) tickMaster(i *instance, now Moment) {
 		return
 	}
 	i.counts.Paused++
-	reason := fmt.Sprintf("paused for %v", (now.Boot - i.deadline + i.Interval).Round(time.Millisecond))
+	paused := now.Boot - i.deadline + i.Interval
+	if paused <= muchTooLate*i.Interval {
+		i.doubt = true
+		i.deadline = now.Boot + i.Interval + i.skew()
+		return
+	}
+	reason := fmt.Sprintf("paused for %v", paused.Round(time.Millisecond))
 	for _, o := range e.members(i) {
 		if o.role == Master {
 			e.change(o, now, Backup, reason)

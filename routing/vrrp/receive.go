@@ -31,15 +31,18 @@ const (
 // Receive takes a packet that has come in. It returns why the packet is refused.
 func (e *Election) Receive(now Moment, p Packet) Refusal {
 	multicast := p.Dst.IsMulticast()
-	if multicast && p.TTL != ttl {
-		return BadTTL
-	}
 	if len(p.Payload) < headerLen {
+		e.unknown++
 		return BadLength
 	}
 	i := e.find(p, multicast)
 	if i == nil {
+		e.unknown++
 		return NoInstance
+	}
+	if multicast && p.TTL != ttl {
+		e.refuse(i, now, &p, BadTTL)
+		return BadTTL
 	}
 	if i.role == Master && i.late(now) {
 		e.tickMaster(i, now)
@@ -59,7 +62,7 @@ func (e *Election) Receive(now Moment, p Packet) Refusal {
 	e.note(i, now, &a, p.Src)
 	switch i.role {
 	case Backup:
-		e.receiveBackup(i, now, &a, p.Src)
+		e.receiveBackup(i, now, &a)
 	case Master:
 		e.receiveMaster(i, now, &a, p.Src)
 	}
@@ -119,7 +122,7 @@ func (i *instance) check(a *Advert, p *Packet, now Moment) Refusal {
 }
 
 // receiveBackup: RFC 9568, section 6.4.2.
-func (e *Election) receiveBackup(i *instance, now Moment, a *Advert, src netip.Addr) {
+func (e *Election) receiveBackup(i *instance, now Moment, a *Advert) {
 	if a.Priority == 0 {
 		if !i.ready {
 			i.deadline = now.Boot + i.skew()
@@ -159,11 +162,16 @@ func (i *instance) yields(priority uint8, now Moment) bool {
 
 // receiveMaster: RFC 9568, section 6.4.3.
 func (e *Election) receiveMaster(i *instance, now Moment, a *Advert, src netip.Addr) {
+	if i.doubt && a.Priority > 0 {
+		e.yield(i, now, fmt.Sprintf("paused, and %v is master", src))
+		e.receiveBackup(i, now, a)
+		return
+	}
 	own := i.priority()
 	address := i.device.source(&i.Instance, i.towards(src))
 	if a.Priority > own || a.Priority == own && src.Compare(address) > 0 {
-		// The better master announces the addresses again when it hears a lower priority. Neighbours may have this one's
-		// announcement, if a link that was cut is whole again: higher_prio_send_advert of keepalived.
+		// The better master announces the addresses again when it hears a lower priority. Neighbours may have this
+		// one's announcement, if a link that was cut is whole again: higher_prio_send_advert of keepalived.
 		e.send(i, now, own)
 		e.yield(i, now, fmt.Sprintf("%v has priority %d", src, a.Priority))
 		if i.Version == Version3 {
@@ -177,6 +185,9 @@ func (e *Election) receiveMaster(i *instance, now Moment, a *Advert, src netip.A
 		e.advertise(i, now)
 	}
 	if a.Priority == 0 {
+		if i.rival.addr == src {
+			e.endRival(i, now, true)
+		}
 		return
 	}
 	e.meetRival(i, now, src, Accepted)
@@ -252,12 +263,16 @@ func (e *Election) refuse(i *instance, now Moment, p *Packet, r Refusal) {
 		e.events = append(e.events, Event{Kind: Ignored, Instance: i.Name, Peer: p.Src, Refusal: r})
 	}
 	o.priority, o.last, o.refusal = p.Payload[2], now.Boot, r
-	if i.role == Master && p.Payload[2] != 0 {
+	switch {
+	case i.role != Master:
+	case p.Payload[2] != 0:
 		e.meetRival(i, now, p.Src, r)
+	case i.rival.addr == p.Src:
+		e.endRival(i, now, true)
 	}
 }
 
-// reports reports whether an event about a router, news or the same again, is reported. Anyone on the link can send,
+// reports reports whether an event about a router, news or the same again, is reported. Anyone on the link can
 // from many addresses: the log does not grow with each packet.
 func (i *instance) reports(p *peer, now Moment, news bool) bool {
 	pause := reportEvery
@@ -279,6 +294,10 @@ type rival struct {
 	reported    bool
 }
 
+// refusedRival is how long a router whose packets are refused counts as a master after its last packet: keepalived
+// puts its own advertisement off with each packet of others that it refuses, and is heard rarely.
+const refusedRival = time.Minute
+
 // meetRival takes note of another master. One that gives way at this master's next advertisement is not reported.
 func (e *Election) meetRival(i *instance, now Moment, src netip.Addr, r Refusal) {
 	v := &i.rival
@@ -290,7 +309,7 @@ func (e *Election) meetRival(i *instance, now Moment, src netip.Addr, r Refusal)
 	}
 	v.last, v.refusal = now.Boot, r
 	i.counts.Rivals++
-	if !v.reported && now.Boot-v.first > i.Interval {
+	if !v.reported && (r != Accepted || now.Boot-v.first > i.Interval) {
 		v.reported = true
 		i.counts.Conflicts++
 		e.events = append(e.events, Event{Kind: TwoMasters, Instance: i.Name, Peer: src, Refusal: r, Addrs: i.Addrs})
@@ -303,6 +322,9 @@ func (e *Election) endRival(i *instance, now Moment, atOnce bool) {
 	silence := 3 * max(i.Interval, i.masterInterval)
 	if p := i.peers[v.addr]; p != nil {
 		silence = max(silence, 3*p.interval)
+	}
+	if v.refusal != Accepted {
+		silence = max(silence, refusedRival)
 	}
 	if !v.addr.IsValid() || !atOnce && now.Boot-v.last <= silence {
 		return

@@ -24,19 +24,20 @@ type Counts struct {
 // Status is the state of an instance.
 type Status struct {
 	Instance
-	Role     Role
-	Since    time.Duration // in this role
-	Reason   string        // of the role
-	Fault    string        // ""; why it cannot take part
-	Standby  bool
-	Held     bool
-	InForce  uint8         // the priority, with what the instance depends on
-	Interval time.Duration // of the master
-	Tracks   []Track
-	Peers    []PeerStatus
+	Role           Role
+	Since          time.Duration // in this role
+	Reason         string        // of the role
+	Fault          string        // ""; why it cannot take part
+	Standby        bool
+	Held           bool
+	InForce        uint8         // the priority, with what the instance depends on
+	MasterInterval time.Duration // of the master; of this instance, if there is none
+	Tracks         []Track
+	Peers          []PeerStatus
 	// Rival is another master beside this one; the zero Addr: there is none.
 	Rival        netip.Addr
 	RivalRefused Refusal // why its packets are refused; Accepted: they are not
+	SendError    error   // of the last packet; nil: it was sent
 	Counts       Counts
 }
 
@@ -54,8 +55,8 @@ func (e *Election) Status(now Moment) []Status {
 	all := make([]Status, 0, len(e.all))
 	for _, i := range e.all {
 		s := Status{Instance: i.Instance, Role: i.role, Since: now.Boot - i.since.Boot, Reason: i.reason,
-			Fault: i.fault, Standby: e.standby, Held: e.held, InForce: i.priority(), Interval: i.masterInterval,
-			Tracks: e.tracks[i.Name], Counts: i.counts}
+			Fault: i.fault, Standby: e.standby, Held: e.held, InForce: i.priority(), MasterInterval: i.masterInterval,
+			Tracks: e.tracks[i.Name], SendError: i.sendErr, Counts: i.counts}
 		if i.rival.reported {
 			s.Rival, s.RivalRefused = i.rival.addr, i.rival.refusal
 		}
