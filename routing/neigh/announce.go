@@ -137,7 +137,8 @@ func (a *Answerer) conflict(t *table, p place, by MAC) {
 		c = &claim{}
 		a.claims[p] = c
 	}
-	defend, log := now.Sub(c.defended) >= defendEvery, now.Sub(c.Last) >= claimQuiet
+	mine := !t.devices[p.index].Elected
+	defend, log := mine && now.Sub(c.defended) >= defendEvery, mine && now.Sub(c.Last) >= claimQuiet
 	if defend {
 		c.defended = now
 	}
@@ -151,6 +152,20 @@ func (a *Answerer) conflict(t *table, p place, by MAC) {
 			"that host; a realserver needs arp_ignore = 1 and arp_announce = 2", "vip", p.addr, "device",
 			t.devices[p.index].Name, "mac", by.String())
 	}
+}
+
+// Reannounce announces addresses again on every device that has them.
+func (a *Answerer) Reannounce(addrs []netip.Addr) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for index, d := range a.table.Load().devices {
+		for _, addr := range d.Addrs {
+			if slices.Contains(addrs, addr) {
+				a.due[place{index, addr}] = announcement{}
+			}
+		}
+	}
+	signal(a.wake)
 }
 
 // Claims returns the uses of addresses by other hosts since the start, by address and device.

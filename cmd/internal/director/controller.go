@@ -30,6 +30,7 @@ type controller struct {
 	checks  *checks
 	network network
 	lan     *lan
+	roles   *roles
 	ask     questions
 	// neighbours are kept resolved for VS/DR.
 	neighbours neighbours
@@ -62,7 +63,7 @@ type state struct {
 // newController returns a controller without a state. The caller calls start, and then run.
 func newController(log *slog.Logger, plane *dataPlane, checks *checks, network network, neighbours neighbours,
 	lan *lan) *controller {
-	return &controller{log: log, plane: plane, checks: checks, network: network, neighbours: neighbours, lan: lan,
+	return &controller{log: log, plane: plane, checks: checks, network: network, neighbours: neighbours, lan: lan, roles: &roles{},
 		ask: newQuestions(plane, lan), notify: func(...notify.Event) {}, requests: make(chan func()),
 		ended: make(chan struct{}), failures: map[string]string{}}
 }
@@ -78,7 +79,11 @@ func (c *controller) start(cfg *config.Director) error {
 	if err := c.lan.check(in, nil); err != nil {
 		return err
 	}
-	return c.converge(in)
+	if err := c.converge(in); err != nil {
+		return err
+	}
+	c.roles.set(c.state())
+	return nil
 }
 
 // state returns the state in force, nil before start.
@@ -144,6 +149,10 @@ func (c *controller) run(ctx context.Context) error {
 			devicesPause = c.followDevices()
 		case <-devicesPause:
 			devicesPause = nil
+		case <-c.roles.changed():
+			c.followRoles()
+		case <-c.roles.gatewayChanged():
+			c.roles.follow(c.state())
 		}
 	}
 }
@@ -193,6 +202,7 @@ func (c *controller) configure(cfg *config.Director) (was, is *state, err error)
 			return
 		}
 		is = c.state()
+		c.roles.set(is)
 		c.trim()
 	})
 	return was, is, errors.Join(ending, err)
@@ -254,6 +264,7 @@ func (c *controller) converge(in plan.Inputs) (err error) {
 		c.checks.monitor.Begin()
 	}
 	c.report(was, events)
+	c.roles.follow(c.state())
 	return nil
 }
 

@@ -37,6 +37,7 @@ type director struct {
 	http       *metrics.Server
 	plane      dataPlane
 	lan        lan
+	roles      roles
 	checks     checks
 	controller *controller
 	reloader   *reload.Reloader
@@ -88,6 +89,9 @@ func open(file string, cfg *config.Director) (_ *director, err error) {
 	if d.neighbours, err = d.plane.openNeighbours(); err != nil {
 		return nil, err
 	}
+	if err := d.roles.open(cfg, d.log, &d.lan); err != nil {
+		return nil, err
+	}
 	if d.checks.pinger, err = tunneldial.NewPinger(); err != nil {
 		return nil, err
 	}
@@ -95,7 +99,8 @@ func open(file string, cfg *config.Director) (_ *director, err error) {
 	d.checks.monitor = health.New(d.controller.healthChanged)
 	d.checks.notifier = notify.New(func(err error) { d.log.Error("notification failed", "error", err) })
 	d.checks.notifier.Set(cfg.Notify)
-	d.controller.notify = d.checks.notifier.Send
+	d.controller.notify, d.roles.notify = d.checks.notifier.Send, d.checks.notifier.Send
+	d.controller.roles = &d.roles
 	if err := d.controller.start(cfg); err != nil {
 		return nil, err
 	}
@@ -163,6 +168,7 @@ func (d *director) run(ctx context.Context, hangup func(fn func()) daemon.Task) 
 		}),
 		daemon.Every(repliesEvery, d.followReplies),
 		d.neighbours.Run,
+		d.roles.run,
 		d.controller.run,
 		d.checks.monitor.Run,
 		d.checks.notifier.Run,
@@ -211,6 +217,9 @@ func (d *director) serveControl() {
 		return api.Reload{Changes: changed}, err
 	}))
 	d.control.Handle("POST /weight", api.JSON(d.setWeight))
+	d.control.Handle("POST /standby", api.JSON(d.standby))
+	d.control.Handle("POST /active", api.JSON(d.activate))
+	d.control.Handle("GET /peers", api.JSON(func(url.Values) (any, error) { return d.peers(), nil }))
 	d.control.Handle("GET /load", api.JSON(d.usage))
 	d.control.Handle("GET /explain", api.JSON(d.explain))
 	d.control.Handle("GET /capture", api.Stream("application/x-pcapng", d.capture))
@@ -220,7 +229,7 @@ func (d *director) serveControl() {
 // close undoes open, also if open has failed half-way. Routes go before the device, so that the kernel never answers
 // for a VIP.
 func (d *director) close() error {
-	errs := []error{d.lan.close()}
+	errs := []error{d.roles.close(), d.lan.close()}
 	if d.network != nil {
 		errs = append(errs, d.network.Close())
 	}

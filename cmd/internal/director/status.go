@@ -53,6 +53,7 @@ func (d *director) status() api.DirectorStatus {
 	st.Waiting = p.shared.Waiting()
 	st.Leaving = leaving(p.balancer.Leaving())
 	state := d.controller.state()
+	st.VRRP = d.roles.status()
 	st.Announced, st.Neighbours = d.lan.status(state.Announce, plan.VIPs(state.Config), time.Now())
 	return st
 }
