@@ -38,7 +38,8 @@ type Device struct {
 // Equal reports whether d and o are the same.
 func (d Device) Equal(o Device) bool {
 	return d.Name == o.Name && d.Index == o.Index && d.MAC == o.MAC && d.Losses == o.Losses &&
-		d.Elected == o.Elected && slices.Equal(d.Own, o.Own) && slices.Equal(d.Addrs, o.Addrs) && slices.Equal(d.Former, o.Former)
+		d.Elected == o.Elected && slices.Equal(d.Own, o.Own) && slices.Equal(d.Addrs, o.Addrs) &&
+		slices.Equal(d.Former, o.Former)
 }
 
 // EqualDevices reports whether two lists are the same.

@@ -101,7 +101,8 @@ func printPeers(out io.Writer, p api.Peers, asJSON bool) error {
 			fmt.Fprintf(w, "  %s\t%s\t%s\n", t.Name, upOrDown(t.Up), effect(t.Weight))
 		}
 		for _, o := range v.Peers {
-			fmt.Fprintf(w, "  peer %s\tpriority %d\t%s ago\t%s\n", o.Address, o.Priority, uptime(o.Last), peerRemark(&o))
+			fmt.Fprintf(w, "  peer %s\tpriority %d\t%v ago\t%s\n", o.Address, o.Priority, uptime(o.Last),
+				peerRemark(&o))
 		}
 	}
 	return w.Flush()

@@ -63,8 +63,8 @@ type state struct {
 // newController returns a controller without a state. The caller calls start, and then run.
 func newController(log *slog.Logger, plane *dataPlane, checks *checks, network network, neighbours neighbours,
 	lan *lan) *controller {
-	return &controller{log: log, plane: plane, checks: checks, network: network, neighbours: neighbours, lan: lan, roles: &roles{},
-		ask: newQuestions(plane, lan), notify: func(...notify.Event) {}, requests: make(chan func()),
+	return &controller{log: log, plane: plane, checks: checks, network: network, neighbours: neighbours, lan: lan,
+		roles: &roles{}, ask: newQuestions(plane, lan), notify: func(...notify.Event) {}, requests: make(chan func()),
 		ended: make(chan struct{}), failures: map[string]string{}}
 }
 

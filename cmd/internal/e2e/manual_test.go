@@ -119,6 +119,10 @@ xxxxxxxxxx = 1
 xxxxxxxxxx = 1
 [[service.realserver]]
 xxxxxxxxxx = 1
+[[vrrp]]
+xxxxxxxxxx = 1
+[[vrrp.track]]
+xxxxxxxxxx = 1
 `,
 	"realserver": `xxxxxxxxxx = 1
 [realserver]
@@ -198,10 +202,14 @@ func TestManualDefaults(t *testing.T) {
 		"director": {`log = "info"`}, "connections": {"sloppy_tcp = false"}, "notify": {`command = ["/bin/true"]`},
 		"service":            {`name = "web"`, `vip = "198.51.100.80"`, `protocol = "tcp"`, "port = 80"},
 		"service.realserver": {`address = "10.0.11.2"`},
-		"realserver":         {`vips = "198.51.100.80"`, `directors = "10.0.2.2"`},
+		"vrrp": {`name = "VI_1"`, `interface = "eth0"`, "router_id = 51",
+			`addresses = ["198.51.100.80"]`},
+		"vrrp.track": {`interface = "eth1"`},
+		"realserver": {`vips = "198.51.100.80"`, `directors = "10.0.2.2"`},
 	}
 	order := map[string][]string{"realserver": {"realserver"}, "director": {"director", "connections",
-		"connections.timeouts", "notify", "service", "service.persistence", "service.check", "service.realserver"}}
+		"connections.timeouts", "notify", "service", "service.persistence", "service.check", "service.realserver",
+		"vrrp", "vrrp.track"}}
 	defaults, must := 0, 0
 	for program, tables := range order {
 		for table, rows := range manualKeys(t, program) {
