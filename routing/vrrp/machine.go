@@ -75,6 +75,27 @@ func (i *instance) skew() time.Duration {
 // masterDown returns Master_Down_Interval.
 func (i *instance) masterDown() time.Duration { return 3*i.masterInterval + i.skew() }
 
+// handOver returns the longest time until a backup takes the role from a master that gives it up: a skew time, and a
+// little for the way there and back.
+func (i *instance) handOver() time.Duration {
+	if i.Version == Version2 {
+		return time.Second + handOverSlack
+	}
+	return i.Interval + handOverSlack
+}
+
+const handOverSlack = 100 * time.Millisecond
+
+// heardMaster reports whether another master has been heard since a time.
+func (i *instance) heardMaster(since time.Duration) bool {
+	for _, p := range i.peers {
+		if p.last >= since && p.priority > 0 && p.refusal == Accepted {
+			return true
+		}
+	}
+	return false
+}
+
 // change gives i another role.
 func (e *Election) change(i *instance, now Moment, to Role, reason string) {
 	was := i.role

@@ -563,3 +563,23 @@ func TestSeveral(t *testing.T) {
 		return r["a"] == Backup && r["b"] == Master && r["c"] == Master
 	})
 }
+
+// TestHandOver checks that an end waits for the next master, and no longer.
+func TestHandOver(t *testing.T) {
+	l := newLink(t)
+	l.run(vi(150, quick))
+	l.waitRole(Master)
+	begin := time.Now()
+	l.router.HandOver()
+	if took := time.Since(begin); took < 150*time.Millisecond || took > 10*time.Second {
+		t.Errorf("without a peer it took %v", took)
+	}
+	l.router.Activate()
+	l.waitRole(Master)
+	peer := l.keepalived(100)
+	peer.waitRole("backup")
+	l.router.HandOver()
+	if s := l.router.Status()[0]; s.Role != Backup || len(s.Peers) != 1 || s.Peers[0].Priority != 100 {
+		t.Errorf("no other master is heard: %+v", s)
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -132,6 +133,43 @@ func (r *Router) Standby() { r.do((*Election).Standby) }
 
 // Activate ends a standby: see Election.Activate.
 func (r *Router) Activate() { r.do((*Election).Activate) }
+
+// handOverPoll is how often HandOver looks for the other masters.
+const handOverPoll = 5 * time.Millisecond
+
+// HandOver gives the roles up, as Standby does, before the end. It returns when another master is heard in each
+// instance that was master, at the latest when the last backup would have taken the role. Until then neighbours still
+// send packets here.
+func (r *Router) HandOver() {
+	var masters []string
+	var limit, begin time.Duration
+	r.do(func(e *Election, now Moment) {
+		begin = now.Boot
+		for _, i := range e.all {
+			if i.role != Master {
+				continue
+			}
+			masters = append(masters, i.Name)
+			limit = max(limit, i.handOver())
+		}
+		e.Standby(now)
+	})
+	for now().Boot-begin < limit && !r.succeeded(masters, begin) {
+		time.Sleep(handOverPoll)
+	}
+}
+
+// succeeded reports whether each of these instances has had another master since a time.
+func (r *Router) succeeded(names []string, since time.Duration) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, i := range r.election.all {
+		if slices.Contains(names, i.Name) && !i.heardMaster(since) {
+			return false
+		}
+	}
+	return true
+}
 
 // Roles returns the roles of the instances.
 func (r *Router) Roles() Roles {

@@ -145,7 +145,7 @@ func (d *director) run(ctx context.Context, hangup func(fn func()) daemon.Task) 
 	p := &d.plane
 	sweeper := p.table.NewSweeper()
 	slots := min(p.table.Slots()*int(sweepEvery)/int(time.Second)+1, sweepSlots)
-	watched, announced := make(chan struct{}), make(chan struct{})
+	watched, announced, succeeded := make(chan struct{}), make(chan struct{}), make(chan struct{})
 	tasks := []daemon.Task{
 		daemon.LogStop(d.log),
 		d.control.Run,
@@ -168,16 +168,20 @@ func (d *director) run(ctx context.Context, hangup func(fn func()) daemon.Task) 
 		}),
 		daemon.Every(repliesEvery, d.followReplies),
 		d.neighbours.Run,
-		d.roles.run,
+		func(ctx context.Context) error {
+			defer close(succeeded)
+			return d.roles.run(ctx)
+		},
 		d.controller.run,
 		d.checks.monitor.Run,
 		d.checks.notifier.Run,
 		// It ends the workers, but first removes the routes that lead to them. Before that the neighbours' requests
-		// stay without answers.
+		// stay without answers, and another director has the roles of VRRP.
 		func(ctx context.Context) error {
 			<-ctx.Done()
 			<-announced
 			<-watched
+			<-succeeded
 			return errors.Join(d.network.Close(), p.close())
 		},
 	}

@@ -251,7 +251,8 @@ func vrrpStatus(s *vrrp.Status) api.VRRP {
 	return v
 }
 
-// run takes part in the election until ctx is cancelled. Then it gives the roles up.
+// run takes part in the election until ctx is cancelled. Then it gives the roles up, and returns when another director
+// has them: neighbours still send packets here until then.
 func (r *roles) run(ctx context.Context) error {
 	if r.router == nil {
 		<-ctx.Done()
@@ -259,14 +260,21 @@ func (r *roles) run(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	watched := make(chan error, 1)
+	electing, end := context.WithCancel(context.WithoutCancel(ctx))
+	defer end()
+	failed := make(chan error, 2)
 	go func() {
 		defer cancel()
-		watched <- r.gateways.Run(ctx)
+		failed <- r.gateways.Run(ctx)
 	}()
-	err := r.router.Run(ctx)
-	cancel()
-	return errors.Join(err, <-watched)
+	go func() {
+		defer cancel()
+		failed <- r.router.Run(electing)
+	}()
+	<-ctx.Done()
+	r.router.HandOver()
+	end()
+	return errors.Join(<-failed, <-failed)
 }
 
 // close closes the sockets, also if open has failed half-way.

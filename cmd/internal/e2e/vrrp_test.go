@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"context"
 	"fmt"
 	"net/netip"
 	"os"
@@ -8,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -304,5 +306,116 @@ func TestVRRPKeepalived(t *testing.T) {
 	p.mustServe(p.Client)
 	if v := p.first.balance().VRRP[0]; v.Conflicts > 0 || len(v.Refused) > 0 {
 		t.Errorf("%+v", v)
+	}
+}
+
+// attempt is a client's new connection.
+type attempt struct {
+	begin time.Time
+	ok    bool
+}
+
+// connect makes a new connection every 20 ms, until stop is called. None is tried twice.
+func (p *pair) connect() (stop func() []attempt) {
+	var mu sync.Mutex
+	var all []attempt
+	var running sync.WaitGroup
+	done := make(chan struct{})
+	running.Go(func() {
+		ticker := time.NewTicker(20 * time.Millisecond)
+		defer ticker.Stop()
+		for {
+			select {
+			case <-done:
+				return
+			case <-ticker.C:
+			}
+			running.Go(func() {
+				a := attempt{begin: time.Now()}
+				ctx, cancel := context.WithTimeout(context.Background(), 700*time.Millisecond) // one SYN
+				defer cancel()
+				if c, err := p.Client.DialContext(ctx, "tcp", p.at(80)); err == nil {
+					_ = c.SetDeadline(time.Now().Add(2 * time.Second))
+					name, err := askName(c, "hello")
+					a.ok = err == nil && name == "web1"
+					c.Close()
+				}
+				mu.Lock()
+				defer mu.Unlock()
+				all = append(all, a)
+			})
+		}
+	})
+	return func() []attempt {
+		close(done)
+		running.Wait()
+		slices.SortFunc(all, func(a, b attempt) int { return a.begin.Compare(b.begin) })
+		return all
+	}
+}
+
+// TestVRRPFailoverTime: after a kill of the master, with 100 ms between advertisements, the next new connection that is
+// answered begins within half a second, in the median. A planned switch and a stop of the master lose none.
+func TestVRRPFailoverTime(t *testing.T) {
+	p := newPair(t, false)
+	p.configurePair(p.first, 150, p.addresses())
+	p.configurePair(p.second, 100, p.addresses())
+	p.first.start()
+	p.second.start()
+	p.role(p.first, "master")
+	p.role(p.second, "backup")
+	p.mustServe(p.Client)
+	rounds := 3
+	if os.Getenv("VSTUN_FULL") != "" {
+		rounds = 10
+	}
+	var took []time.Duration
+	for range rounds {
+		stop := p.connect()
+		time.Sleep(200 * time.Millisecond)
+		begin := time.Now()
+		p.first.kill()
+		p.role(p.second, "master")
+		time.Sleep(300 * time.Millisecond)
+		all := stop()
+		at := slices.IndexFunc(all, func(a attempt) bool { return a.ok && a.begin.After(begin) })
+		if at < 0 {
+			t.Fatal("no connection was answered")
+		}
+		took = append(took, all[at].begin.Sub(begin))
+		p.first.start()
+		p.role(p.second, "backup")
+		p.role(p.first, "master")
+	}
+	slices.Sort(took)
+	t.Logf("from the kill to the next connection: %v", took)
+	if median, worst := took[len(took)/2], took[len(took)-1]; median > 500*time.Millisecond || worst > time.Second {
+		t.Errorf("median %v, worst %v", median, worst)
+	}
+	for _, planned := range []struct {
+		name   string
+		change func()
+		role   string // of the second director
+	}{
+		{"standby", func() { p.ask("standby") }, "master"},
+		{"active", func() { p.ask("active") }, "backup"},
+		{"a stop", p.first.stop, "master"},
+		{"a start", p.first.start, "backup"},
+	} {
+		stop := p.connect()
+		time.Sleep(200 * time.Millisecond)
+		planned.change()
+		p.role(p.second, planned.role)
+		time.Sleep(300 * time.Millisecond)
+		failed, all := 0, stop()
+		for _, a := range all {
+			if !a.ok {
+				failed++
+			}
+		}
+		t.Logf("%s: %d of %d connections failed", planned.name, failed, len(all))
+		if failed > 0 {
+			t.Errorf("%s: %d of %d connections failed", planned.name, failed, len(all))
+		}
 	}
 }
