@@ -30,8 +30,8 @@ type Device struct {
 	// Former are addresses that are given up, in ascending order. Only a request to this host's MAC address is
 	// answered: a neighbour makes sure that its entry is still right. Another host can take the address over.
 	Former []netip.Addr
-	// Elected: an election decides which host has the addresses. Another host's use of one is counted, but neither
-	// defended nor logged: it is the former master or the next one, and both announce in the order of the election.
+	// Elected: an election decides which host has the addresses. Another host's use of one is a conflict only if it
+	// goes on for contestTime: the former master or the next one announces it at a change.
 	Elected bool
 }
 

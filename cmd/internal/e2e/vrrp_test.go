@@ -147,8 +147,8 @@ func TestVRRP(t *testing.T) {
 		if v := p.second.balance().VRRP[0]; v.Conflicts != 0 || len(v.Refused) > 0 || v.Failed > 0 {
 			t.Errorf("%+v", v)
 		}
-		if n := p.second.balance().Neighbours.Failed; n > 0 {
-			t.Errorf("%d announcements failed", n)
+		if n := p.second.balance().Neighbours; n.Failed > 0 || n.Conflicts > 0 {
+			t.Errorf("changes of the master are conflicts, or cannot be announced: %+v", n)
 		}
 		p.mustHaveNoTrace()
 	})

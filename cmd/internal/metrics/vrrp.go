@@ -6,7 +6,8 @@ import (
 	"vstun/cmd/internal/api"
 )
 
-var ofInstance = []string{"instance"}
+// ofInstance is not "instance", which is the label of Prometheus for the program that it asks.
+var ofInstance = []string{"vrrp_instance"}
 
 // vrrpSeries is the metrics of an instance of VRRP.
 var vrrpSeries = []series[api.VRRP]{
