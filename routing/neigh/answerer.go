@@ -78,7 +78,8 @@ func Open(log *slog.Logger) (*Answerer, error) {
 
 // newAnswerer returns an Answerer without links and groups.
 func newAnswerer(log *slog.Logger) *Answerer {
-	a := &Answerer{log: log, due: map[place]announcement{}, claims: map[place]*claim{}, contested: contests{}, wake: make(chan struct{}, 1)}
+	a := &Answerer{log: log, due: map[place]announcement{}, claims: map[place]*claim{},
+		contested: contests{}, wake: make(chan struct{}, 1)}
 	a.table.Store(newTable(nil))
 	return a
 }

@@ -223,7 +223,8 @@ func TestContests(t *testing.T) {
 	for _, at := range []struct {
 		after time.Duration
 		want  bool
-	}{{0, false}, {5 * time.Second, false}, {9 * time.Second, false}, {10 * time.Second, true}, {40 * time.Second, true},
+	}{{0, false}, {5 * time.Second, false}, {9 * time.Second, false}, {10 * time.Second, true},
+		{40 * time.Second, true},
 		{2 * time.Minute, false}, {2*time.Minute + 10*time.Second, true}} {
 		if got := c.lasts(p, begin.Add(at.after)); got != at.want {
 			t.Errorf("after %v: %v", at.after, got)
