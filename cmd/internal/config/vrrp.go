@@ -26,11 +26,12 @@ type Owned struct {
 	Prefix netip.Prefix // with the host's bits
 }
 
-// Track is something that an instance depends on. One of the first three is set.
+// Track is something that an instance depends on. One of Device, Service and Gateway is set.
 type Track struct {
-	Device  string
-	Service string
-	Gateway netip.Addr
+	Device     string
+	Service    string
+	Realserver netip.AddrPort // ID of one of Service's, whose check counts; the zero value: the quorum counts
+	Gateway    netip.Addr
 	// Weight is added to the priority while it is up, if positive, and while it is down, if negative; 0: a fault.
 	Weight int
 }
@@ -40,6 +41,8 @@ func (k *Track) Name() string {
 	switch {
 	case k.Device != "":
 		return "interface " + k.Device
+	case k.Realserver.IsValid():
+		return "realserver " + words.Realserver(k.Realserver) + " of " + k.Service
 	case k.Service != "":
 		return "service " + k.Service
 	}
@@ -307,10 +310,42 @@ func (r *vrrpReader) readTracks(t *table, v *VRRP) {
 		if n != 1 {
 			k.fault("there are %d of %s: want one of them", n, words.OneOf(kinds))
 		}
+		r.readCheck(k, &track)
 		track.Weight = k.integer("weight", 0, -253, 253, "-253 to 253; 0: without it the instance has a fault")
 		k.finish()
 		v.Track = append(v.Track, track)
 	}
+}
+
+// readCheck reads a realserver of the tracked service, whose check counts in place of the quorum.
+func (r *vrrpReader) readCheck(t *table, track *Track) {
+	const want = `the address of a realserver with a check, such as "10.0.11.2" or "10.0.11.2:80"`
+	value, ok := t.value("realserver")
+	if !ok {
+		return
+	}
+	text, isText := value.(string)
+	id, err := netip.ParseAddrPort(text)
+	if a, errA := netip.ParseAddr(text); errA == nil {
+		id, err = netip.AddrPortFrom(a, 0), nil
+	}
+	if !isText || err != nil {
+		t.faultAt("realserver", "%s is no realserver: want %s", show(value), want)
+		return
+	}
+	at := slices.IndexFunc(r.services, func(s Service) bool { return s.Name == track.Service })
+	if at < 0 {
+		t.faultAt("realserver", "it is one of a service: want service = NAME, too")
+		return
+	}
+	for i := range r.services[at].Realservers {
+		if rs := &r.services[at].Realservers[i]; rs.ID() == id && rs.Check != nil {
+			track.Realserver = id
+			return
+		}
+	}
+	t.faultAt("realserver", "service %s has no realserver %s with a check: want %s", show(track.Service), show(text),
+		want)
 }
 
 func (r *vrrpReader) readTrack(t *table, kind string, value any, track *Track) {

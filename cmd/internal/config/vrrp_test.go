@@ -124,6 +124,10 @@ func TestVRRPFaults(t *testing.T) {
 		{"an unknown service", with("track = [{ service = \"mail\" }]"),
 			[]string{`vrrp "VI_1": track[1]: service: there is no service "mail"`}},
 		{"nothing tracked", with("track = [{ weight = 3 }]"), []string{"track[1]: there are 0 of interface, service"}},
+		{"a realserver without a service", with("track = [{ interface = \"eth1\", realserver = \"10.0.11.2\" }]"),
+			[]string{"track[1]: realserver: it is one of a service: want service = NAME, too"}},
+		{"a realserver without a check", with("track = [{ service = \"web\", realserver = \"10.0.11.2\" }]"),
+			[]string{`track[1]: realserver: service "web" has no realserver "10.0.11.2" with a check`}},
 		{"two tracked", with("track = [{ interface = \"eth1\", service = \"web\" }]"),
 			[]string{"track[1]: there are 2 of interface, service or gateway: want one of them"}},
 		{"a heavy track", with("track = [{ interface = \"eth1\", weight = 254 }]"),
@@ -158,5 +162,31 @@ func TestVRRPNeedsRestart(t *testing.T) {
 	}
 	if keys := with.NeedsRestart(without); len(keys) > 0 {
 		t.Errorf("the last one: %q", keys)
+	}
+}
+
+// TestVRRPTracksCheck: an instance may depend on the check of a realserver, which its address, or its address and port,
+// names.
+func TestVRRPTracksCheck(t *testing.T) {
+	d, err := ParseDirector("x.toml", []byte(`[[service]]
+name = "web"
+vip = "198.51.100.80"
+protocol = "tcp"
+port = 80
+check = { type = "tcp" }
+realserver = [{ address = "10.0.11.2" }, { address = "10.0.12.2", forward = "nat", port = 8080 }]
+[[vrrp]]
+`+basicVRRP+`track = [{ service = "web", realserver = "10.0.11.2" },
+	{ service = "web", realserver = "10.0.12.2:8080", weight = -5 }]`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []Track{{Service: "web", Realserver: netip.MustParseAddrPort("10.0.11.2:0")},
+		{Service: "web", Realserver: netip.MustParseAddrPort("10.0.12.2:8080"), Weight: -5}}
+	if got := d.VRRP[0].Track; !slices.Equal(got, want) {
+		t.Errorf("%+v", got)
+	}
+	if name := want[1].Name(); name != "realserver 10.0.12.2:8080 of web" {
+		t.Errorf("its name is %q", name)
 	}
 }

@@ -86,7 +86,7 @@ func (r *roles) follow(st *state) {
 	}
 	r.followDevices(st.inputs.Devices)
 	r.askGateways(st.Config)
-	r.router.SetTracks(plan.Tracks(st.Config, r.devices, st.Services, r.gatewayUp))
+	r.router.SetTracks(plan.Tracks(st.Config, r.devices, &st.Desired, r.gatewayUp))
 }
 
 // followDevices passes the host's devices to the election.

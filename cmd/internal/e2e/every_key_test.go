@@ -259,10 +259,11 @@ func TestReloadOfEveryKeyOfDirector(t *testing.T) {
 		"vrrp.group":         {`group = "lb"`},
 		"vrrp.checksum":      {`checksum = "rfc9568"`},
 
-		"vrrp.track.interface": {`interface = "eth2"`},
-		"vrrp.track.service":   {`service = "web"`, "interface = absent"},
-		"vrrp.track.gateway":   {`gateway = "10.0.2.1"`, "interface = absent"},
-		"vrrp.track.weight":    {"weight = -9"},
+		"vrrp.track.interface":  {`interface = "eth2"`},
+		"vrrp.track.service":    {`service = "web"`, "interface = absent"},
+		"vrrp.track.realserver": {`service = "web"`, `realserver = "10.0.11.2"`, "interface = absent"},
+		"vrrp.track.gateway":    {`gateway = "10.0.2.1"`, "interface = absent"},
+		"vrrp.track.weight":     {"weight = -9"},
 
 		"service.persistence.timeout":  {`timeout = "1m"`},
 		"service.persistence.netmask":  {"netmask = 24"},

@@ -27,7 +27,7 @@ const portMTU = 65535 - 14
 // are. They find the director's own addresses in any case.
 func announceOnPort(in Inputs) []neigh.Device {
 	d := neigh.Device{Name: in.Config.TUN, Index: in.Port.Device, MAC: in.Port.MAC,
-		Addrs: unique(slices.Clone(in.Port.Own))}
+		Addrs: unique(slices.Clone(in.Port.Own)), Elected: len(in.Config.VRRP) > 0}
 	if !in.Config.Announce.Off {
 		d.Addrs, d.Former = unique(slices.Concat(in.active(VIPs(in.Config)), in.Port.Own)), in.RetiredVIPs
 	}

@@ -71,8 +71,9 @@ func (in *Inputs) SameOwned(o *Inputs) bool { return slices.Equal(in.owned(), o.
 // SameRoles reports whether in and o have the same roles.
 func (in *Inputs) SameRoles(o *Inputs) bool { return maps.Equal(in.Roles, o.Roles) }
 
-// Unlisted returns the VIPs in a subnet of this host that no instance of VRRP has, in ascending order, with the device
-// of the subnet. There are none without [[vrrp]]. Each director would answer for such a VIP.
+// Unlisted returns the VIPs in a subnet of this host, or in the network of the TAP device, that no instance of VRRP
+// has, in ascending order, with the device of the subnet. There are none without [[vrrp]]. Each director would answer
+// for such a VIP.
 func Unlisted(cfg *config.Director, devices []query.Device) (all []netip.Addr, on []string) {
 	if len(cfg.VRRP) == 0 || cfg.Announce.Off {
 		return nil, nil
@@ -82,6 +83,10 @@ func Unlisted(cfg *config.Director, devices []query.Device) (all []netip.Addr, o
 		listed = append(listed, cfg.VRRP[i].VIPs...)
 	}
 	for _, vip := range VIPs(cfg) {
+		if cfg.TAP && !slices.Contains(listed, vip) {
+			all, on = append(all, vip), append(on, cfg.TUN)
+			continue
+		}
 		at := slices.IndexFunc(devices, func(d query.Device) bool {
 			return d.Neighbours && Announces(cfg, d.Name) && len(onLink(&d, []netip.Addr{vip})) > 0
 		})
@@ -94,7 +99,7 @@ func Unlisted(cfg *config.Director, devices []query.Device) (all []netip.Addr, o
 
 // Tracks returns the states of what the instances depend on, by the instances' names. gateway reports whether a gateway
 // answers.
-func Tracks(cfg *config.Director, devices []query.Device, services map[string]ServiceState,
+func Tracks(cfg *config.Director, devices []query.Device, d *Desired,
 	gateway func(netip.Addr) bool) map[string][]vrrp.Track {
 	all := map[string][]vrrp.Track{}
 	for i := range cfg.VRRP {
@@ -107,8 +112,10 @@ func Tracks(cfg *config.Director, devices []query.Device, services map[string]Se
 				t.Up = slices.ContainsFunc(devices, func(d query.Device) bool {
 					return d.Name == k.Device && d.Running
 				})
+			case k.Realserver.IsValid():
+				t.Up = !d.Down[RealserverID{k.Service, k.Realserver}]
 			case k.Service != "":
-				t.Up = services[k.Service].Up
+				t.Up = d.Services[k.Service].Up
 			default:
 				t.Up = gateway(k.Gateway)
 			}

@@ -92,11 +92,16 @@ func TestTracks(t *testing.T) {
 	in := elected()
 	gateway, silent := netip.MustParseAddr("10.0.2.1"), netip.MustParseAddr("10.0.2.9")
 	in.Config.VRRP[0].Track = []config.Track{{Device: "eth1"}, {Device: "eth2"}, {Service: "web", Weight: -20},
-		{Service: "mail"}, {Gateway: gateway}, {Gateway: silent, Weight: 3}}
+		{Service: "mail"}, {Service: "web", Realserver: netip.MustParseAddrPort("10.0.11.2:0")},
+		{Service: "web", Realserver: netip.MustParseAddrPort("10.0.12.2:80")}, {Gateway: gateway},
+		{Gateway: silent, Weight: 3}}
 	in.Devices[1].Running = true
-	got := Tracks(in.Config, in.Devices, map[string]ServiceState{"web": {Up: true}},
+	d := &Desired{Services: map[string]ServiceState{"web": {Up: true}},
+		Down: map[RealserverID]bool{{"web", netip.MustParseAddrPort("10.0.12.2:80")}: true}}
+	got := Tracks(in.Config, in.Devices, d,
 		func(a netip.Addr) bool { return a == gateway })
 	want := "map[a:[{interface eth1 true 0} {interface eth2 false 0} {service web true -20} {service mail false 0} " +
+		"{realserver 10.0.11.2 of web true 0} {realserver 10.0.12.2:80 of web false 0} " +
 		"{gateway 10.0.2.1 true 0} {gateway 10.0.2.9 false 3}]]"
 	if fmt.Sprint(got) != want {
 		t.Errorf("%v", got)
