@@ -115,7 +115,7 @@ func (s *rawSocket) parse(b, oob []byte, from unix.Sockaddr) (p Packet, ok bool)
 	return p, true
 }
 
-// send sends a packet from p.Src by p.Device.
+// send sends a packet from p.Src by p.Device. It never waits: a packet that finds no room is late anyway.
 func (s *rawSocket) send(p Packet) error {
 	if s.ipv6 {
 		to := &unix.SockaddrInet6{Addr: p.Dst.As16()}
@@ -123,12 +123,19 @@ func (s *rawSocket) send(p Packet) error {
 			to.ZoneId = uint32(p.Device)
 		}
 		oob := unix.PktInfo6(&unix.Inet6Pktinfo{Addr: p.Src.As16(), Ifindex: uint32(p.Device)})
-		_, err := s.conn.Sendmsg(context.Background(), p.Payload, oob, to, 0)
-		return err
+		return s.sendNow(p.Payload, oob, to)
 	}
 	oob := unix.PktInfo4(&unix.Inet4Pktinfo{Ifindex: int32(p.Device), Spec_dst: p.Src.As4()})
-	_, err := s.conn.Sendmsg(context.Background(), p.Payload, oob, &unix.SockaddrInet4{Addr: p.Dst.As4()}, 0)
-	return err
+	return s.sendNow(p.Payload, oob, &unix.SockaddrInet4{Addr: p.Dst.As4()})
+}
+
+func (s *rawSocket) sendNow(b, oob []byte, to unix.Sockaddr) error {
+	raw, err := s.conn.SyscallConn()
+	if err != nil {
+		return err
+	}
+	cerr := raw.Control(func(fd uintptr) { err = unix.Sendmsg(int(fd), b, oob, to, unix.MSG_DONTWAIT) })
+	return errors.Join(cerr, err)
 }
 
 // close ends receive. A second call does nothing.
