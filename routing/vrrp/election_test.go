@@ -259,13 +259,16 @@ func TestPause(t *testing.T) {
 			a.paused = true
 			w.run(20 * time.Second)
 			w.expect("paused", Master, Master)
-			sent := a.all[0].counts.Sent
+			sent := a.claims()
 			a.resume(timerFirst)
 			w.expect("resumed", Backup, Master)
-			if a.all[0].counts.Sent != sent {
+			if a.claims() != sent {
 				t.Error("it has sent an advertisement")
 			}
 			w.run(10 * time.Second)
+			if !slices.Contains(b.log, "VI reannounce 10.0.0.1") {
+				t.Errorf("the new master does not announce again: %q", b.log)
+			}
 			if preempt {
 				w.expect("it takes the role back by the rules", Master, Backup)
 			} else {
@@ -317,11 +320,11 @@ func TestShortPause(t *testing.T) {
 		a.paused = true
 		w.run(5500 * time.Millisecond)
 		w.expect("paused", Master, Master)
-		sent := a.all[0].counts.Sent
+		sent := a.claims()
 		a.resume(timerFirst)
 		w.run(time.Second + delay)
 		w.expect("another master is heard", Backup, Master)
-		if a.all[0].counts.Sent != sent {
+		if a.claims() != sent {
 			t.Error("it has sent an advertisement")
 		}
 		w.run(10 * time.Second)

@@ -185,9 +185,11 @@ const (
 // late reports whether a master's advertisement is too late.
 func (i *instance) late(now Moment) bool { return now.Boot-i.deadline > tooLate*i.Interval }
 
-// tickMaster sends the advertisement that is due. If the program or the machine was paused for too long, another router
-// may be master, and would give way to this one's advertisement. So a master in doubt sends none for an interval, in
-// which another one is heard. After a long pause it steps back at once, and listens then.
+// tickMaster sends the advertisement that is due. If the program or the machine was paused for too long, another
+// router may be master, and would give way to this one's advertisement. So a master in doubt sends none for an
+// interval, in which another one is heard. After a long pause it steps back at once, and listens then. With its
+// priority of 0 it lets the other one announce the addresses again: requests that have waited here may have been
+// answered.
 func (e *Election) tickMaster(i *instance, now Moment) {
 	if !i.late(now) {
 		i.doubt = false
@@ -207,6 +209,7 @@ func (e *Election) tickMaster(i *instance, now Moment) {
 	reason := fmt.Sprintf("paused for %v", paused.Round(time.Millisecond))
 	for _, o := range e.members(i) {
 		if o.role == Master {
+			e.resign(o, now)
 			e.change(o, now, Backup, reason)
 			o.listen(now)
 		}

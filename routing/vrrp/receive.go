@@ -163,6 +163,7 @@ func (i *instance) yields(priority uint8, now Moment) bool {
 // receiveMaster: RFC 9568, section 6.4.3.
 func (e *Election) receiveMaster(i *instance, now Moment, a *Advert, src netip.Addr) {
 	if i.doubt && a.Priority > 0 {
+		e.resign(i, now)
 		e.yield(i, now, fmt.Sprintf("paused, and %v is master", src))
 		e.receiveBackup(i, now, a)
 		return
@@ -188,10 +189,10 @@ func (e *Election) receiveMaster(i *instance, now Moment, a *Advert, src netip.A
 		if i.rival.addr == src {
 			e.endRival(i, now, true)
 		}
-		return
+	} else {
+		e.meetRival(i, now, src, Accepted)
 	}
-	e.meetRival(i, now, src, Accepted)
-	if now.Boot-i.again >= announceEvery {
+	if now.Boot-i.again >= announceEvery { // the sender was master, and may have answered for the addresses
 		for _, o := range e.members(i) {
 			o.again = now.Boot
 			e.events = append(e.events, Event{Kind: Reannounce, Instance: o.Name, Peer: src, Addrs: o.Addrs})

@@ -155,6 +155,9 @@ func (n *node) resume(timerFirst bool) {
 	n.do(n.Tick)
 }
 
+// claims returns the number of advertisements by which n is master.
+func (n *node) claims() uint64 { return n.all[0].counts.Sent - n.all[0].counts.Resigned }
+
 func (n *node) status(name string) Status {
 	for _, s := range n.Status(n.moment()) {
 		if s.Name == name {

@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"vstun/cmd/internal/doctor"
 	"vstun/cmd/internal/lab"
 	"vstun/routing/neigh"
@@ -421,5 +423,35 @@ func TestVRRPFailoverTime(t *testing.T) {
 		if failed > mostOpen {
 			t.Errorf("%s: %d of %d connections failed", planned.name, failed, len(all))
 		}
+	}
+}
+
+// TestVRRPPause: a master that was stopped by a signal for two seconds is a backup when it goes on, and makes no second
+// master.
+func TestVRRPPause(t *testing.T) {
+	t.Parallel()
+	p := newPair(t, false)
+	p.configurePair(p.first, 150, p.addresses()+"preempt = false\n")
+	p.configurePair(p.second, 100, p.addresses())
+	p.first.start()
+	p.role(p.first, "master")
+	p.second.start()
+	p.role(p.second, "backup")
+	p.first.signal(unix.SIGSTOP)
+	p.role(p.second, "master")
+	p.waitServed(time.Now(), "a pause")
+	time.Sleep(time.Second) // of the pause
+	p.first.signal(unix.SIGCONT)
+	p.role(p.first, "backup")
+	p.role(p.second, "master")
+	p.holder(p.second, p.VIP)
+	p.mustServe(p.Client)
+	for _, d := range []*program{p.first, p.second} {
+		if v := d.balance().VRRP[0]; v.Conflicts > 0 || v.OtherMaster != nil {
+			t.Errorf("%s: %+v", d, v)
+		}
+	}
+	if v := p.first.balance().VRRP[0]; v.Paused == 0 {
+		t.Errorf("no pause: %+v", v)
 	}
 }
