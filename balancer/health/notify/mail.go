@@ -48,7 +48,7 @@ func (c *Mail) wants(e *Event) bool {
 		return false
 	}
 	return (len(c.Kinds) == 0 || slices.Contains(c.Kinds, e.Kind)) &&
-		(len(c.Services) == 0 || e.Service == "" || slices.Contains(c.Services, e.Service))
+		(len(c.Services) == 0 || e.Service == "" || e.Kind == KindVRRP || slices.Contains(c.Services, e.Service))
 }
 
 // States of events that the mailer distinguishes.

@@ -113,6 +113,22 @@ func TestMailTLS(t *testing.T) {
 }
 
 // TestMailText: a mail says what has happened, where and why. No text of an event begins a line or a header.
+func TestTextOfRoles(t *testing.T) {
+	t.Parallel()
+	e := Event{Kind: "vrrp", Service: "VI_1", Old: "backup", New: "master", Reason: "no other master was heard"}
+	one, two := report{host: "lb1", events: []Event{e}}, report{host: "lb1", events: []Event{e, e}}
+	if got := one.subject(); got != `lb1: VRRP instance "VI_1" master` {
+		t.Errorf("%q", got)
+	}
+	if got := two.subject(); got != "lb1: 2 VRRP instances master" {
+		t.Errorf("%q", got)
+	}
+	const line = `VRRP instance "VI_1" is master, was backup: no other master was heard`
+	if got := one.body(); !strings.Contains(got, line) {
+		t.Errorf("%q", got)
+	}
+}
+
 func TestMailText(t *testing.T) {
 	t.Parallel()
 	ln := listenLocal(t)
@@ -159,7 +175,7 @@ func TestMailSelection(t *testing.T) {
 	t.Parallel()
 	realserver, service := event(1), Event{Kind: "service", Service: "web", Old: "up", New: "down"}
 	elsewhere := Event{Kind: "service", Service: "dns", Old: "up", New: "down"}
-	role := Event{Kind: "vrrp", Old: "backup", New: "master"} // of no service
+	role := Event{Kind: "vrrp", Service: "VI_1", Old: "backup", New: "master"} // an instance, no service
 	first := Event{Kind: "service", Service: "web", Old: "unknown", New: "up"}
 	all := []Event{realserver, service, elsewhere, role, first}
 	for _, c := range []struct {

@@ -28,12 +28,13 @@ type Config struct {
 const (
 	KindService    = "service"
 	KindRealserver = "realserver"
+	KindVRRP       = "vrrp"
 )
 
 // Kinds returns all kinds of events.
-func Kinds() []string { return []string{KindService, KindRealserver} }
+func Kinds() []string { return []string{KindService, KindRealserver, KindVRRP} }
 
-// Event is a change of state of a service or a realserver. Its JSON form is posted to a webhook.
+// Event is a change of state of a service, a realserver or an instance of VRRP. Its JSON form is posted to a webhook.
 type Event struct {
 	Time       time.Time `json:"time"`
 	Kind       string    `json:"kind"` // one of Kinds
@@ -180,7 +181,7 @@ func (q *queue) run(ctx, after context.Context) {
 // subject names the service or realserver.
 func (e *Event) subject() string {
 	if e.Realserver == "" {
-		return fmt.Sprintf("service %q", e.Service)
+		return fmt.Sprintf("%s %q", noun(e.Kind), e.Service)
 	}
 	return fmt.Sprintf("service %q: realserver %s", e.Service, e.Realserver)
 }

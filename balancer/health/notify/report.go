@@ -58,12 +58,20 @@ func (r *report) subject() string {
 	slices.SortStableFunc(order, func(a, b group) int { return cmp.Compare(rank(a.state), rank(b.state)) })
 	var parts []string
 	for _, g := range order {
-		parts = append(parts, plural(count[g], g.kind)+" "+g.state)
+		parts = append(parts, plural(count[g], noun(g.kind))+" "+g.state)
 	}
 	if r.lost > 0 {
 		parts = append(parts, strconv.Itoa(r.lost)+" more")
 	}
 	return printable(r.host + ": " + strings.Join(parts, ", "))
+}
+
+// noun is what an event of this kind is about.
+func noun(kind string) string {
+	if kind == KindVRRP {
+		return "VRRP instance"
+	}
+	return kind
 }
 
 // rank puts faults before recoveries.

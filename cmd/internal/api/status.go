@@ -37,6 +37,7 @@ type DirectorStatus struct {
 	// VIPs in a subnet of this host
 	Announced     []Announced   `json:"announced,omitempty"`
 	Neighbours    Neighbours    `json:"neighbours"`
+	VRRP          []VRRP        `json:"vrrp,omitempty"`
 	Configuration Configuration `json:"configuration"`
 	Mail          *Mail         `json:"mail,omitempty"` // notify.mail; nil: none
 	// packets that the kernel dropped because the director was too slow

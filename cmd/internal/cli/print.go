@@ -49,6 +49,7 @@ func PrintDirector(out io.Writer, st *api.DirectorStatus) error {
 	printConfiguration(w, st.Configuration)
 	printServices(w, st.Services, st.Announced, width)
 	printConflicts(w, st.Announced)
+	printRoles(w, st.VRRP)
 	if len(st.Leaving.List) > 0 {
 		fmt.Fprintf(w, "\nnot configured any more, but with connections:\n")
 	}

@@ -10,6 +10,7 @@ func (d *Director) NeedsRestart(is *Director) []string {
 		{"queues", d.Queues != is.Queues},
 		{"offload", d.Offload != is.Offload},
 		{"control", d.Control != is.Control},
+		{"vrrp (the first one)", len(d.VRRP) == 0 && len(is.VRRP) > 0},
 		{"connections.max", d.Connections.Max != is.Connections.Max},
 		{"connections.keep", d.Connections.Keep != is.Connections.Keep},
 	})

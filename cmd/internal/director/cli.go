@@ -69,6 +69,9 @@ func Command() *cobra.Command {
 		withFile(cli.SetCommand(socket)),
 		withFile(cli.DrainCommand(socket)),
 		withFile(cli.UndrainCommand(socket)),
+		withFile(cli.StandbyCommand(socket)),
+		withFile(cli.ActiveCommand(socket)),
+		withFile(cli.PeersCommand(socket)),
 		withFile(cli.ExplainCommand(socket)),
 		withFile(cli.CaptureCommand(socket)),
 		withFile(cli.ProfileCommand(socket)),
@@ -85,7 +88,7 @@ func check(file string) (cli.Checked, error) {
 	if err != nil {
 		return cli.Checked{}, err
 	}
-	if err := errors.Join(checkVIPs(cfg), checkSubnets(file, cfg)); err != nil {
+	if err := errors.Join(checkVIPs(cfg), checkListed(cfg), checkSubnets(file, cfg)); err != nil {
 		return cli.Checked{}, err
 	}
 	warnings := cfg.Warnings

@@ -31,6 +31,7 @@ type controller struct {
 	checks  *checks
 	network network
 	lan     *lan
+	roles   *roles
 	ask     questions
 	// neighbours are kept resolved for VS/DR.
 	neighbours neighbours
@@ -66,7 +67,7 @@ type state struct {
 func newController(log *slog.Logger, plane *dataPlane, checks *checks, network network, neighbours neighbours,
 	lan *lan) *controller {
 	return &controller{log: log, plane: plane, checks: checks, network: network, neighbours: neighbours, lan: lan,
-		ask: newQuestions(plane, lan), notify: func(...notify.Event) {},
+		roles: &roles{}, ask: newQuestions(plane, lan), notify: func(...notify.Event) {},
 		note: func(*plan.Inputs) {}, requests: make(chan func()),
 		ended: make(chan struct{}), failures: map[string]string{}}
 }
@@ -86,7 +87,11 @@ func (c *controller) start(cfg *config.Director, weights plan.Weights) error {
 	if err := c.lan.check(in, c.announced(in)); err != nil {
 		return err
 	}
-	return c.converge(in)
+	if err := c.converge(in); err != nil {
+		return err
+	}
+	c.roles.set(c.state())
+	return nil
 }
 
 // announced returns the part of in's announcements that a predecessor has made: the VIPs whose routes were adopted. The
@@ -164,6 +169,10 @@ func (c *controller) run(ctx context.Context) error {
 			devicesPause = c.followDevices()
 		case <-devicesPause:
 			devicesPause = nil
+		case <-c.roles.changed():
+			c.followRoles()
+		case <-c.roles.gatewayChanged():
+			c.roles.follow(c.state())
 		}
 	}
 }
@@ -213,6 +222,7 @@ func (c *controller) configure(cfg *config.Director) (was, is *state, err error)
 			return
 		}
 		is = c.state()
+		c.roles.set(is)
 		c.trim()
 	})
 	return was, is, errors.Join(ending, err)
@@ -275,6 +285,7 @@ func (c *controller) converge(in plan.Inputs) (err error) {
 		c.checks.monitor.Begin()
 	}
 	c.report(was, events)
+	c.roles.follow(c.state())
 	return nil
 }
 

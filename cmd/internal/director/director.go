@@ -37,6 +37,7 @@ type director struct {
 	memory     memory
 	plane      dataPlane
 	lan        lan
+	roles      roles
 	checks     checks
 	controller *controller
 	reloader   *reload.Reloader
@@ -97,14 +98,13 @@ func open(file string, cfg *config.Director) (_ *director, err error) {
 	if d.neighbours, err = d.plane.openNeighbours(); err != nil {
 		return nil, err
 	}
+	if err := d.roles.open(cfg, d.log, &d.lan); err != nil {
+		return nil, err
+	}
 	if d.checks.pinger, err = tunneldial.NewPinger(); err != nil {
 		return nil, err
 	}
-	d.controller = newController(d.log, &d.plane, &d.checks, d.network, d.neighbours, &d.lan)
-	d.checks.monitor = health.New(d.controller.healthChanged)
-	d.checks.notifier = notify.New(func(err error) { d.log.Error("notification failed", "error", err) })
-	d.checks.notifier.Set(cfg.Notify)
-	d.controller.notify = d.checks.notifier.Send
+	d.wire(cfg)
 	if err := d.start(cfg); err != nil {
 		return nil, err
 	}
@@ -114,6 +114,16 @@ func open(file string, cfg *config.Director) (_ *director, err error) {
 	d.checks.warnShort(d.log)
 	limitGarbage()
 	return d, nil
+}
+
+// wire makes the controller, the checks and the notifier, and connects them.
+func (d *director) wire(cfg *config.Director) {
+	d.controller = newController(d.log, &d.plane, &d.checks, d.network, d.neighbours, &d.lan)
+	d.checks.monitor = health.New(d.controller.healthChanged)
+	d.checks.notifier = notify.New(func(err error) { d.log.Error("notification failed", "error", err) })
+	d.checks.notifier.Set(cfg.Notify)
+	d.controller.notify, d.roles.notify = d.checks.notifier.Send, d.checks.notifier.Send
+	d.controller.roles = &d.roles
 }
 
 // confine gives up the capabilities that only open needs, and logs what cfg could be warned about. file is the
@@ -196,7 +206,7 @@ func (d *director) runControl(ctx context.Context, hangup func(fn func()) daemon
 	p := &d.plane
 	sweeper := p.table.NewSweeper()
 	slots := min(p.table.Slots()*int(sweepEvery)/int(time.Second)+1, sweepSlots)
-	watched, announced := make(chan struct{}), make(chan struct{})
+	watched, announced, succeeded := make(chan struct{}), make(chan struct{}), make(chan struct{})
 	tasks := []daemon.Task{
 		daemon.LogStop(d.log),
 		d.control.Run,
@@ -220,14 +230,20 @@ func (d *director) runControl(ctx context.Context, hangup func(fn func()) daemon
 		daemon.Every(saveEvery, func() { d.memory.save(p) }),
 		daemon.Every(repliesEvery, d.followReplies),
 		d.neighbours.Run,
+		func(ctx context.Context) error {
+			defer close(succeeded)
+			return d.roles.run(ctx)
+		},
 		d.controller.run,
 		d.checks.monitor.Run,
 		d.checks.notifier.Run,
-		// Before the routes are removed, the neighbours' requests stay without answers.
+		// Before the routes are removed, the neighbours' requests stay without answers, and another director has the
+		// roles of VRRP.
 		func(ctx context.Context) error {
 			<-ctx.Done()
 			<-announced
 			<-watched
+			<-succeeded
 			if d.handover.end(d.file, d.controller.state().Config.Control); d.handover.leaves {
 				return nil
 			}
@@ -262,6 +278,9 @@ func (d *director) serveControl() {
 		return api.Reload{Changes: changed}, err
 	}))
 	d.control.Handle("POST /weight", api.JSON(d.setWeight))
+	d.control.Handle("POST /standby", api.JSON(d.standby))
+	d.control.Handle("POST /active", api.JSON(d.activate))
+	d.control.Handle("GET /peers", api.JSON(func(url.Values) (any, error) { return d.peers(), nil }))
 	d.control.Handle("GET /load", api.JSON(d.usage))
 	d.control.Handle("GET /explain", api.JSON(d.explain))
 	d.control.Handle("GET /capture", api.Stream("application/x-pcapng", d.capture))
@@ -271,7 +290,7 @@ func (d *director) serveControl() {
 // close undoes open, also if open has failed half-way. cfg is the configuration. Routes go before the device, so that
 // the kernel never answers for a VIP. If the process leaves its devices and changes, they stay.
 func (d *director) close(cfg *config.Director) error {
-	errs := []error{d.lan.close()}
+	errs := []error{d.roles.close(), d.lan.close()}
 	if d.network != nil {
 		errs = append(errs, d.handover.endNetwork(d.network))
 	}

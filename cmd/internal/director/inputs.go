@@ -107,10 +107,20 @@ func (c *controller) followDevices() (pause <-chan time.Time) {
 	begin := time.Now()
 	in := c.state().inputs
 	c.listDevices(&in)
-	if !neigh.EqualDevices(plan.Announce(in), c.state().Announce) {
+	c.roles.followDevices(in.Devices)
+	if !neigh.EqualDevices(plan.Announce(in), c.state().Announce) || !in.SameOwned(&c.state().inputs) {
 		c.logFailure(slog.LevelError, "cannot apply a change of devices", c.converge(in))
 	}
 	return time.After(max(devicesAtOnce, pathsShare*time.Since(begin)))
+}
+
+// followRoles puts the roles of VRRP in force: the master announces the VIPs, and this host has its addresses.
+func (c *controller) followRoles() {
+	in := c.state().inputs
+	in.Roles = c.roles.now()
+	if !in.SameRoles(&c.state().inputs) {
+		c.logFailure(slog.LevelError, "cannot apply a role of VRRP", c.converge(in))
+	}
 }
 
 // trim removes from the machine the routes of retired VIPs, and the rules of retired servers of VS/NAT, whose last

@@ -16,13 +16,16 @@ import (
 // A file is the lines of TOML of each table: "director", "service.check".
 type file map[string][]string
 
-// with returns f with these lines in a table. Each replaces the line with the same key.
+// with returns f with these lines in a table. Each replaces the line with the same key, or, with the value absent,
+// removes it.
 func (f file) with(table string, lines ...string) file {
 	next := maps.Clone(f)
 	next[table] = slices.Clone(f[table])
 	for _, line := range lines {
 		next[table] = slices.DeleteFunc(next[table], func(l string) bool { return keyOf(l) == keyOf(line) })
-		next[table] = append(next[table], line)
+		if _, value, _ := strings.Cut(line, "= "); value != "absent" {
+			next[table] = append(next[table], line)
+		}
 	}
 	return next
 }
@@ -40,7 +43,7 @@ func (f file) toml(tables ...string) string {
 			continue
 		}
 		header := "[" + table + "]"
-		if table == "service" || table == "service.realserver" {
+		if slices.Contains([]string{"service", "service.realserver", "vrrp", "vrrp.track"}, table) {
 			header = "[" + header + "]"
 		}
 		fmt.Fprintf(&b, "%s\n%s\n", header, strings.Join(f[table], "\n"))
@@ -148,6 +151,12 @@ func TestReloadOfEveryKeyOfDirector(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 2, nil)
 	p := s.prepare(s.Director, "director")
+	hmacKey, otherKey := filepath.Join(s.dir, "vrrp.key"), filepath.Join(s.dir, "other.key")
+	for n, path := range []string{hmacKey, otherKey} {
+		if err := os.WriteFile(path, []byte(strings.Repeat("key", 11+n)), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
 	base := file{
 		"director":    {fmt.Sprintf("control = %q", p.socket)},
 		"notify.mail": {`to = "ops@example.com"`, `from = "lb@example.com"`, `server = "127.0.0.1:25"`},
@@ -155,9 +164,12 @@ func TestReloadOfEveryKeyOfDirector(t *testing.T) {
 			`encap = "gre"`, `sorry_server = "10.0.99.9"`},
 		"service.check":      {`type = "http"`},
 		"service.realserver": {`address = "10.0.11.2"`, "weight = 5"},
+		"vrrp": {`name = "VI_1"`, `interface = "eth0"`, "router_id = 51", `addresses = ["198.51.100.80"]`,
+			fmt.Sprintf("key = %q", hmacKey)},
+		"vrrp.track": {`interface = "eth1"`},
 	}
 	tables := []string{"director", "connections", "connections.timeouts", "notify", "notify.mail", "service",
-		"service.persistence", "service.check", "service.realserver"}
+		"service.persistence", "service.check", "service.realserver", "vrrp", "vrrp.track"}
 	cert, key := filepath.Join(s.dir, "client.pem"), filepath.Join(s.dir, "client.key")
 	issueCertificate(t, "director", cert, key)
 	both := filepath.Join(s.dir, "both.pem")
@@ -246,6 +258,29 @@ func TestReloadOfEveryKeyOfDirector(t *testing.T) {
 		"service.sorry_server":    {`sorry_server = "10.0.99.2"`},
 		"service.sorry_forward":   {`sorry_forward = "nat"`},
 		"service.on_failure":      {`on_failure = "drain"`},
+
+		"vrrp.name":          {`name = "VI_2"`},
+		"vrrp.interface":     {`interface = "eth1"`},
+		"vrrp.router_id":     {"router_id = 52"},
+		"vrrp.version":       {"version = 2"},
+		"vrrp.priority":      {"priority = 7"},
+		"vrrp.interval":      {`interval = "2s"`},
+		"vrrp.addresses":     {`addresses = ["198.51.100.80", "10.0.2.77/24 dev eth0"]`},
+		"vrrp.preempt":       {"preempt = false"},
+		"vrrp.preempt_delay": {`preempt_delay = "5s"`},
+		"vrrp.password":      {`password = "secret"`, "version = 2", `key = ""`},
+		"vrrp.key":           {fmt.Sprintf("key = %q", otherKey)},
+		"vrrp.key_id":        {"key_id = 2"},
+		"vrrp.key_mode":      {`key_mode = "permissive"`},
+		"vrrp.peers":         {`peers = ["10.0.2.3"]`},
+		"vrrp.group":         {`group = "lb"`},
+		"vrrp.checksum":      {`checksum = "rfc9568"`},
+
+		"vrrp.track.interface":  {`interface = "eth2"`},
+		"vrrp.track.service":    {`service = "web"`, "interface = absent"},
+		"vrrp.track.realserver": {`service = "web"`, `realserver = "10.0.11.2"`, "interface = absent"},
+		"vrrp.track.gateway":    {`gateway = "10.0.2.1"`, "interface = absent"},
+		"vrrp.track.weight":     {"weight = -9"},
 
 		"service.persistence.timeout":  {`timeout = "1m"`},
 		"service.persistence.netmask":  {"netmask = 24"},

@@ -43,6 +43,7 @@ var mayImport = map[string][]string{
 	"routing":                   {"routing/kernel"},
 	"routing/query":             {"routing/kernel"},
 	"routing/neigh":             {"routing/kernel"},
+	"routing/vrrp":              {},
 	"routing/kernel":            {},
 	"routing/kernel/kerneltest": {"routing/kernel", "testdata/testkit"},
 }
@@ -71,7 +72,7 @@ var onlyBelow = map[string][]string{
 	"github.com/google/nftables/xt":     {"cmd/internal/doctor/nft"},
 	"github.com/mdlayher/netlink":       {"cmd/internal/doctor/nft"},
 	"github.com/mdlayher/packet":        {"routing/neigh"},
-	"github.com/mdlayher/socket":        {"routing/neigh"},
+	"github.com/mdlayher/socket":        {"routing/neigh", "routing/vrrp"},
 	"github.com/prometheus/procfs":      {"cmd/internal/doctor"},
 	"github.com/google/gopacket":        {"cmd/internal/capture"},
 	"github.com/google/gopacket/layers": {"cmd/internal/capture"},

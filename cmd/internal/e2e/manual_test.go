@@ -121,6 +121,10 @@ xxxxxxxxxx = 1
 xxxxxxxxxx = 1
 [[service.realserver]]
 xxxxxxxxxx = 1
+[[vrrp]]
+xxxxxxxxxx = 1
+[[vrrp.track]]
+xxxxxxxxxx = 1
 `,
 	"realserver": `xxxxxxxxxx = 1
 [realserver]
@@ -201,11 +205,14 @@ func TestManualDefaults(t *testing.T) {
 		"notify.mail":        {`to = ["ops@example.com"]`, `from = "lb@example.com"`, `server = "192.0.2.25:587"`},
 		"service":            {`name = "web"`, `vip = "198.51.100.80"`, `protocol = "tcp"`, "port = 80"},
 		"service.realserver": {`address = "10.0.11.2"`},
-		"realserver":         {`vips = "198.51.100.80"`, `directors = "10.0.2.2"`},
+		"vrrp": {`name = "VI_1"`, `interface = "eth0"`, "router_id = 51",
+			`addresses = ["198.51.100.80"]`},
+		"vrrp.track": {`interface = "eth1"`},
+		"realserver": {`vips = "198.51.100.80"`, `directors = "10.0.2.2"`},
 	}
 	order := map[string][]string{"realserver": {"realserver"}, "director": {"director", "connections",
 		"connections.timeouts", "notify", "notify.mail", "service", "service.persistence", "service.check",
-		"service.realserver"}}
+		"service.realserver", "vrrp", "vrrp.track"}}
 	defaults, must := 0, 0
 	for program, tables := range order {
 		for table, rows := range manualKeys(t, program) {

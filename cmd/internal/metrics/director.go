@@ -162,7 +162,8 @@ func (c *director) Describe(ch chan<- *prometheus.Desc) {
 	describe(ch, directorSeries)
 	describe(ch, serviceSeries)
 	describe(ch, realserverSeries)
-	for _, d := range []*prometheus.Desc{buildDesc, directorDrops, directorBatches, serviceInfo, current} {
+	describe(ch, vrrpSeries)
+	for _, d := range []*prometheus.Desc{buildDesc, directorDrops, directorBatches, serviceInfo, current, vrrpRefused} {
 		ch <- d
 	}
 }
@@ -185,6 +186,9 @@ func (c *director) Collect(ch chan<- prometheus.Metric) {
 	sendBatch(ch, directorBatches, "local", c.local)
 	for i := range st.Services {
 		sendService(ch, &st.Services[i])
+	}
+	for i := range st.VRRP {
+		sendVRRP(ch, &st.VRRP[i])
 	}
 }
 

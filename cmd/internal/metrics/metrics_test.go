@@ -92,6 +92,9 @@ func fullDirector() api.DirectorStatus {
 		Neighbours:    api.Neighbours{Answers: 19, Announcements: 20, Conflicts: 21, Failed: 22},
 		Mail:          &api.Mail{Sent: 23, Failed: 24, Lost: 25},
 		Configuration: api.Configuration{Read: time.UnixMilli(1_700_000_000_500), Error: "x"},
+		VRRP: []api.VRRP{{Name: "VI_1", Role: "master", Priority: 30, Sent: 31, Received: 32, Elected: 33,
+			Conflicts: 34, Paused: 35, Failed: 36, Refused: map[string]uint64{"password": 37},
+			OtherMaster: &api.OtherMaster{Address: "10.0.2.3"}}, {Name: "VI_2", Role: "fault"}},
 		Services: []api.Service{
 			{Name: "web", VIPs: []string{"198.51.100.80", "2001:db8::80"}, Protocol: "tcp",
 				Ports: []string{"80", "8000-8099"}, Scheduler: "wlc", Health: "up", Quorum: 2,

@@ -16,6 +16,7 @@ import (
 	"vstun/routing"
 	"vstun/routing/neigh"
 	"vstun/routing/query"
+	"vstun/routing/vrrp"
 )
 
 // RealserverID names a realserver of a service.
@@ -49,6 +50,7 @@ type Inputs struct {
 	Port       Port     // of a TAP device
 	Devices    []query.Device
 	Rules      Rules
+	Roles      vrrp.Roles // of [[vrrp]]
 }
 
 // Rules reports for which families the kernel has policy rules (CONFIG_IP_MULTIPLE_TABLES,
