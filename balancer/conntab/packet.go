@@ -142,6 +142,7 @@ func (s *store[A]) seen(sh *shard[A], e *entry[A], p *packet.Info, dir Direction
 		e.value++
 		return e.dest
 	}
+	e.flags &^= reported
 	if dir == FromServer {
 		e.flags |= twoWay
 	}
@@ -153,6 +154,8 @@ func (s *store[A]) seen(sh *shard[A], e *entry[A], p *packet.Info, dir Direction
 	sh.noteExpiry(e.expires)
 	if next != e.state {
 		e = s.transition(sh, e, next)
+	} else if e.value == repeatedAt && next == UDP && dir == FromClient {
+		sh.note(Repeated, e)
 	}
 	return e.dest
 }
