@@ -2,6 +2,7 @@ package connsync
 
 import (
 	"crypto/hmac"
+	"crypto/rand"
 	"crypto/sha256"
 	"crypto/subtle"
 	"encoding/binary"
@@ -94,6 +95,18 @@ func (s *sealer) open(b []byte) (e envelope, fault Fault) {
 	if s.mac.Sum(s.sum[:0]); b[6] != s.id || subtle.ConstantTimeCompare(s.sum[:], mac) != 1 {
 		return e, Forged
 	}
+	return parseEnvelope(b), Accepted
+}
+
+// parseEnvelope returns the fields of an envelope that open has accepted.
+func parseEnvelope(b []byte) envelope {
 	return envelope{id: b[1], kind: kind(b[4]), count: int(b[7]), session: binary.BigEndian.Uint64(b[8:]),
-		seq: binary.BigEndian.Uint64(b[16:]), body: text[envelopeHead:]}, Accepted
+		seq: binary.BigEndian.Uint64(b[16:]), body: b[envelopeHead : len(b)-macSize]}
+}
+
+// random returns a number that others cannot guess.
+func random() uint64 {
+	var b [8]byte
+	_, _ = rand.Read(b[:]) // never fails
+	return binary.BigEndian.Uint64(b[:])
 }

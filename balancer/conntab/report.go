@@ -19,10 +19,10 @@ const (
 const ownFor = PerSecond
 
 // Report adds a connection or template that another director has reported, with its state, destination and remaining
-// time. It reduces c.Expires to the timeout of c's state. A known one whose packets pass here stays as it is. Another to
-// the same destination takes c's state and time. One to another destination stays or is replaced, as by says. The
-// result is Inserted, Hit if a known one stays, or Full. It is Refused if the state, destination or timeout is invalid.
-// Until its first packet here the connection is Reported.
+// time. It reduces c.Expires to the timeout of the state. A known one whose packets pass here stays as it is, unless the
+// other director has seen its end. Another to the same destination takes c's state and time. One to another destination
+// stays or is replaced, as by says. The result is Inserted, Hit if a known one stays, or Full. It is Refused if the
+// state, destination or timeout is invalid. Until its first packet here the connection is Reported.
 func (t *Table) Report(c Conn, by Report, now Ticks) Result {
 	c.Reported = true
 	if c.Dest >= maxDests {
@@ -52,7 +52,7 @@ func (s *store[A]) report(c *Conn, how Report, by *rules, now Ticks) Result {
 		switch live := !e.expires.reached(now); {
 		case live && (e.state == Pinned || how == Hearsay):
 			return Hit
-		case live && e.passes(by.times[e.state], now):
+		case live && e.passes(by.times[e.state], now) && !e.closes(c):
 			return Hit
 		case live && e.dest != c.Dest && how == Unordered && !c.State.Active():
 			return Hit
@@ -71,6 +71,9 @@ func (s *store[A]) report(c *Conn, how Report, by *rules, now Ticks) Result {
 	}
 	return Inserted
 }
+
+// closes reports whether c says that the other director has seen the end of e.
+func (e *entry[A]) closes(c *Conn) bool { return e.dest == c.Dest && e.state.Active() && !c.State.Active() }
 
 // passes reports whether a packet of e, whose timeout is timeout, has come here within ownFor.
 func (e *entry[A]) passes(timeout, now Ticks) bool {

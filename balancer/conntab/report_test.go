@@ -40,7 +40,8 @@ func TestReport(t *testing.T) {
 		"ordered end of a new one":   {atOne, false, 0, FinWait, 2, Ordered, Inserted, FinWait, 2},
 		"own, at another":            {atOne, true, 50, Established, 2, Ordered, Hit, Established, 1},
 		"own, at another, silent":    {atOne, true, 200, Established, 2, Ordered, Inserted, Established, 2},
-		"own keeps its state":        {atOne, true, 50, FinWait, 1, Ordered, Hit, Established, 1},
+		"own that ends":              {atOne, true, 50, FinWait, 1, Ordered, Hit, FinWait, 1},
+		"own that has ended":         {ended, true, 50, Established, 1, Ordered, Hit, FinWait, 1},
 		"own, silent":                {atOne, true, 200, FinWait, 1, Ordered, Hit, FinWait, 1},
 	} {
 		t.Run(name, func(t *testing.T) {
