@@ -37,7 +37,7 @@ const (
 const (
 	sequencesLength = 24
 	maxPEName       = 16
-	maxName         = 64
+	maxName         = 255
 )
 
 // mixed reports whether the real address is of another family than the client's.

@@ -19,7 +19,7 @@ const (
 const ownFor = PerSecond
 
 // Report adds a connection or template that another director has reported, with its state, destination and remaining
-// time. It reduces c.Expires to the timeout of the state. A known one whose packets pass here stays as it is, unless the
+// time. It reduces c.Expires to the timeout of the state. One whose packets pass here stays as it is, unless the
 // other director has seen its end. Another to the same destination takes c's state and time. One to another destination
 // stays or is replaced, as by says. The result is Inserted, Hit if a known one stays, or Full. It is Refused if the
 // state, destination or timeout is invalid. Until its first packet here the connection is Reported.
@@ -73,7 +73,9 @@ func (s *store[A]) report(c *Conn, how Report, by *rules, now Ticks) Result {
 }
 
 // closes reports whether c says that the other director has seen the end of e.
-func (e *entry[A]) closes(c *Conn) bool { return e.dest == c.Dest && e.state.Active() && !c.State.Active() }
+func (e *entry[A]) closes(c *Conn) bool {
+	return e.dest == c.Dest && e.state.Active() && !c.State.Active()
+}
 
 // passes reports whether a packet of e, whose timeout is timeout, has come here within ownFor.
 func (e *entry[A]) passes(timeout, now Ticks) bool {
