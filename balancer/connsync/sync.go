@@ -63,6 +63,8 @@ type Sync struct {
 	feed     *conntab.Feed
 	ready    chan struct{}
 	wake     chan struct{} // a bulk transfer begins
+	closing  sync.Once
+	closed   error // of the link's Close
 
 	mu      sync.Mutex // guards the fields below
 	sealer  *sealer    // nil: mode IPVS
@@ -130,10 +132,18 @@ func (s *Sync) Run(ctx context.Context) error {
 			last = now
 		}
 	}
-	s.feed.Close()
-	err := s.link.Close()
+	err := s.Close()
 	<-received
 	return err
+}
+
+// Close closes the link and ends Run. It may be called several times.
+func (s *Sync) Close() error {
+	s.closing.Do(func() {
+		s.feed.Close()
+		s.closed = s.link.Close()
+	})
+	return s.closed
 }
 
 // work does what is due, and reports whether it is due again soon: during a bulk transfer, and while datagrams are

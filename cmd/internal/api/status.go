@@ -37,6 +37,7 @@ type DirectorStatus struct {
 	// VIPs in a subnet of this host
 	Announced     []Announced   `json:"announced,omitempty"`
 	Neighbours    Neighbours    `json:"neighbours"`
+	Sync          *Sync         `json:"sync,omitempty"` // none without [sync]
 	Configuration Configuration `json:"configuration"`
 	// packets that the kernel dropped because the director was too slow
 	Overruns uint64 `json:"overruns"`

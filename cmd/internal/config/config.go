@@ -50,6 +50,7 @@ type Director struct {
 	Connections Connections
 	Services    []Service // at least one, in the file's order
 	Notify      Notify
+	Sync        Sync
 	Warnings    []string // keys without their apparent effect, one line each in the form of Errors
 }
 

@@ -43,6 +43,7 @@ func ParseDirector(name string, text []byte) (*Director, error) {
 	d.Services = services.read(root)
 	services.checkSource(t, d.Source)
 	d.Notify = readNotify(root)
+	d.Sync = readSync(root)
 	root.finish()
 
 	if len(root.file.faults) > 0 {

@@ -37,6 +37,7 @@ type director struct {
 	http       *metrics.Server
 	plane      dataPlane
 	lan        lan
+	sync       peerSync
 	checks     checks
 	controller *controller
 	reloader   *reload.Reloader
@@ -86,6 +87,9 @@ func open(file string, cfg *config.Director) (_ *director, err error) {
 		return nil, err
 	}
 	if d.neighbours, err = d.plane.openNeighbours(); err != nil {
+		return nil, err
+	}
+	if err := d.sync.open(&cfg.Sync, &d.plane, d.log); err != nil {
 		return nil, err
 	}
 	if d.checks.pinger, err = tunneldial.NewPinger(); err != nil {
@@ -164,6 +168,13 @@ func (d *director) run(ctx context.Context, hangup func(fn func()) daemon.Task) 
 		daemon.Every(repliesEvery, d.followReplies),
 		d.neighbours.Run,
 		d.controller.run,
+		func(ctx context.Context) error {
+			return d.sync.run(ctx, func() {
+				d.log.Info("connections of peers are here", "connections", p.table.Len())
+				d.controller.endSyncing()
+				d.notifyManager("READY=1")
+			})
+		},
 		d.checks.monitor.Run,
 		d.checks.notifier.Run,
 		// It ends the workers, but first removes the routes that lead to them. Before that the neighbours' requests
@@ -185,7 +196,9 @@ func (d *director) run(ctx context.Context, hangup func(fn func()) daemon.Task) 
 	d.log.Info("ready", "version", daemon.Version(), "tun", p.device.Name(), "queues", cfg.Queues, "offloads",
 		p.device.Offloads(), "services", len(cfg.Services), "control", cfg.Control, "metrics",
 		metrics.Name(cfg.Metrics))
-	d.notifyManager("READY=1")
+	if d.sync.Sync == nil { // otherwise the peers' connections come first
+		d.notifyManager("READY=1")
+	}
 	err := daemon.Run(ctx, tasks...)
 	d.notifyManager("STOPPING=1")
 	return errors.Join(err, d.close())
@@ -210,6 +223,9 @@ func (d *director) serveControl() {
 		changed, err := d.reload()
 		return api.Reload{Changes: changed}, err
 	}))
+	d.control.Handle("GET /peers", api.JSON(func(url.Values) (any, error) {
+		return api.Peers{Sync: d.sync.status()}, nil
+	}))
 	d.control.Handle("POST /weight", api.JSON(d.setWeight))
 	d.control.Handle("GET /load", api.JSON(d.usage))
 	d.control.Handle("GET /explain", api.JSON(d.explain))
@@ -220,7 +236,7 @@ func (d *director) serveControl() {
 // close undoes open, also if open has failed half-way. Routes go before the device, so that the kernel never answers
 // for a VIP.
 func (d *director) close() error {
-	errs := []error{d.lan.close()}
+	errs := []error{d.lan.close(), d.sync.close()}
 	if d.network != nil {
 		errs = append(errs, d.network.Close())
 	}

@@ -52,6 +52,7 @@ func (d *director) status() api.DirectorStatus {
 	st.Configuration = d.reloader.Configuration()
 	st.Waiting = p.shared.Waiting()
 	st.Leaving = leaving(p.balancer.Leaving())
+	st.Sync = d.sync.status()
 	state := d.controller.state()
 	st.Announced, st.Neighbours = d.lan.status(state.Announce, plan.VIPs(state.Config), time.Now())
 	return st

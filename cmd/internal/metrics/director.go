@@ -146,7 +146,8 @@ func (c *director) Describe(ch chan<- *prometheus.Desc) {
 	describe(ch, directorSeries)
 	describe(ch, serviceSeries)
 	describe(ch, realserverSeries)
-	for _, d := range []*prometheus.Desc{buildDesc, directorDrops, directorBatches, serviceInfo, current} {
+	describe(ch, syncSeries)
+	for _, d := range []*prometheus.Desc{buildDesc, directorDrops, directorBatches, serviceInfo, current, syncRefused} {
 		ch <- d
 	}
 }
@@ -167,6 +168,7 @@ func (c *director) Collect(ch chan<- prometheus.Metric) {
 	sendDrops(ch, directorDrops, drop.Reason.Director, st.Drops)
 	sendBatches(ch, directorBatches, c.batches)
 	sendBatch(ch, directorBatches, "local", c.local)
+	sendSync(ch, st.Sync)
 	for i := range st.Services {
 		sendService(ch, &st.Services[i])
 	}
