@@ -16,6 +16,7 @@ type bulk struct {
 	records  uint64
 	sessions []uint64      // of the peers that have asked for it
 	done     chan struct{} // closed at its end
+	again    bool          // a peer has missed its beginning; in the mode IPVS
 }
 
 // SendTable sends the whole table to the peers, at a limited rate. Half-open connections are part of it with halfOpen,
@@ -84,13 +85,16 @@ func (s *Sync) sendBulk(now, elapsed conntab.Ticks) {
 	s.bulk = nil
 	s.counts.bulks++
 	close(b.done)
+	if b.again {
+		s.begin(false)
+	}
 }
 
-// inBulk reports whether c is part of the bulk transfer. In the mode IPVS, records do not say that they are hearsay, so
-// that a peer would take an old state of its own connection for a new one.
+// inBulk reports whether c is part of the bulk transfer. In the mode IPVS, records do not say that they are hearsay: a
+// peer would take the old end of its own connection for a new one.
 func (s *Sync) inBulk(c *conntab.Conn) bool {
 	switch {
-	case c.Reported && s.sealer == nil:
+	case c.Reported && s.sealer == nil && !c.Template && !c.State.Active() && c.State != conntab.UDP:
 		return false
 	case c.Template:
 		return true

@@ -32,6 +32,13 @@ type peer struct {
 // answerEvery is the least time between two answers to sessions that are no peers.
 const answerEvery = conntab.PerSecond / 20
 
+// giveEvery is the least time between two bulk transfers for a peer in the mode IPVS: anyone can ask for one.
+const giveEvery = 3 * conntab.PerSecond
+
+// kernelHellos is the number of datagrams without records by which a director in the mode IPVS asks its peers for their
+// tables when it starts.
+const kernelHellos = 2
+
 // maxPeers is the largest number of peers. Further ones are strangers.
 const maxPeers = 64
 
@@ -62,14 +69,23 @@ func (s *Sync) takeKernel(b []byte, from netip.Addr, now conntab.Ticks) {
 			s.counts.refuse(Stranger)
 			return
 		}
-		p = &peer{id: id, addr: from}
+		p = &peer{id: id, addr: from, gave: now - giveEvery}
 		s.peers[id] = p
-		if s.bulk == nil {
+		if s.bulk == nil && h.count > 0 {
 			s.begin(false)
 		}
 	}
 	p.heard = now
 	p.count(b, s.takeRecords(rest, h.count, conntab.Unordered, now))
+	// A kernel director sends no datagram without records. One of ours does when it starts.
+	switch {
+	case h.count > 0:
+	case s.bulk != nil:
+		s.bulk.again = true
+	case now-p.gave >= giveEvery:
+		p.gave = now
+		s.begin(false)
+	}
 }
 
 // otherID reports whether datagrams with a syncid are for others (Linux ip_vs_sync.c, ip_vs_process_message).
@@ -231,6 +247,10 @@ func (s *Sync) sendAnswer(session, nonce uint64) {
 // missing.
 func (s *Sync) control(now conntab.Ticks) (missing bool) {
 	if s.sealer == nil {
+		if s.hellos < kernelHellos && now-s.hello >= helloEvery {
+			s.hellos, s.hello = s.hellos+1, now
+			s.out.send(records, nil, 0)
+		}
 		return false
 	}
 	for _, p := range s.list() {

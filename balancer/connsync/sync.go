@@ -77,6 +77,7 @@ type Sync struct {
 	nonces  [2]uint64 // of the last hellos, the newest first
 	hello   conntab.Ticks
 	asked   bool // an early hello is due
+	hellos  int  // that have been sent, in the mode IPVS
 
 	answered conntab.Ticks // a session that was no peer
 	begun    conntab.Ticks
@@ -94,9 +95,9 @@ func New(cfg Config, link Link, table *conntab.Table, b *balancer.Balancer, cloc
 	s := &Sync{cfg: cfg, link: link, table: table, balancer: b, now: clock, ready: make(chan struct{}),
 		wake: make(chan struct{}, 1), peers: map[peerID]*peer{}, session: random(), begun: clock(),
 		feed: table.OwnChanges(feedSize, conntab.Assured, conntab.Moved, conntab.Repeated)}
+	s.hello = clock() - helloEvery
 	if cfg.Key != nil {
 		s.sealer = newSealer(cfg.Key)
-		s.hello = clock() - helloEvery
 	}
 	s.changes.init()
 	s.refresh.walker = table.NewWalker()

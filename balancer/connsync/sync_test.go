@@ -142,6 +142,35 @@ func TestNewcomer(t *testing.T) {
 	}
 }
 
+// TestNewcomerIPVS: a director that starts again in the mode IPVS asks for the tables, and gets what it has lost, but
+// never more often than every 3 s.
+func TestNewcomerIPVS(t *testing.T) {
+	const n = 1000
+	w := newNetwork(t, 2, 10_000, nil)
+	one := w.directors[0]
+	w.run(5 * second)
+	for i := range n {
+		w.directors[i%2].open(w, i, vip, 80)
+	}
+	w.run(10 * second)
+	before := one.Status().Bulks
+	w.stop()
+	two := w.start(10_000, nil)
+	w.run(10 * second)
+	if got := two.table.Len(); got != n {
+		t.Errorf("%d connections, want %d", got, n)
+	}
+	empty := make([]byte, headerSize)
+	putHeader(empty, 0, 0)
+	for range 100 {
+		one.take(empty, two.addr, w.now)
+		w.run(10)
+	}
+	if bulks := one.Status().Bulks - before; bulks < 2 || bulks > 7 {
+		t.Errorf("%d bulk transfers in 20 s", bulks)
+	}
+}
+
 // TestReadyAlone: without peers a director is ready after three seconds.
 func TestReadyAlone(t *testing.T) {
 	w := newNetwork(t, 1, 1024, key)
