@@ -13,13 +13,13 @@ func (d *Director) NeedsRestart(is *Director) []string {
 		{"offload", d.Offload != is.Offload},
 		{"control", d.Control != is.Control},
 		{"connections.max", d.Connections.Max != is.Connections.Max},
-		{"sync.mode", d.Sync.Mode() != is.Sync.Mode()},
 		{"sync.interface", d.Sync.Interface != is.Sync.Interface},
 		{"sync.group", d.Sync.Group != is.Sync.Group},
 		{"sync.port", d.Sync.Port != is.Sync.Port},
 		{"sync.peers", !slices.Equal(d.Sync.Peers, is.Sync.Peers)},
 		{"sync.id", d.Sync.ID != is.Sync.ID},
 		{"sync.key", d.Sync.Key != is.Sync.Key},
+		{"sync.mode", d.Sync.Mode() != is.Sync.Mode()},
 	})
 }
 

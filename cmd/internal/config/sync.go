@@ -54,8 +54,8 @@ func readSync(root *table) (s Sync) {
 	_, hasPeers := t.value("peers")
 	switch {
 	case s.IPVS && !hasInterface:
-		t.faultAt("interface", "missing: mode \"ipvs\" has no authentication, so its datagrams must come by one device "+
-			"only: want its name")
+		t.faultAt("interface", "missing: mode \"ipvs\" has no authentication, so its datagrams must come by one "+
+			"device only: want its name")
 	case !hasInterface && !hasPeers:
 		t.faultAt("interface", "missing: want the name of the device for multicast, or peers")
 	case hasPeers && t.values["group"] != nil:
@@ -100,10 +100,10 @@ func readSyncGroup(t *table) netip.Addr {
 
 // readSyncKey reads the file with the key at once, since the program may lack the permission later.
 func readSyncKey(t *table, ipvs bool) (path, key string) {
-	const want = "the absolute path of a file of 32 bytes or more, the same on all directors, which the program's user " +
-		"may read"
+	const want = "the absolute path of a file of 32 bytes or more, the same on all directors, which the program's " +
+		"user may read"
 	path, ok := t.text("key", "", want)
-	_, written := t.values["key"]
+	written := path != ""
 	switch {
 	case !ok:
 	case ipvs && written:

@@ -71,14 +71,15 @@ func TestSyncFaults(t *testing.T) {
 			"sync: key: mode \"ipvs\" has no authentication: leave it out, or set mode = \"vstun\"",
 			"sync: interface: missing: mode \"ipvs\" has no authentication, so its datagrams must come by one device " +
 				"only: want its name"}},
-		"values": {"mode = \"kernel\"\ninterface = \"a/b\"\ngroup = \"10.0.0.1\"\nport = 0\nid = 256\nkey = \"" + key +
-			"\"", []string{
-			"sync: mode: \"kernel\" is unknown: want vstun or ipvs",
-			"sync: interface: \"a/b\" is not a device's name: want the name of a device such as \"eth0\"",
-			"sync: group: \"10.0.0.1\" is not a multicast address: want a multicast address such as \"224.0.0.81\" or " +
-				"\"ff02::81\"",
-			"sync: port: 0 is out of range: want 1 to 65535",
-			"sync: id: 256 is out of range: want 0 (takes the datagrams of all) to 255"}},
+		"values": {
+			"mode = \"kernel\"\ninterface = \"a/b\"\ngroup = \"10.0.0.1\"\nport = 0\nid = 256\nkey = \"" +
+				key + "\"", []string{
+				"sync: mode: \"kernel\" is unknown: want vstun or ipvs",
+				"sync: interface: \"a/b\" is not a device's name: want the name of a device such as \"eth0\"",
+				"sync: group: \"10.0.0.1\" is not a multicast address: want a multicast address such as " +
+					"\"224.0.0.81\" or \"ff02::81\"",
+				"sync: port: 0 is out of range: want 1 to 65535",
+				"sync: id: 256 is out of range: want 0 (takes the datagrams of all) to 255"}},
 		"peers": {"peers = [\"10.0.2.3\", \"2001:db8::3\"]\ngroup = \"224.0.0.82\"\nkey = \"" + key + "\"", []string{
 			"sync: peers: 10.0.2.3 and 2001:db8::3 are of different families: want addresses of one family",
 			"sync: group: peers get their datagrams by unicast: want either group or peers"}},
@@ -113,7 +114,7 @@ func TestSyncNeedsRestart(t *testing.T) {
 	}
 	is := parse("[sync]\ninterface = \"eth0\"\nport = 9000\nid = 3\nkey = \"" + keyFile(t, 40) + "\"\n")
 	if keys := parse("").NeedsRestart(is); strings.Join(keys, " ") !=
-		"sync.mode sync.interface sync.group sync.port sync.id sync.key" {
+		"sync.interface sync.group sync.port sync.id sync.key sync.mode" {
 		t.Errorf("%v need a restart", keys)
 	}
 }

@@ -155,8 +155,8 @@ func TestReloadOfEveryKeyOfDirector(t *testing.T) {
 		"service.check":      {`type = "http"`},
 		"service.realserver": {`address = "10.0.11.2"`, "weight = 5"},
 	}
-	tables := []string{"director", "connections", "connections.timeouts", "notify", "service", "service.persistence",
-		"service.check", "service.realserver"}
+	tables := []string{"director", "connections", "connections.timeouts", "notify", "sync",
+		"service", "service.persistence", "service.check", "service.realserver"}
 	cert, key := filepath.Join(s.dir, "client.pem"), filepath.Join(s.dir, "client.key")
 	issueCertificate(t, "director", cert, key)
 	both := filepath.Join(s.dir, "both.pem")
@@ -172,6 +172,13 @@ func TestReloadOfEveryKeyOfDirector(t *testing.T) {
 	if err := os.WriteFile(both, pair, 0o600); err != nil {
 		t.Fatal(err)
 	}
+	syncKey := filepath.Join(s.dir, "sync.key")
+	for _, path := range []string{syncKey, syncKey + "2"} {
+		if err := os.WriteFile(path, []byte(strings.Repeat(path, 32)), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	base["sync"] = []string{`interface = "eth0"`, fmt.Sprintf("key = %q", syncKey)}
 	p.configure(base.toml(tables...))
 	p.start()
 	p.mustChangeEach(base, tables, map[string][]string{
@@ -211,6 +218,14 @@ func TestReloadOfEveryKeyOfDirector(t *testing.T) {
 		"notify.command": {`command = ["/bin/true"]`},
 		"notify.webhook": {`webhook = "http://192.0.2.1/"`},
 		"notify.timeout": {`command = ["/bin/true"]`, `timeout = "1s"`},
+
+		"sync.mode":      {`mode = "ipvs"`, `key = ""`},
+		"sync.interface": {`interface = "lo"`},
+		"sync.group":     {`group = "224.0.0.82"`},
+		"sync.port":      {"port = 8849"},
+		"sync.peers":     {`peers = ["10.0.2.9"]`},
+		"sync.id":        {"id = 7"},
+		"sync.key":       {fmt.Sprintf("key = %q", syncKey+"2")},
 
 		"service.name":            {`name = "site"`},
 		"service.vip":             {`vip = "198.51.100.81"`},

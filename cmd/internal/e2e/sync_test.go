@@ -102,8 +102,8 @@ func (p *program) rows() (all []string) {
 		if err := json.Unmarshal(line, &c); err != nil {
 			return err
 		}
-		all = append(all, fmt.Sprint(c.Protocol, " ", c.State, " ", c.Client, " ", c.ClientPort, " ", c.VIP, " ", c.Port,
-			" ", c.Realserver, " ", c.RealserverPort, " ", c.Service))
+		all = append(all, fmt.Sprint(c.Protocol, " ", c.State, " ", c.Client, " ", c.ClientPort, " ", c.VIP, " ",
+			c.Port, " ", c.Realserver, " ", c.RealserverPort, " ", c.Service))
 		return nil
 	}); err != nil {
 		p.t.Fatal(err)
@@ -208,7 +208,8 @@ func TestSyncPeersCommand(t *testing.T) {
 		}
 	}
 	p.directors[0].kill()
-	testkit.Within(t, "the peer is silent", soon, func() bool { return p.directors[1].peers().Peers[0].State == "silent" })
+	testkit.Within(t, "the peer is silent", soon,
+		func() bool { return p.directors[1].peers().Peers[0].State == "silent" })
 	alone := p.prepare(p.Webs[0], "director")
 	got = run(t, p.Webs[0], exec.Command(programPath("director"), "peers", "--socket", alone.socket))
 	if got.code != 1 || !strings.Contains(got.stderr, "director") {
