@@ -45,7 +45,8 @@ func newKernelPair(t *testing.T, m method, ipv6 bool, state string) *kernelPair 
 	for port, service := range map[uint16]string{80: "-t %s", 443: "-t %s -p 300", 53: "-u %s"} {
 		fmt.Fprintf(&rules, "-A "+service+" -s rr\n", s.at(port))
 		for _, web := range s.Webs[:2] {
-			fmt.Fprintf(&rules, "-a %s %s -r %s %s\n", service[:2], s.at(port), netip.AddrPortFrom(web.Addr, port), p.flag)
+			fmt.Fprintf(&rules, "-a %s %s -r %s %s\n", service[:2], s.at(port), netip.AddrPortFrom(web.Addr, port),
+				p.flag)
 		}
 	}
 	s.command(s.Director, rules.String(), "ipvsadm", "-R")
@@ -58,8 +59,8 @@ func newKernelPair(t *testing.T, m method, ipv6 bool, state string) *kernelPair 
 }
 
 func (p *kernelPair) toml(m method) string {
-	text := fmt.Sprintf("[director]\ncontrol = %q\nannounce = \"none\"\n[connections]\nmax = 10_000\n[sync]\nmode = \"ipvs\"\ninterface = \"eth0\"\n"+
-		"id = 7\n", p.ours.socket)
+	text := fmt.Sprintf("[director]\ncontrol = %q\nannounce = \"none\"\n[connections]\nmax = 10_000\n"+
+		"[sync]\nmode = \"ipvs\"\ninterface = \"eth0\"\nid = 7\n", p.ours.socket)
 	for _, s := range []struct {
 		protocol, more string
 		port           int

@@ -52,7 +52,8 @@ func newPair(t *testing.T, m method, ipv6 bool, sync func(s *site) string) *pair
 	}
 	for i, h := range hosts {
 		p.directors[i] = s.prepare(h, "director")
-		p.directors[i].configure(s.directorTOML(p.directors[i].socket, "announce = \"none\"\n[connections]\nmax = 10_000\n[sync]\n"+text,
+		p.directors[i].configure(s.directorTOML(p.directors[i].socket,
+			"announce = \"none\"\n[connections]\nmax = 10_000\n[sync]\n"+text,
 			service{"tcp", "80", "rr", []int{1, 1, -1}}, service{"udp", "53", "rr", []int{1, 1, -1}}))
 		p.directors[i].start()
 	}
