@@ -101,6 +101,7 @@ func New(cfg Config, link Link, table *conntab.Table, b *balancer.Balancer, cloc
 	}
 	s.changes.init()
 	s.refresh.walker = table.NewWalker()
+	s.refresh.walker.Own = true
 	s.out.init(s)
 	return s
 }

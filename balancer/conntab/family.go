@@ -27,7 +27,7 @@ type family interface {
 	lookupTemplate(client netip.Addr, service uint32, now Ticks) (Conn, bool)
 
 	all(now Ticks, yield func(Conn) bool) bool
-	walk(at *cursor, now Ticks, into []Conn) (_ []Conn, slots int)
+	walk(at *cursor, now Ticks, own bool, into []Conn) (_ []Conn, slots int)
 	sweep(at *cursor, now Ticks, n int, connections bool)
 	bound(half int)
 	attach(f *Feed)

@@ -105,6 +105,28 @@ func TestOwnChangesInFlood(t *testing.T) {
 	}
 }
 
+// TestNotesAllocateNothing: packets allocate nothing while their changes are noted.
+func TestNotesAllocateNothing(t *testing.T) {
+	table := newSmall(Config{Max: 10_000})
+	f := table.OwnChanges(1000, Assured, Moved, Repeated)
+	defer f.Close()
+	view, n := table.View(), uint32(0)
+	p := tcp(0, 1, packet.FlagSYN)
+	if allocs := testing.AllocsPerRun(500, func() {
+		n++
+		scatter(&p, n)
+		for _, flags := range []uint8{packet.FlagSYN, packet.FlagACK, packet.FlagFIN} {
+			if p.TCPFlags, p.Hash = flags, 0; flags == packet.FlagSYN {
+				view.Insert(&p, 1, 0, 0)
+			} else {
+				view.Packet(&p, FromClient, 0)
+			}
+		}
+	}); allocs > 0 {
+		t.Errorf("%v allocations", allocs)
+	}
+}
+
 // TestRepeated: the third datagram of a client is a change.
 func TestRepeated(t *testing.T) {
 	table := newSmall(Config{})

@@ -3,6 +3,7 @@ package conntab
 // Walker visits the connections and templates of a table again and again, a part at a time, while workers go on. An
 // entry that moves may be seen twice or not at all in a pass. Pinned flows are left out.
 type Walker struct {
+	Own    bool // leave out what another director has reported
 	table  *Table
 	family int
 	at     cursor
@@ -16,7 +17,7 @@ func (t *Table) NewWalker() *Walker { return &Walker{table: t, chunk: make([]Con
 // call, and the number of slots. more is false at the end of a pass; the next call begins another.
 func (w *Walker) Next(now Ticks) (entries []Conn, slots int, more bool) {
 	families := w.table.families()
-	entries, slots = families[w.family].walk(&w.at, now, w.chunk[:0])
+	entries, slots = families[w.family].walk(&w.at, now, w.Own, w.chunk[:0])
 	w.chunk = entries
 	if w.at.shard > 0 || w.at.slot > 0 {
 		return entries, slots, true
@@ -28,7 +29,7 @@ func (w *Walker) Next(now Ticks) (entries []Conn, slots int, more bool) {
 }
 
 // walk appends the live entries of the next slots to into, and moves at, which is zero after the last shard.
-func (s *store[A]) walk(at *cursor, now Ticks, into []Conn) (_ []Conn, slots int) {
+func (s *store[A]) walk(at *cursor, now Ticks, own bool, into []Conn) (_ []Conn, slots int) {
 	sh := &s.shards[at.shard]
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
@@ -38,7 +39,11 @@ func (s *store[A]) walk(at *cursor, now Ticks, into []Conn) (_ []Conn, slots int
 	}
 	slots = end - at.slot
 	for i := at.slot; i < end && sh.used > 0; i++ {
-		if e := &sh.slots[i]; e.state != stateEmpty && e.state != Pinned && !s.expired(e, now) {
+		e := &sh.slots[i]
+		if e.state == stateEmpty || e.state == Pinned || own && e.flags&reported != 0 {
+			continue
+		}
+		if !s.expired(e, now) {
 			into = append(into, e.conn(now))
 		}
 	}

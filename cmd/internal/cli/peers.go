@@ -83,6 +83,18 @@ func printPeers(out io.Writer, p *api.Peers) error {
 	return w.Flush()
 }
 
+// printSyncLine writes a summary of s.
+func printSyncLine(w io.Writer, s *api.Sync) {
+	alive := 0
+	for i := range s.Peers {
+		if s.Peers[i].State == "alive" {
+			alive++
+		}
+	}
+	fmt.Fprintf(w, "\nsync %s\t%s alive\t%s sent\t%s received\n", s.Mode, words.Count(alive, "peer"),
+		words.Count(s.Sent.Records, "record"), words.Count(s.Received.Records, "record"))
+}
+
 func printSyncPeer(w io.Writer, p *api.SyncPeer, mode string) {
 	fmt.Fprintf(w, "peer %s\t%s, heard %v ago\t%s\t%d lost", p.Address, p.State, uptime(p.Heard),
 		words.Count(p.Received.Records, "record"), p.Lost)
