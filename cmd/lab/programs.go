@@ -16,10 +16,9 @@ import (
 )
 
 const (
-	upTimeout  = 10 * time.Second // for a program to answer on its control socket
-	pollEvery  = 20 * time.Millisecond
-	askTimeout = 2 * time.Second // for one answer
-	logLines   = 20
+	upTimeout = 30 * time.Second // for a program to answer on its control socket
+	pollEvery = 20 * time.Millisecond
+	logLines  = 20
 )
 
 // program is a director or realserver that runs on a host.
@@ -120,8 +119,6 @@ func (p *program) awaitUp(ctx context.Context) error {
 
 // status gets a program's status.
 func (p *program) status(ctx context.Context, into any) error {
-	ctx, cancel := context.WithTimeout(ctx, askTimeout)
-	defer cancel()
 	return api.Get(ctx, p.socket, "/status", into)
 }
 

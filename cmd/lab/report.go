@@ -13,7 +13,7 @@ import (
 
 // settleTimeout is the time for the counters to agree after the last answer: the client gets its answer before a
 // connection's last packets are sent.
-const settleTimeout = 2 * time.Second
+const settleTimeout = 10 * time.Second
 
 // counters count packets on the hosts' links, independently of the programs.
 type counters struct {

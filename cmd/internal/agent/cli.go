@@ -23,9 +23,9 @@ func Command() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "realserver",
 		Short: "Agent on a realserver of LVS in user space",
-		Long: "realserver takes the packets that directors tunnel to this host, lets in what is for its virtual " +
-			"addresses and nothing else,\n" +
-			"and sets the host up so that its servers answer the clients directly.",
+		Long: "realserver is the agent of a realserver of VS/TUN or VS/DR. It gives the host the virtual addresses\n" +
+			"(VIPs), and sets it up so that its servers answer the clients directly. It takes the packets that\n" +
+			"directors tunnel to this host, lets in those for its VIPs, and drops the rest.",
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
 	}

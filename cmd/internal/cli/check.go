@@ -21,7 +21,7 @@ type Checked struct {
 // of the flag --config. With --sysctls it prints the sysctls that the program sets.
 func CheckCommand(file *string, check func(file string) (Checked, error)) *cobra.Command {
 	var sysctls bool
-	c := &cobra.Command{Use: "check [FILE]", Short: "Validate the configuration, print every error, touch nothing",
+	c := &cobra.Command{Use: "check [FILE]", Short: "Validate the configuration, print every error, change nothing",
 		Args: cobra.MaximumNArgs(1),
 		ValidArgsFunction: func(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
 			if len(args) > 0 {

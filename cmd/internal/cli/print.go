@@ -71,13 +71,19 @@ func PrintDirector(out io.Writer, st *api.DirectorStatus) error {
 	return w.Flush()
 }
 
-// PrintRealserver writes st as text.
+// PrintRealserver writes st as text. Without a tunnel there are no directors, and no MSS is lowered.
 func PrintRealserver(out io.Writer, st *api.RealserverStatus) error {
 	w, width := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0), Width(out)
-	head := headline(width, "realserver "+st.Version, fact{fmt.Sprintf("pid %d", st.Pid), 2},
-		fact{"up " + uptime(st.Uptime).String(), 3}, device(st.TUN, st.Queues, st.Offloads),
-		fact{fmt.Sprintf("MSS %d, over IPv6 %d", st.MSS, st.MSS6), 4})
-	vips := fmt.Sprintf("VIPs %s from directors %s", strings.Join(st.VIPs, ", "), strings.Join(st.Directors, ", "))
+	facts := []fact{{fmt.Sprintf("pid %d", st.Pid), 2}, {"up " + uptime(st.Uptime).String(), 3},
+		device(st.TUN, st.Queues, st.Offloads)}
+	vips := "VIPs " + strings.Join(st.VIPs, ", ")
+	if len(st.Encap) > 0 {
+		facts = append(facts, fact{fmt.Sprintf("MSS %d, over IPv6 %d", st.MSS, st.MSS6), 4})
+		vips += " from directors " + strings.Join(st.Directors, ", ")
+	} else {
+		vips += ", without a tunnel"
+	}
+	head := headline(width, "realserver "+st.Version, facts...)
 	fmt.Fprintln(w, head)
 	printConfiguration(w, st.Configuration)
 	fmt.Fprintln(w, Wrapped(vips, width, "  "))

@@ -71,14 +71,14 @@ func realserverCells(r *api.Realserver, thresholds bool) []string {
 
 // serviceSettings returns the part of a service's line behind its address. announced is about that address.
 func serviceSettings(s *api.Service, announced string) string {
-	parts := []string{s.Settings(), "(" + s.Name + ")" + announced}
+	text := s.Settings() + " (" + s.Name + ")" + announced
 	if s.Health == "down" {
-		parts = append(parts, fmt.Sprintf("DOWN: weight %d is up, quorum %d", s.WeightUp, s.Quorum))
+		text += fmt.Sprintf(", DOWN: weight %d is up, quorum %d", s.WeightUp, s.Quorum)
 	}
 	if s.Sorry {
-		parts = append(parts, "sorry server")
+		text += ", sorry server in use"
 	}
-	return strings.Join(parts, " ")
+	return text
 }
 
 // announcements returns the part of a service's line about its VIP, by VIPs: ", announced on eth0".

@@ -54,7 +54,7 @@ func TestPrint(t *testing.T) {
 	}
 	out.Reset()
 	if err := PrintRealserver(&out, &api.RealserverStatus{VIPs: []string{"198.51.100.80"},
-		Directors: []string{"10.0.2.2/32"}, MSS: 1440, Overruns: 9, TUN: "vs0",
+		Directors: []string{"10.0.2.2/32"}, Encap: []string{"ipip"}, MSS: 1440, Overruns: 9, TUN: "vs0",
 		Answers: api.Traffic{Packets: 7, Bytes: 900}, Drops: map[string]uint64{"not_answer": 3},
 		SendError:           "no route to host",
 		FromDirectors:       []api.Counted{{Address: "10.0.2.2", Packets: 5, Last: 61}},
@@ -66,6 +66,9 @@ func TestPrint(t *testing.T) {
 		!strings.Contains(out.String(), "last send error: no route to host") {
 		t.Errorf("%v %s", err, &out)
 	}
+	if text := out.String(); !strings.Contains(text, "VIPs 198.51.100.80 from directors 10.0.2.2/32\n") {
+		t.Errorf("no directors in\n%s", text)
+	}
 	for _, line := range []string{"from director 10.0.2.2 5 packets last 1m1s ago",
 		"not_director: from 10.0.2.9 6 packets last 0s ago",
 		"inner_destination: for 198.51.100.81 7 packets last 1s ago"} {
@@ -75,10 +78,13 @@ func TestPrint(t *testing.T) {
 		}
 	}
 	out.Reset()
-	refused := api.RealserverStatus{Configuration: api.Configuration{Error: "two\nfaults"}}
+	refused := api.RealserverStatus{Configuration: api.Configuration{Error: "two\nfaults"},
+		VIPs: []string{"198.51.100.80"}, MSS: 1460}
 	if err := PrintRealserver(&out, &refused); err != nil ||
 		!strings.Contains(out.String(), "the last reload failed") ||
-		!strings.Contains(out.String(), "\n  two\n  faults\n") {
+		!strings.Contains(out.String(), "\n  two\n  faults\n") ||
+		!strings.Contains(out.String(), "\nVIPs 198.51.100.80, without a tunnel\n") ||
+		strings.Contains(out.String(), "MSS") {
 		t.Errorf("%v %s", err, &out)
 	}
 }
@@ -144,8 +150,8 @@ func TestPrintHealth(t *testing.T) {
 	}
 	got := strings.Join(strings.Fields(out.String()), " ")
 	for _, want := range []string{"RemoteAddress Forward Weight Health ActiveConn",
-		"rr (web) DOWN: weight 1 is up, quorum 2 sorry server -> 10.0.11.2 Tunnel,ipip 1 down 0 0 0 0 0 HTTP status " +
-			"503, want 200-399",
+		"rr (web), DOWN: weight 1 is up, quorum 2, sorry server in use -> 10.0.11.2 Tunnel,ipip 1 down 0 0 0 0 0 " +
+			"HTTP status 503, want 200-399",
 		"10.0.12.2 Tunnel,ipip 1 up 0 0 0 0 0 ->", "10.0.13.2 Tunnel,ipip 1 unchecked 0"} {
 		if !strings.Contains(got, want) {
 			t.Errorf("%q is missing in\n%s", want, &out)

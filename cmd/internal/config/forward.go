@@ -58,10 +58,18 @@ func (s *Service) Endpoint(r *RealserverRef) netip.AddrPort {
 // none to ::1 (RFC 4291, section 2.5.3).
 func (t *table) realserver(key string, value any, forward method.Kind) (netip.Addr, bool) {
 	s, _ := value.(string)
-	if a, err := netip.ParseAddr(s); err == nil && forward == method.NAT && a.Is4() && a.IsLoopback() {
+	a, err := netip.ParseAddr(s)
+	switch {
+	case err != nil || !a.IsLoopback() || a.Is4In6():
+		return t.address(key, value)
+	case a.Is6():
+		t.faultAt(key, "%s gets no packet from a device: want another address of the director's host", show(s))
+	case forward != method.NAT:
+		t.faultAt(key, "%s is the director's own host, which only nat reaches: set forward = \"nat\"", show(s))
+	default:
 		return a, true
 	}
-	return t.address(key, value)
+	return netip.Addr{}, false
 }
 
 // checkFamily refuses a realserver of another family than a VIP of s. Only tunnels carry packets of one family over the

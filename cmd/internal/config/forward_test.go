@@ -122,11 +122,14 @@ func TestForwardFaults(t *testing.T) {
 			`service "web": realserver "2001:db8::1": address: "2001:db8::1" is an IPv6 address and the VIP ` +
 				`"198.51.100.80" is not, and dr changes no family: want tun, or a service of each family`}},
 		{"loopback of dr", realserver("address = \"127.0.0.1\"\nforward = \"dr\""), []string{
-			`service "web": realserver "127.0.0.1": address: "127.0.0.1" is a loopback address: want a unicast ` +
-				`address`}},
+			`service "web": realserver "127.0.0.1": address: "127.0.0.1" is the director's own host, which only nat ` +
+				`reaches: set forward = "nat"`}},
 		{"loopback of IPv6", strings.Replace(realserver("address = \"::1\"\nforward = \"nat\""), "198.51.100.80",
-			"2001:db8::80", 1), []string{`service "web": realserver "::1": address: "::1" is a loopback address: ` +
-			`want a unicast address`}},
+			"2001:db8::80", 1), []string{`service "web": realserver "::1": address: "::1" gets no packet from a ` +
+			`device: want another address of the director's host`}},
+		{"nat of all by a TAP device", "[director]\ndevice = \"tap\"\n" + web("forward = \"nat\"\nrealserver = [{ "+
+			"address = \"10.0.0.1\" }, { address = \"10.0.0.2\" }]"), []string{`service "web": forward: nat does not ` +
+			`work with device = "tap", by which packets pass the host's kernel: want tun or dr, or device = "tun"`}},
 		{"sorry server's port of tun", web(`sorry_server = "10.0.0.9:80"`), []string{
 			`service "web": sorry_server: only nat changes the port of packets` + only +
 				`tun: leave the port out, or use nat`}},

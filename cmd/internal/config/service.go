@@ -209,6 +209,7 @@ func (r *serviceReader) readRealservers(service *table, s *Service, tunnel Tunne
 	checks *checkReader) []RealserverRef {
 	var list []RealserverRef
 	seen := map[netip.AddrPort]bool{} // IDs and endpoints
+	inherits := false                 // a realserver has the service's method
 	for i, row := range service.tables("realserver", "[[service.realserver]] tables") {
 		label := fmt.Sprintf("realserver[%d]", i+1)
 		if id, ok := writtenID(row.values); ok && !seen[id] {
@@ -217,7 +218,11 @@ func (r *serviceReader) readRealservers(service *table, s *Service, tunnel Tunne
 
 		t := service.child(label, row.values, row.at)
 		rs := RealserverRef{Weight: 1, Forward: readForward(t, s.Forward)}
-		r.checkMethod(t, "forward", rs.Forward)
+		if _, own := row.values["forward"]; own {
+			r.checkMethod(t, "forward", rs.Forward)
+		} else {
+			inherits = true
+		}
 		rs.Port = readRealserverPort(t, s, rs.Forward)
 		if v, ok := t.required("address", "the realserver's IPv4 or IPv6 address"); ok {
 			if rs.Address, ok = t.realserver("address", v, rs.Forward); ok {
@@ -237,6 +242,9 @@ func (r *serviceReader) readRealservers(service *table, s *Service, tunnel Tunne
 		rs.DrainOnFailure = readOnFailure(t, s.DrainOnFailure)
 		t.finish()
 		list = append(list, rs)
+	}
+	if inherits {
+		r.checkMethod(service, "forward", s.Forward)
 	}
 	return list
 }

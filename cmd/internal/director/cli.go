@@ -24,10 +24,10 @@ func Command() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "director",
 		Short: "Load balancer of LVS in user space",
-		Long: "director reads the packets for virtual addresses from a TUN device, picks a realserver for each " +
-			"connection and sends\n" +
-			"them to it: through a tunnel (VS/TUN), to its MAC address (VS/DR), or with its address as destination " +
-			"(VS/NAT).\nWith tunnels and VS/DR the realservers answer the clients directly.",
+		Long: "director reads the packets for virtual addresses (VIPs) from a TUN or TAP device. It picks a\n" +
+			"realserver for each connection, and sends it the packets: through a tunnel (VS/TUN), to its MAC\n" +
+			"address (VS/DR), or with its address as destination (VS/NAT). With VS/TUN and VS/DR the\n" +
+			"realservers answer the clients directly.",
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
@@ -56,7 +56,7 @@ func Command() *cobra.Command {
 			}
 			return path, err
 		}})),
-		withFile(doctor.Command("Find what keeps the director from doing its job, here and on the way to the "+
+		withFile(doctor.Command("Find what keeps the director from doing its job, here and on the path to the "+
 			"realservers", func(ctx context.Context) (*doctor.Report, error) {
 			cfg, err := load(file)
 			if err != nil {

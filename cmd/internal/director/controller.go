@@ -289,10 +289,11 @@ func (c *controller) apply(was *state, desired *plan.Desired, moves bool) error 
 	}
 	if was == nil || !neigh.EqualDevices(was.Announce, desired.Announce) {
 		var before []neigh.Device
+		vips := plan.VIPs(desired.Config)
 		if was != nil {
-			before = was.Announce
+			before, vips = was.Announce, append(vips, plan.VIPs(was.Config)...)
 		}
-		c.lan.set(before, desired.Announce)
+		c.lan.set(before, desired.Announce, vips)
 	}
 	return nil
 }

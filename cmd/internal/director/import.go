@@ -23,11 +23,10 @@ func importCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "import keepalived|ipvsadm FILE",
 		Short: "Make a configuration of keepalived's, or of what ipvsadm-save -n prints",
-		Long: "import reads a keepalived.conf, or the output of ipvsadm-save -n, and prints a director.toml. What " +
-			"has no counterpart is named on standard error,\n" +
-			"a line each, with what to do, and in the file, in lines that begin with \"# !\". FILE - is standard " +
-			"input.\n\n" +
-			"Exit status: 0 there is a configuration, also where something could not be taken; 2 there is none.",
+		Long: "import reads a keepalived.conf, or the output of ipvsadm-save -n, and prints a director.toml. Each " +
+			"setting without\ncounterpart gives a line on standard error, with what to do. The file has the same " +
+			"line, behind \"# !\".\nFILE - is standard input.\n\n" +
+			"Exit status: 0 there is a configuration, also if some settings could not be taken; 2 there is none.",
 		Example: "  director import keepalived /etc/keepalived/keepalived.conf -o director.toml\n  ipvsadm-save -n " +
 			"| director import ipvsadm - >director.toml",
 		Args: cobra.ExactArgs(2),
@@ -45,10 +44,10 @@ func importCommand() *cobra.Command {
 			return importFile(c, args[0], args[1], out, force, options)
 		},
 	}
-	c.Flags().StringVarP(&out, "output", "o", "", "write this file instead of standard output")
+	c.Flags().StringVarP(&out, "output", "o", "", "write `FILE` instead of standard output")
 	c.Flags().BoolVar(&force, "force", false, "overwrite the file of -o")
-	c.Flags().StringVar(&options.ConfigID, "config-id", "", "keepalived's -i: whose lines that begin with @ are "+
-		"taken (default: the host's name)")
+	c.Flags().StringVar(&options.ConfigID, "config-id", "", "the `NAME` whose lines that begin with @ are read, "+
+		"as keepalived's -i (default: the host's name)")
 	return c
 }
 
@@ -86,8 +85,8 @@ func importFile(c *cobra.Command, format, file, out string, force bool, options 
 	}
 	// A file with only services of firewall marks becomes comments. The notes explain how to fill them in.
 	if _, err := config.ParseDirector("director.toml", result.TOML); err != nil && result.Services > 0 {
-		return fmt.Errorf("%w\n%s: what was made of it is no configuration, which is a fault of this program: mend "+
-			"what is named in it by hand", err, name)
+		return fmt.Errorf("%w\n%s: its import is no valid configuration, which is a fault of this program: fix "+
+			"by hand what is named above", err, name)
 	}
 	if out == "" {
 		_, err = c.OutOrStdout().Write(result.TOML)

@@ -68,9 +68,10 @@ func (l *lan) changed() <-chan struct{} {
 	return l.watch.Changed()
 }
 
-// set replaces the VIPs to answer for, which were was. It logs the differences. Without sockets it logs once that VIPs
-// have got into a subnet of this host: check has refused the ones that were there before.
-func (l *lan) set(was, is []neigh.Device) {
+// set replaces the addresses to answer for, which were was. It logs the differences between vips: a TAP device has
+// addresses of the director itself, too. Without sockets it logs once that VIPs have got into a subnet of this host:
+// check has refused the ones that were there before.
+func (l *lan) set(was, is []neigh.Device, vips []netip.Addr) {
 	if l.answerer == nil {
 		if added := plan.Added(was, is); len(added) > 0 && l.missing != nil && !l.reported {
 			l.reported = true
@@ -81,13 +82,21 @@ func (l *lan) set(was, is []neigh.Device) {
 		return
 	}
 	l.answerer.Set(is)
-	for _, d := range plan.Added(was, is) {
-		l.log.Info("VIPs announced", "device", d.Name, "count", len(d.Addrs), "vips",
-			names(d.Addrs[:min(len(d.Addrs), 10)]))
+	known := map[netip.Addr]bool{}
+	for _, vip := range vips {
+		known[vip] = true
 	}
-	for _, d := range plan.Added(is, was) {
-		l.log.Info("VIPs not announced any more", "device", d.Name, "count", len(d.Addrs), "vips",
-			names(d.Addrs[:min(len(d.Addrs), 10)]))
+	l.logVIPs("VIPs announced", plan.Added(was, is), known)
+	l.logVIPs("VIPs not announced any more", plan.Added(is, was), known)
+}
+
+// logVIPs logs an event about VIPs of devices.
+func (l *lan) logVIPs(event string, of []neigh.Device, known map[netip.Addr]bool) {
+	for _, d := range of {
+		vips := slices.DeleteFunc(slices.Clone(d.Addrs), func(a netip.Addr) bool { return !known[a] })
+		if len(vips) > 0 {
+			l.log.Info(event, "device", d.Name, "count", len(vips), "vips", names(vips[:min(len(vips), 10)]))
+		}
 	}
 }
 
@@ -126,9 +135,9 @@ func (l *lan) check(in plan.Inputs, was []neigh.Device) error {
 			l.log.Warn("another host "+does+" a VIP", "vip", o.Addr, "device", o.Device, "mac", o.MAC)
 			continue
 		}
-		errs = append(errs, fmt.Errorf("VIP %s: another host, with MAC address %s, %s it on %s: remove the "+
-			"address there (a realserver needs arp_ignore = 1), or set announce_conflict = \"warn\"", o.Addr, o.MAC,
-			does, o.Device))
+		errs = append(errs, fmt.Errorf("VIP %s: another host, with MAC address %s, %s it on %s: set "+
+			"arp_ignore = 1 there if it is a realserver, else remove the address there, or set announce_conflict = "+
+			"\"warn\"", o.Addr, o.MAC, does, o.Device))
 	}
 	return errors.Join(errs...)
 }

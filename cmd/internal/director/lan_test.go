@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"vstun/cmd/internal/config"
+	"vstun/routing/neigh"
 	"vstun/routing/query"
 )
 
@@ -80,5 +81,18 @@ func TestLaterDevice(t *testing.T) {
 	all := o.controller.state().Announce
 	if len(all) != 1 || all[0].Name != "eth1" || len(all[0].Addrs) != 1 {
 		t.Errorf("announced: %+v", all)
+	}
+}
+
+// TestLoggedVIPs: the log has VIPs alone, not the other addresses of a TAP device.
+func TestLoggedVIPs(t *testing.T) {
+	var log strings.Builder
+	l := lan{log: slog.New(slog.NewTextHandler(&log, nil))}
+	vip, own := netip.MustParseAddr("10.0.2.80"), netip.MustParseAddr("fe80::1")
+	for _, addrs := range [][]netip.Addr{{vip, own}, {own}} {
+		l.logVIPs("VIPs announced", []neigh.Device{{Name: "vs0", Addrs: addrs}}, map[netip.Addr]bool{vip: true})
+	}
+	if got := log.String(); strings.Count(got, "announced") != 1 || !strings.Contains(got, "count=1 vips=10.0.2.80\n") {
+		t.Error(got)
 	}
 }

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vstun/balancer/method"
 	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/daemon"
@@ -187,7 +188,21 @@ func (res *result) start(running bool, obstacles func(running bool) error) {
 	res.fine("addresses and devices")
 }
 
-// realserverRoutes examines whether there is a route to each realserver, with a source address and a sufficient MTU.
+// tunnelEnds returns the addresses of the realservers of VS/TUN.
+func tunnelEnds(cfg *config.Director) map[netip.Addr]bool {
+	all := map[netip.Addr]bool{}
+	for i := range cfg.Services {
+		for _, r := range ends(&cfg.Services[i]) {
+			if r.Forward == method.TUN {
+				all[r.Address] = true
+			}
+		}
+	}
+	return all
+}
+
+// realserverRoutes examines whether there is a route to each realserver. That of a tunnel needs a source address and a
+// sufficient MTU, too.
 func (res *result) realserverRoutes(cfg *config.Director) {
 	all, services := realservers(cfg)
 	if cfg.TAP {
@@ -198,6 +213,7 @@ func (res *result) realserverRoutes(cfg *config.Director) {
 	if res.failed(err) {
 		return
 	}
+	tunnels := tunnelEnds(cfg)
 	const leastMTU = 1280 + 60 // IPv6's minimum MTU, and the longest tunnel header
 	var names []string
 	for _, a := range all {
@@ -211,12 +227,12 @@ func (res *result) realserverRoutes(cfg *config.Director) {
 				Remarks: []string{fmt.Sprintf("add one: ip route add %s via GATEWAY",
 					netip.PrefixFrom(a, a.BitLen()))}})
 			continue
-		case !cfg.Source.For(a).IsValid() && (!path.Source.IsValid() || path.Source.IsLinkLocalUnicast()):
+		case tunnels[a] && !cfg.Source.For(a).IsValid() && (!path.Source.IsValid() || path.Source.IsLinkLocalUnicast()):
 			res.find(Finding{Severity: Error, Where: where, What: fmt.Sprintf("the route to it gives no usable source "+
 				"address (%v)", path.Source), Why: "no realserver can recognize the director by it",
 				Fix: "director reload", Remarks: []string{"first set source in [director] to an address of this host"}})
 			continue
-		case path.MTU < leastMTU:
+		case tunnels[a] && path.MTU < leastMTU:
 			res.find(Finding{Severity: Warning, Where: where,
 				What:    fmt.Sprintf("the route to it, by %s, has an MTU of %d", path.Link, path.MTU),
 				Why:     "little of it is left for the packets in the tunnel",
@@ -259,30 +275,11 @@ func (res *result) health(st *api.DirectorStatus) {
 	up := 0
 	for _, s := range st.Services {
 		for _, r := range s.Realservers {
-			if r.Health != "down" {
+			if r.Health == "down" {
+				res.find(downRealserver(s.Name, &r))
+			} else {
 				up++
-				continue
 			}
-			reason := ""
-			if r.Check != nil {
-				reason = fmt.Sprintf(": %s check via %s: %s", r.Check.Type, r.Check.Via, r.Check.Reason)
-			}
-			if r.Unreachable != "" {
-				res.find(Finding{Severity: Error, Where: fmt.Sprintf("realserver %s (%s)", r.Address, s.Name),
-					What: "it is down: " + r.Unreachable,
-					Why:  "it gets no connections: dr sends packets to neighbours only",
-					Fix:  "ip neigh show to " + r.Address})
-				continue
-			}
-			if r.ComingUp() {
-				res.find(Finding{Severity: Warning, Where: fmt.Sprintf("realserver %s (%s)", r.Address, s.Name),
-					What: "it is not up yet" + reason,
-					Why:  "it gets no connections until it is up", Fix: "director status"})
-				continue
-			}
-			res.find(Finding{Severity: Warning, Where: fmt.Sprintf("realserver %s (%s)", r.Address, s.Name),
-				What: "it is down" + reason, Why: "it gets no connections",
-				On: r.Address, Fix: "realserver doctor"})
 		}
 		if s.Health == "down" {
 			res.find(Finding{Severity: Error, Where: fmt.Sprintf("service %q", s.Name),
@@ -293,6 +290,33 @@ func (res *result) health(st *api.DirectorStatus) {
 	if len(res.findings) == 0 {
 		res.fine("up, or not checked: %s", words.Count(up, "realserver"))
 	}
+}
+
+// downRealserver returns the finding about r, a realserver of the named service that is down.
+func downRealserver(service string, r *api.Realserver) Finding {
+	f := Finding{Severity: Warning, Where: fmt.Sprintf("realserver %s (%s)", r.Name(), service),
+		Why: "it gets no connections"}
+	reason := ""
+	if r.Check != nil {
+		reason = fmt.Sprintf(": %s check via %s: %s", r.Check.Type, r.Check.Via, r.Check.Reason)
+	}
+	switch {
+	case r.Unreachable != "":
+		f.Severity, f.What = Error, "it is down: "+r.Unreachable
+		f.Why = "it gets no connections, since its MAC address is not known"
+		f.Fix = fmt.Sprintf("ip route get %s; ip neigh show to %s", r.Address, r.Address)
+	case r.ComingUp():
+		f.What, f.Why, f.Fix = "it is not up yet"+reason, "it gets no connections until it is up", "director status"
+	case r.Forward == method.NAT.String(): // it has no agent
+		f.What, f.On, f.Fix = "it is down"+reason, r.Address, "ss -lntu"
+		f.Remarks = []string{"look whether its server listens, and whether a firewall there refuses this host"}
+	default:
+		f.What, f.On, f.Fix = "it is down"+reason, r.Address, "realserver doctor"
+		if r.Forward == method.DR.String() {
+			f.Remarks = []string{"without an agent there: look whether lo has the VIP"}
+		}
+	}
+	return f
 }
 
 // tunnels probes the realservers through their tunnels.

@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 
+	"vstun/balancer/method"
+	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/doctor/nft"
 	"vstun/encap/packet"
 	"vstun/routing/query"
@@ -165,46 +167,97 @@ func request(src netip.Addr, protocol uint8, dst netip.AddrPort) []byte {
 // protocolNumbers are the protocols of services.
 var protocolNumbers = map[string]uint8{"tcp": packet.ProtoTCP, "udp": packet.ProtoUDP, "sctp": packet.ProtoSCTP}
 
-// directorFirewall examines whether the firewall lets clients' packets through to the director's device. The director's
-// host sees only one direction of a connection: its connection tracking marks all TCP packets after a client's SYN as
-// invalid (net/netfilter/nf_conntrack_proto_tcp.c, sSS and ACK).
+// directorFirewall examines whether the firewall lets clients' packets through to the director's device, and those of
+// VS/NAT out of it.
 func (res *result) directorFirewall(d *Director) {
-	var all []pathCheck
-	for _, s := range d.Config.Services {
+	tun := d.Config.TUN
+	all, err := forwardChecks(d.Config, func(a netip.Addr) (query.Path, bool, error) {
+		return query.Lookup(a, netip.Addr{})
+	})
+	if res.failed(err) {
+		return
+	}
+	legacy := []string{"FORWARD -o " + tun}
+	if slices.ContainsFunc(all, func(c pathCheck) bool { return c.spec.IIF == tun }) {
+		legacy = append(legacy, "FORWARD -i "+tun)
+	}
+	res.firewall(append(all, d.errorChecks()...), legacy...)
+}
+
+// forwardChecks returns the packets that the kernel forwards into the director's device and out of it. With VS/TUN and
+// VS/DR the director's host sees only one direction of a connection: its connection tracking marks all TCP packets
+// after a client's SYN as invalid (net/netfilter/nf_conntrack_proto_tcp.c, sSS and ACK). With VS/NAT it sees both.
+func forwardChecks(cfg *config.Director,
+	lookup func(netip.Addr) (query.Path, bool, error)) (all []pathCheck, err error) {
+	nat := map[bool]bool{} // the families that have a check for VS/NAT
+	for i := range cfg.Services {
+		s := &cfg.Services[i]
+		direct := slices.ContainsFunc(ends(s), func(r config.RealserverRef) bool { return r.Forward != method.NAT })
 		for _, vip := range s.VIPs {
-			route, ok, err := query.Lookup(outside[vip.Is6()], netip.Addr{})
-			if res.failed(err) {
-				return
+			route, ok, err := lookup(outside[vip.Is6()])
+			if err != nil {
+				return nil, err
 			}
-			to := netip.AddrPortFrom(vip, s.Ports[0].First)
 			c := pathCheck{
 				name: fmt.Sprintf("clients' packets for %s", vip), grade: Error,
 				why:   "these packets never get to the director",
 				hooks: []nft.Hook{nft.Prerouting, nft.Forward, nft.Postrouting},
-				spec: nft.PacketSpec{Packet: request(anyClient[vip.Is6()], protocolNumbers[s.Protocol], to),
-					UnknownSource: true, OIF: d.Config.TUN, State: nft.New, ReversePath: true},
-				nft: fmt.Sprintf("oifname %q", d.Config.TUN), xtables: "-o " + d.Config.TUN,
+				spec: nft.PacketSpec{Packet: request(anyClient[vip.Is6()], protocolNumbers[s.Protocol],
+					netip.AddrPortFrom(vip, s.Ports[0].First)),
+					UnknownSource: true, OIF: cfg.TUN, State: nft.New, ReversePath: true},
+				nft: fmt.Sprintf("oifname %q", cfg.TUN), xtables: "-o " + cfg.TUN,
 			}
 			if ok {
 				c.spec.IIF = route.Link
 			}
 			all = append(all, c)
-			if s.Protocol == "tcp" {
+			if s.Protocol == "tcp" && direct {
 				c.spec.State = nft.Invalid
 				c.name = fmt.Sprintf("packets after a client's SYN to %s", vip)
 				c.why = "connection tracking sees no answers here and takes these packets for invalid: connections hang"
 				all = append(all, c)
 			}
 		}
+		for _, r := range ends(s) {
+			six := r.Address.Is6()
+			if r.Forward != method.NAT || nat[six] {
+				continue
+			}
+			route, ok, err := lookup(r.Address)
+			if err != nil {
+				return nil, err
+			}
+			if !ok || route.Local {
+				continue
+			}
+			nat[six] = true
+			all = append(all, natCheck(cfg.TUN, s, &r, route.Link))
+		}
 	}
-	res.firewall(append(all, d.errorChecks()...), "FORWARD -o "+d.Config.TUN)
+	return all, nil
+}
+
+// natCheck returns the translated requests to r, a realserver of s behind the device link. The route to their source
+// does not lead back into the director's device tun.
+func natCheck(tun string, s *config.Service, r *config.RealserverRef, link string) pathCheck {
+	return pathCheck{
+		name: fmt.Sprintf("requests to realservers of nat that come out of %s", tun), grade: Error,
+		why:   "these packets never get to the realservers",
+		hooks: []nft.Hook{nft.Prerouting, nft.Forward, nft.Postrouting},
+		spec: nft.PacketSpec{Packet: request(anyClient[r.Address.Is6()], protocolNumbers[s.Protocol], s.Endpoint(r)),
+			UnknownSource: true, IIF: tun, OIF: link, State: nft.New},
+		nft: fmt.Sprintf("iifname %q", tun), xtables: "-i " + tun,
+	}
 }
 
 // errorChecks returns the ICMP errors about tunnel packets, from which the director learns the paths' MTUs.
 func (d *Director) errorChecks() (all []pathCheck) {
 	list, _ := realservers(d.Config)
-	seen := map[bool]bool{}
+	seen, tunnels := map[bool]bool{}, tunnelEnds(d.Config)
 	for _, a := range list {
+		if !tunnels[a] {
+			continue
+		}
 		route, ok, err := query.Lookup(a, netip.Addr{})
 		if seen[a.Is6()] || err != nil || !ok || !route.Source.IsValid() {
 			continue

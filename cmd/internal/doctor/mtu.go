@@ -61,7 +61,7 @@ func (x *targetExam) narrow(vip *targetVIP, size int) {
 	f.Remarks = []string{fmt.Sprintf("do the same on the realserver, for %s: its servers derive their MSS from it",
 		x.Source)}
 	if f.Severity == Error {
-		f.Remarks = append(f.Remarks, "let ICMP (fragmentation needed, packet too big) pass on the way")
+		f.Remarks = append(f.Remarks, "let ICMP (fragmentation needed, packet too big) pass on the path")
 	}
 	x.find(f)
 }

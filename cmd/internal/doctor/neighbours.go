@@ -129,7 +129,7 @@ func (res *result) impostors(devices []query.Device, vips []netip.Addr) (good bo
 	good = true
 	for _, q := range all {
 		if q.err != nil {
-			res.skip("who has %s: %v", q.vip, q.err)
+			res.skip("whether another host has %s: %v", q.vip, q.err)
 			return false
 		}
 		for _, mac := range q.answers {

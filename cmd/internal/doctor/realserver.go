@@ -102,7 +102,7 @@ func (res *result) ownVIPs(cfg *config.Realserver) {
 	}
 	if !up {
 		res.find(Finding{Severity: Error, Where: cfg.TUN, What: "the device is gone, or down",
-			Why:     "no packet comes out of the tunnel",
+			Why:     noDevice(cfg),
 			Fix:     fmt.Sprintf("ip link set %s up", cfg.TUN),
 			Remarks: []string{"if it is gone: systemctl restart vstun-realserver"}})
 	}
@@ -124,6 +124,14 @@ func (res *result) ownVIPs(cfg *config.Realserver) {
 	if len(res.findings) == 0 {
 		res.fine("%s on %s", joinAddrs(cfg.VIPs), cfg.TUN)
 	}
+}
+
+// noDevice returns the effect of a missing device.
+func noDevice(cfg *config.Realserver) string {
+	if len(cfg.Encaps) == 0 {
+		return "the host does not take the VIPs' packets"
+	}
+	return "no packet comes out of the tunnel"
 }
 
 func joinAddrs(all []netip.Addr) string {
@@ -171,14 +179,15 @@ func (res *result) arp(cfg *config.Realserver) {
 			where := fmt.Sprintf("%s, in %s", d.Name, p.Masked())
 			if sysctlOf(d.Name, "arp_ignore") < 1 {
 				res.find(Finding{Severity: Error, Where: where,
-					What: "arp_ignore is 0, and a director is in that subnet",
+					What: "arp_ignore is 0, and a director may be in that subnet",
 					Why:  "this host answers ARP for the VIPs, and takes clients' packets past the director",
 					Fix:  "sysctl -w net.ipv4.conf.all.arp_ignore=1"})
 			}
 			if sysctlOf(d.Name, "arp_announce") < 2 {
-				res.find(Finding{Severity: Error, Where: where, What: "arp_announce is below 2, and a director is in " +
-					"that subnet", Why: "this host sends ARP requests from the VIPs, and neighbours send the " +
-					"VIPs' packets here",
+				res.find(Finding{Severity: Error, Where: where,
+					What: "arp_announce is below 2, and a director may be in that subnet",
+					Why: "this host sends ARP requests from the VIPs, and neighbours send the " +
+						"VIPs' packets here",
 					Fix: "sysctl -w net.ipv4.conf.all.arp_announce=2"})
 			}
 			break
@@ -189,8 +198,12 @@ func (res *result) arp(cfg *config.Realserver) {
 	}
 }
 
-// sharesSubnet reports whether a director may be in a subnet.
+// sharesSubnet reports whether a director may be in a subnet. A realserver of VS/DR alone need not name its directors,
+// which are in one of its subnets.
 func sharesSubnet(subnet netip.Prefix, cfg *config.Realserver) bool {
+	if len(cfg.Directors) == 0 {
+		return true
+	}
 	for _, d := range cfg.Directors {
 		if d.Overlaps(subnet.Masked()) {
 			return true
@@ -240,12 +253,10 @@ func (res *result) realserverFirewall(s *Realserver) {
 	}
 	for _, vip := range s.Config.VIPs {
 		for _, port := range portsFor(listeners, vip) {
-			to := netip.AddrPortFrom(vip, port)
-			all = append(all, pathCheck{name: fmt.Sprintf("requests for %s that come out of the tunnel", to),
-				grade: Error, why: "its server never gets them", hooks: in,
-				spec: nft.PacketSpec{Packet: request(anyClient[vip.Is6()], packet.ProtoTCP, to), UnknownSource: true,
-					IIF: s.Config.TUN, State: nft.New},
-				nft: fmt.Sprintf("iifname %q", s.Config.TUN), xtables: "-i " + s.Config.TUN})
+			all = append(all, requestsTo(s.Config, netip.AddrPortFrom(vip, port), func(a netip.Addr) string {
+				hop, _, _ := query.Lookup(a, netip.Addr{})
+				return hop.Link
+			}))
 		}
 		if hop, ok, err := query.Lookup(outside[vip.Is6()], netip.Addr{}); err == nil && ok {
 			b := segment(netip.AddrPortFrom(vip, 80), netip.AddrPortFrom(anyClient[vip.Is6()], 1024), 0, 0,
@@ -256,7 +267,34 @@ func (res *result) realserverFirewall(s *Realserver) {
 				nft:  fmt.Sprintf("%s saddr %s", ipFamily(vip), vip), xtables: fmt.Sprintf("-s %s", vip)})
 		}
 	}
-	res.firewall(all, "INPUT -i "+s.Config.TUN)
+	var legacy []string
+	if len(s.Config.Encaps) > 0 {
+		legacy = append(legacy, "INPUT -i "+s.Config.TUN)
+	}
+	res.firewall(all, legacy...)
+}
+
+// requestsTo returns the requests to a port of a VIP. They come out of the tunnel or, without one, by the device that
+// leads to the director, else to the clients. link returns the device that leads to an address.
+func requestsTo(cfg *config.Realserver, to netip.AddrPort, link func(netip.Addr) string) pathCheck {
+	client := anyClient[to.Addr().Is6()]
+	c := pathCheck{name: fmt.Sprintf("requests for %s", to), grade: Error, why: "its server never gets them",
+		hooks: []nft.Hook{nft.Prerouting, nft.Input},
+		spec: nft.PacketSpec{Packet: request(client, packet.ProtoTCP, to), UnknownSource: true, IIF: cfg.TUN,
+			State: nft.New}, nft: fmt.Sprintf("iifname %q", cfg.TUN), xtables: "-i " + cfg.TUN}
+	if len(cfg.Encaps) > 0 {
+		c.name += " that come out of the tunnel"
+		return c
+	}
+	clients := link(outside[to.Addr().Is6()])
+	c.spec.IIF = clients
+	if len(cfg.Directors) > 0 {
+		c.spec.IIF = link(cfg.Directors[0].Addr())
+	}
+	c.spec.ReversePath = c.spec.IIF == clients
+	c.nft = fmt.Sprintf("%s daddr %s tcp dport %d", ipFamily(to.Addr()), to.Addr(), to.Port())
+	c.xtables = fmt.Sprintf("-d %s -p tcp --dport %d", to.Addr(), to.Port())
+	return c
 }
 
 func ipFamily(a netip.Addr) string {

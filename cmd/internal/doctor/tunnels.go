@@ -168,7 +168,7 @@ func (x *targetExam) agentAnswer(ctx context.Context, c encap.Config, probes []*
 }
 
 // lostAnswers is a cause of lost answers from a VIP whose requests arrive.
-const lostAnswers = "its answers are dropped on the way back, as their source is the VIP (a cloud's " +
+const lostAnswers = "its answers are dropped on the path back, as their source is the VIP (a cloud's " +
 	"source/destination check, a router's uRPF, rp_filter)"
 
 // lacksVIP reports whether an agent has answered and does not have a VIP.
@@ -456,7 +456,7 @@ func (x *targetExam) unanswered(f Finding, others []encap.Kind) {
 	if x.Kind == encap.KindGRE {
 		f.Causes = append(f.Causes, "its agent refuses the encap_key (tunnel_key)")
 	}
-	f.Causes = append(f.Causes, fmt.Sprintf("protocol %d is dropped on the way, by a cloud or a firewall",
+	f.Causes = append(f.Causes, fmt.Sprintf("protocol %d is dropped on the path, by a cloud or a firewall",
 		outerProtocol(x.Config, vip.addr)), lostAnswers+", and its agent is too old to report that")
 	f.Remarks = []string{"the command shows there whether this director's packets arrive",
 		"if none arrive: try encap = \"gue\" at both ends"}
@@ -498,7 +498,7 @@ func (x *targetExam) explainByErrors(f *Finding, all []icmpError) bool {
 			f.On, f.Fix = x.Destination.String(), "systemctl start vstun-realserver; realserver doctor"
 			return true
 		case prohibited(t) || noReceiver(t):
-			f.What, f.Why = fmt.Sprintf("%s refuses %s on the way", t.from, tunnel), "a firewall there rejects it"
+			f.What, f.Why = fmt.Sprintf("%s refuses %s on the path", t.from, tunnel), "a firewall there rejects it"
 			f.Fix = "director reload"
 			f.Remarks = []string{fmt.Sprintf("first accept it there from %s", x.Source),
 				"or set encap = \"gue\", which is UDP"}

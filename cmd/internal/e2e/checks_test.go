@@ -246,8 +246,8 @@ func testDeathUnderLoad(t *testing.T, m method, ipv6 bool) {
 	s.awaitHealth("up up")
 	quiet("it is back")
 
-	begin = time.Now()
 	s.die(1)
+	begin = time.Now()
 	svc = s.awaitOut("a realserver dies", "up down", begin)
 	quiet("one realserver is dead")
 	t.Logf("the check says: %s", svc.Realservers[1].Check.Reason)

@@ -8,8 +8,9 @@ import (
 	"vstun/testdata/testkit"
 )
 
-// TestDoctorOfNAT: the director's doctor finds a realserver of nat whose gateway is another host, and a rule that leads
-// replies past the director. It finds nothing on hosts without a fault.
+// TestDoctorOfNAT: the director's doctor finds a realserver of nat whose gateway is another host, a rule that leads
+// replies past the director, and a firewall that drops what comes out of its device. It finds nothing on hosts without
+// a fault.
 func TestDoctorOfNAT(t *testing.T) {
 	t.Parallel()
 	needDoctorsTools(t)
@@ -29,6 +30,16 @@ realserver = [ { address = "RS1" }, { address = "10.0.2.2" } ]
 		s.whoAnswers(anyPort(s.Client.Addr), s.at(80))
 	}
 	s.director.mustName()
+
+	// Requests pass the firewall twice. No packet is invalid: connection tracking sees both directions.
+	s.shell(s.Director, `nft add table inet fw
+nft add chain inet fw forward '{ type filter hook forward priority 0; policy drop; }'
+nft add rule inet fw forward ct state vmap '{ established : accept, invalid : drop }'
+nft add rule inet fw forward oifname vs0 accept`)
+	s.mend(s.director, s.director.mustName(symptom{"firewall", []string{"nftables chain inet fw forward",
+		"requests to realservers of nat that come out of vs0", "nft insert rule inet fw forward iifname"}}))
+	s.director.mustName()
+	s.shell(s.Director, "nft delete table inet fw")
 
 	rule := "ip rule add pref 5 from 10.0.3.11 ipproto tcp sport 8080 lookup main"
 	s.shell(s.Director, rule)

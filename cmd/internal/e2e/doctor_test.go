@@ -191,7 +191,7 @@ func TestDoctorOnTheWay(t *testing.T) {
 			"agent does not run", "systemctl start vstun-realserver"}}},
 		{name: "agent of another director", sources: []netip.Addr{netip.MustParseAddr("10.0.2.9")},
 			symptom: &symptom{"tunnels", []string{"answers a plain ping", "10.0.2.2 is not in its directors",
-				"protocol 4 is dropped on the way", "realserver doctor"}}},
+				"protocol 4 is dropped on the path", "realserver doctor"}}},
 		{name: "protocol 4 dropped", agent: `encap = ["ipip", "gue"]`, breaks: drop("ip daddr WEB ip protocol 4"),
 			symptom: &symptom{"tunnels", []string{"packets of ipip (protocol 4) do not arrive", "gue",
 				`encap = "gue"`}}},
@@ -199,7 +199,7 @@ func TestDoctorOnTheWay(t *testing.T) {
 			s.shell(s.Router,
 				"sysctl -qw net.ipv4.conf."+web.Name+".rp_filter=1")
 		},
-			symptom: &symptom{"tunnels", []string{"its agent accepts 198.51.100.80", "dropped on the way back",
+			symptom: &symptom{"tunnels", []string{"its agent accepts 198.51.100.80", "dropped on the path back",
 				"source/destination check"}}},
 		{name: "black hole", breaks: func(s *site, web *lab.Host) {
 			narrow(s, web)

@@ -15,10 +15,10 @@ import (
 )
 
 // grace is the time that a process has to end after SIGTERM.
-const grace = 5 * time.Second
+const grace = 20 * time.Second
 
 // ErrKilled is in the error of Stop when the process had to be killed.
-var ErrKilled = errors.New("did not end within 5 s of SIGTERM, so it was killed")
+var ErrKilled = errors.New("did not end within 20 s of SIGTERM, so it was killed")
 
 // Process is a program that runs on a host.
 type Process struct {

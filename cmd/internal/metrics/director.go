@@ -32,12 +32,12 @@ var (
 
 // directorSeries is the metrics of a director as a whole.
 var directorSeries = []series[api.DirectorStatus]{
-	counter(nil, "vstun_director_received_packets_total", "Packets read from the TUN device.",
+	counter(nil, "vstun_director_received_packets_total", "Packets read from the TUN or TAP device.",
 		func(st *api.DirectorStatus) float64 { return float64(st.In.Packets) }),
-	counter(nil, "vstun_director_received_bytes_total", "Bytes of packets read from the TUN device.",
+	counter(nil, "vstun_director_received_bytes_total", "Bytes of packets read from the TUN or TAP device.",
 		func(st *api.DirectorStatus) float64 { return float64(st.In.Bytes) }),
 	counter(nil, "vstun_director_sent_packets_total",
-		"Packets sent to realservers, and ICMP and TCP resets to clients.",
+		"Packets sent to realservers, with nat also to clients, and ICMP errors and TCP resets to clients.",
 		func(st *api.DirectorStatus) float64 { return float64(st.Out.Packets) }),
 	counter(nil, "vstun_director_sent_bytes_total", "Bytes of packets sent, with the tunnels' headers.",
 		func(st *api.DirectorStatus) float64 { return float64(st.Out.Bytes) }),

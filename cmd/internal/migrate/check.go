@@ -68,7 +68,7 @@ func (k *keepalived) check(s *service, r *realserver, port uint16, found []*stat
 		}
 		switch {
 		case st.name() == "BFD_CHECK":
-			k.noteOf(s, st.Place, "BFD_CHECK: BFD is none of this: left out: use a check of type ping or tcp with a "+
+			k.noteOf(s, st.Place, "BFD_CHECK: no counterpart: left out: use a check of type ping or tcp with a "+
 				"short interval")
 		case best != nil:
 			k.noteOf(s, st.Place, "%s: a realserver has one check, and that of line %d stays: left out: a check of "+

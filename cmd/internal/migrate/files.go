@@ -47,7 +47,7 @@ const (
 func (f *factor) read(k *keepalived, s *service, st *statement, most int64) {
 	n, err := strconv.ParseInt(st.arg(1), 10, 64)
 	if err != nil || n < -most || n > most {
-		k.noteOf(s, st.Place, "weight %q of a track_file: is none: left out, as by keepalived: want %d to %d",
+		k.noteOf(s, st.Place, "weight %q of a track_file: left out, as by keepalived: want %d to %d",
 			st.arg(1), -most, most)
 		return
 	}

@@ -71,7 +71,7 @@ const noFileCheck = "no FILE_CHECK of a real_server has it: it is for VRRP, whic
 
 // elsewhere has the keywords, by prefix, of blocks without a counterpart, and the remedy for each.
 var elsewhere = []struct{ prefix, what string }{
-	{"vrrp_instance", "VRRP is none of this: keep keepalived for it, without its virtual_server blocks"},
+	{"vrrp_instance", "no counterpart: leave VRRP to keepalived, without its virtual_server blocks"},
 	{"vrrp_track_file", noFileCheck},
 	{"vrrp_", "has no counterpart: it is for VRRP, which stays with keepalived"},
 	{"static_ipaddress", "set up the host's addresses with its own network configuration"},
@@ -82,8 +82,8 @@ var elsewhere = []struct{ prefix, what string }{
 	{"linkbeat_", "has no counterpart: it is for VRRP, which stays with keepalived"},
 	{"interface_up_down_delays", "has no counterpart: it is for VRRP, which stays with keepalived"},
 	{"track_file", noFileCheck},
-	{"real_server", "stands outside of a virtual_server: look for a } too many above"},
-	{"bfd_instance", "BFD is none of this: let a daemon such as bird speak it, or use checks with a short interval"},
+	{"real_server", "is outside of a virtual_server: look for a } too many above"},
+	{"bfd_instance", "no counterpart: let a daemon such as bird speak BFD, or use checks with a short interval"},
 	{"net_namespace", "start the director in its namespace: ip netns exec NAME director run"},
 	{"namespace_with_ipsets", "has no counterpart and needs none: leave it out"},
 	{"instance", "has no counterpart and needs none: each director.toml names its own control socket and device"},
@@ -152,7 +152,7 @@ func (k *keepalived) globals(block *statement) {
 			k.note(s.Place, "lvs_sync_daemon: connections are not synchronised between directors: a failover ends "+
 				"those that another realserver gets")
 		case "notification_email", "smtp_server", "smtp_alert", "smtp_alert_checker":
-			k.note(s.Place, "%s: there is no mail: let the command of [notify] send it", name)
+			k.note(s.Place, "%s: no counterpart: let the command of [notify] send mail", name)
 		default:
 			if !said[name] {
 				said[name] = true

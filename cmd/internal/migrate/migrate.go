@@ -104,7 +104,7 @@ func (p *plan) noteOf(s *service, at Place, format string, args ...any) {
 	p.noteBytes += len(n.Text)
 	if len(p.notes) == maxNotes || p.noteBytes > maxNoteBytes || p.noted == maxNoted {
 		p.more = true
-		n = Note{Place: at, Text: "more notes, not shown: mend what the others name, and import again"}
+		n = Note{Place: at, Text: "more notes, not shown: fix what the others name, and import again"}
 	}
 	p.notes = append(p.notes, n)
 }

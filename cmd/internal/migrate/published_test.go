@@ -229,7 +229,8 @@ func TestAsKeepalivedReads(t *testing.T) {
 		"LocalNode": {strings.Replace(tunnelled("sorry_server 127.0.0.1 80; real_server 198.51.100.1 80 {; }"), "TUN",
 			"DR", 1),
 			func(d *config.Director) any { return fmt.Sprint(service(d).Sorry.ID(), service(d).Sorry.Forward) },
-			"127.0.0.1:0 nat", []string{`^x.conf:5: sorry_server 127.0.0.1: is this host itself: imported as nat`}},
+			"127.0.0.1:0 nat",
+			[]string{`^x.conf:5: sorry_server 127.0.0.1: is the director's own host: imported as nat`}},
 		"LocalNode at another port": {"virtual_server 192.0.2.1 80 {; protocol TCP; lb_kind NAT; sorry_server " +
 			"127.0.0.1 8080; real_server 198.51.100.1 80 {; }; }; ",
 			func(d *config.Director) any { return fmt.Sprint(service(d).Sorry.ID(), service(d).Sorry.Forward) },

@@ -211,7 +211,7 @@ func (k *keepalived) sorryMethod(s *service, st *statement, general tunnel) meth
 
 func (k *keepalived) smtpAlert(s *service, st *statement) {
 	if isTrue(st.arg(1)) {
-		k.noteOf(s, st.Place, "smtp_alert: there is no mail: let the command of [notify] send it")
+		k.noteOf(s, st.Place, "smtp_alert: no counterpart: let the command of [notify] send mail")
 	}
 }
 

@@ -102,8 +102,8 @@ func server(text string) (netip.Addr, error) {
 func (p *plan) setMethod(s *service, r *realserver, title string, forward method.Kind, port uint16) {
 	r.forward = forward
 	if r.address.IsLoopback() && forward != method.NAT {
-		p.noteOf(s, r.Place, "%s: is this host itself: imported as nat: its server gets the packets at %s, where IPVS "+
-			"leaves them at the VIP", title, r.address)
+		p.noteOf(s, r.Place, "%s: is the director's own host: imported as nat: its server gets packets for %s, "+
+			"with IPVS for the VIP: let it listen on that address", title, r.address)
 		r.forward = method.NAT
 	}
 	every := slices.Contains(s.ports, 0) && len(s.vips) > 0
@@ -181,8 +181,8 @@ func (p *plan) settleRealservers(s *service, vips map[netip.Addr]bool) {
 		case vips[r.address]:
 			p.noteOf(s, r.Place, "realserver %s is a VIP: left out: name the server's own address", r.address)
 		case !s.reaches(r):
-			p.noteOf(s, r.Place, "realserver %s: %v changes no IP version, and the VIP has another one: left out: "+
-				"use tun", r.address, r.forward)
+			p.noteOf(s, r.Place, "realserver %s: its IP version is not the VIP's, and %v cannot change that: left "+
+				"out: use tun", r.address, r.forward)
 		case seen[at]:
 			p.noteOf(s, r.Place, "realserver %s is there twice: left out: add its weight to the first", r.name())
 		default:
@@ -227,7 +227,7 @@ func (p *plan) settleQuorum(s *service, vips map[netip.Addr]bool) {
 		p.noteOf(s, s.Place, "sorry_server %s is a VIP: left out: name the server's own address", r.address)
 		s.sorry = nil
 	case !s.reaches(r):
-		p.noteOf(s, r.Place, "sorry_server %s: %v changes no IP version, and the VIP has another one: left out",
+		p.noteOf(s, r.Place, "sorry_server %s: its IP version is not the VIP's, and %v cannot change that: left out",
 			r.address, r.forward)
 		s.sorry = nil
 	}
@@ -401,7 +401,7 @@ func maskLength(mask [4]byte) (n int) {
 func (p *plan) setWeight(s *service, what string, to *int, at Place, text string) {
 	n, err := strconv.Atoi(text)
 	if err != nil || n < 0 || n > 65535 {
-		p.noteOf(s, at, "%s: weight %q is none: %d is in its place: want 0 to 65535", what, text, *to)
+		p.noteOf(s, at, "%s: weight %q: %d is in its place: want 0 to 65535", what, text, *to)
 		return
 	}
 	*to = n
