@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -168,8 +169,14 @@ func prepare(fd int, device string, six bool, set func(fd int) error) error {
 	return nil
 }
 
+// sendTimeout bounds the wait for room in the socket's buffer: a link that takes nothing must not hold up the exchange.
+const sendTimeout = 100 * time.Millisecond
+
 // Send sends b to all peers, or to the group. An error of one peer does not keep b from the others.
 func (u *udp) Send(b []byte) (err error) {
+	if err := u.out.SetWriteDeadline(time.Now().Add(sendTimeout)); err != nil {
+		return err
+	}
 	for _, to := range u.to {
 		if _, sent := u.out.WriteToUDPAddrPort(b, to); sent != nil && !errors.Is(sent, unix.ECONNREFUSED) {
 			err = sent

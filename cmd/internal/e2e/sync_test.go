@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/lab"
@@ -43,6 +44,7 @@ func newPair(t *testing.T, m method, ipv6 bool, sync func(s *site) string) *pair
 		s.startAgent(web, more)
 		s.namedEcho(web, 80)
 		s.echoUDP(web, 53)
+		s.acceptUploads(web, 81)
 	}
 	text := sync(s)
 	if !strings.Contains(text, "ipvs") {
@@ -54,7 +56,8 @@ func newPair(t *testing.T, m method, ipv6 bool, sync func(s *site) string) *pair
 		p.directors[i] = s.prepare(h, "director")
 		p.directors[i].configure(s.directorTOML(p.directors[i].socket,
 			"announce = \"none\"\n[connections]\nmax = 10_000\n[sync]\n"+text,
-			service{"tcp", "80", "rr", []int{1, 1, -1}}, service{"udp", "53", "rr", []int{1, 1, -1}}))
+			service{"tcp", "80", "rr", []int{1, 1, -1}}, service{"udp", "53", "rr", []int{1, 1, -1}},
+			service{"tcp", "81", "rr", []int{1, 1, -1}}))
 		p.directors[i].start()
 	}
 	p.switchTo(0)
@@ -191,6 +194,40 @@ func (p *pair) awaitSame() {
 		one, two = p.directors[0].rows(), p.directors[1].rows()
 		return len(one) > 0 && slices.Equal(one, two)
 	})
+}
+
+// TestSyncUpload: uploads go on, byte-exact, when their director is killed, and when the other one is stopped.
+func TestSyncUpload(t *testing.T) {
+	t.Parallel()
+	p := newPair(t, tun, false, func(s *site) string {
+		return fmt.Sprintf("peers = [%s]", quoted([]netip.Addr{s.Director.Addr, s.Webs[2].Addr}))
+	})
+	n, done := short(300_000_000, 100_000_000), make(chan string, 4)
+	for range cap(done) {
+		c := p.dial("tcp", 81)
+		if err := c.SetDeadline(time.Now().Add(3 * time.Minute)); err != nil {
+			t.Fatal(err)
+		}
+		go func() {
+			answer, err := put(c, n)
+			done <- fmt.Sprint(answer, " ", err)
+		}()
+	}
+	p.awaitSame()
+	p.directors[0].kill()
+	p.switchTo(1)
+	p.directors[0].start()
+	p.awaitPeer(0)
+	if len(done) > 0 {
+		t.Log("an upload has ended before the second switch")
+	}
+	p.switchTo(0)
+	p.directors[1].stop()
+	for range cap(done) {
+		if got, want := <-done, fmt.Sprintf("%d bytes, all as they should be <nil>", n); got != want {
+			t.Errorf("the server answers %q, want %q", got, want)
+		}
+	}
 }
 
 // TestSyncPeersCommand prints the peers.
