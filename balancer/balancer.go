@@ -49,6 +49,7 @@ type Snapshot struct {
 
 	byAddr     map[netip.Addr][]*Dest // dests by address, made at the first call of DestsByAddr
 	indexDests sync.Once
+	directory  directory
 }
 
 // service is a Service of a snapshot. Its list is in the kernel's order.

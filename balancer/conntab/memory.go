@@ -39,7 +39,7 @@ func slotsLayout[A address]() uint32 {
 	return crc32.ChecksumIEEE(fmt.Appendln(nil, 1, PerSecond, unsafe.Sizeof(e), unsafe.Offsetof(e.sport),
 		unsafe.Offsetof(e.proto), unsafe.Offsetof(e.state), unsafe.Offsetof(e.flags), unsafe.Offsetof(e.dest),
 		unsafe.Offsetof(e.expires), unsafe.Offsetof(e.value), unsafe.Offsetof(e.ref), strings.Join(stateNames[:], ","),
-		twoWay, ended))
+		twoWay, ended, reported))
 }
 
 // bitsLayout is the layout of a section of bits.

@@ -142,6 +142,9 @@ func (s *store[A]) seen(sh *shard[A], e *entry[A], p *packet.Info, dir Direction
 		e.value++
 		return e.dest
 	}
+	if e.flags&reported != 0 {
+		e.flags &^= reported
+	}
 	if dir == FromServer && e.flags&twoWay == 0 {
 		e.flags |= twoWay
 	}
@@ -153,6 +156,8 @@ func (s *store[A]) seen(sh *shard[A], e *entry[A], p *packet.Info, dir Direction
 	sh.noteExpiry(e.expires)
 	if next != e.state {
 		e = s.transition(sh, e, next)
+	} else if e.value == repeatedAt && next == UDP && dir == FromClient {
+		sh.note(Repeated, e)
 	}
 	return e.dest
 }

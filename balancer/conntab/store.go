@@ -56,8 +56,9 @@ type entry[A address] struct {
 
 // Flags of connections.
 const (
-	twoWay = 1 << iota // replies pass the director
-	ended              // expire has ended it before its timeout
+	twoWay   = 1 << iota // replies pass the director
+	ended                // expire has ended it before its timeout
+	reported             // another director has reported it, and no packet of it has come since
 )
 
 // timeout returns the timeout of a template.
@@ -258,10 +259,12 @@ type Conn struct {
 	Timeout  time.Duration // of a template: from a new connection on
 	Expires  time.Duration // from now; never below 0
 	Packets  uint32        // of a connection, from the client; wraps
+	Reported bool          // by another director; no packet of it has come since
 }
 
 func (e *entry[A]) conn(now Ticks) Conn {
-	c := Conn{Flow: e.flow(), State: e.state, Dest: e.dest, Expires: max(0, duration(e.expires-now))}
+	c := Conn{Flow: e.flow(), State: e.state, Dest: e.dest, Expires: max(0, duration(e.expires-now)),
+		Reported: e.flags&reported != 0}
 	if e.state == TemplateState {
 		c.Template, c.Service, c.Timeout = true, e.service(), duration(e.timeout())
 		c.Flow = packet.Flow{Src: c.Flow.Src}

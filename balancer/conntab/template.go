@@ -120,6 +120,7 @@ func (s *store[A]) lookupTemplate(client netip.Addr, service uint32, now Ticks) 
 func (s *store[A]) hold(sh *shard[A], e *entry[A], now Ticks) {
 	s.table.refs.hold(e.ref)
 	e.expires = now + e.timeout()
+	e.flags &^= reported
 	sh.noteExpiry(e.expires)
 }
 

@@ -38,6 +38,7 @@ type DirectorStatus struct {
 	Announced     []Announced   `json:"announced,omitempty"`
 	Neighbours    Neighbours    `json:"neighbours"`
 	VRRP          []VRRP        `json:"vrrp,omitempty"`
+	Sync          *Sync         `json:"sync,omitempty"` // none without [sync]
 	Configuration Configuration `json:"configuration"`
 	Mail          *Mail         `json:"mail,omitempty"` // notify.mail; nil: none
 	// packets that the kernel dropped because the director was too slow

@@ -1,8 +1,9 @@
 package api
 
-// Peers is what GET /peers on a director's control socket returns.
+// Peers is what GET /peers on a director's control socket returns, and what `director peers --json` prints.
 type Peers struct {
 	VRRP []VRRP `json:"vrrp"`
+	Sync *Sync  `json:"sync,omitempty"` // none without [sync]
 }
 
 // VRRP is an instance of the election between directors.

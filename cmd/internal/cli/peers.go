@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -83,17 +84,23 @@ func postRole(c *cobra.Command, socket *Socket, path string) (p api.Peers, err e
 	return p, plain(api.Post(c.Context(), control, path, reloadTakes, &p))
 }
 
+// printPeers writes the director's roles and its exchange of connections.
 func printPeers(out io.Writer, p api.Peers, asJSON bool) error {
 	if asJSON {
 		return PrintJSON(out, p)
 	}
-	if len(p.VRRP) == 0 {
+	return errors.Join(printElection(out, p.VRRP), printSync(out, p.Sync))
+}
+
+// printElection writes the director's roles, with what they depend on and the peers.
+func printElection(out io.Writer, all []api.VRRP) error {
+	if len(all) == 0 {
 		_, err := fmt.Fprintln(out, "no [[vrrp]]: this director is always active")
 		return err
 	}
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	for i := range p.VRRP {
-		v := &p.VRRP[i]
+	for i := range all {
+		v := &all[i]
 		fmt.Fprintf(w, "%s\n", roleLine(v))
 		fmt.Fprintf(w, "  addresses\t%s\n", strings.Join(v.Addresses, ", "))
 		fmt.Fprintf(w, "  sent\t%d\treceived\t%d\trefused\t%s\n", v.Sent, v.Received, refusals(v.Refused))

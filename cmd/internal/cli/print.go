@@ -60,6 +60,9 @@ func PrintDirector(out io.Writer, st *api.DirectorStatus) error {
 	if c := st.Connections; c.Evicted > 0 || c.HalfOpenMax > 0 && c.HalfOpen*2 > c.HalfOpenMax {
 		fmt.Fprintf(w, "\nhalf-open\t%d of %d connections\t%d evicted\n", c.HalfOpen, c.HalfOpenMax, c.Evicted)
 	}
+	if st.Sync != nil {
+		printSyncLine(w, st.Sync)
+	}
 	printTraffic(w, "in", st.In, "out", st.Out, st.Drops)
 	if st.Resets > 0 {
 		fmt.Fprintf(w, "TCP resets sent\t%s\n", words.Count(st.Resets, "packet"))

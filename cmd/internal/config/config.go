@@ -51,6 +51,7 @@ type Director struct {
 	Services    []Service // at least one, in the file's order
 	VRRP        []VRRP    // in the file's order; none: this director is always active
 	Notify      Notify
+	Sync        Sync
 	Warnings    []string // keys without their apparent effect, one line each in the form of Errors
 }
 

@@ -44,6 +44,7 @@ func ParseDirector(name string, text []byte) (*Director, error) {
 	services.checkSource(t, d.Source)
 	d.VRRP = readVRRP(root, d.Services)
 	d.Notify = readNotify(root, d.Services)
+	d.Sync = readSync(root)
 	root.finish()
 
 	if len(root.file.faults) > 0 {

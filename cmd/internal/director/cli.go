@@ -48,6 +48,7 @@ func Command() *cobra.Command {
 			cli.PrintDirector)),
 		withFile(top.Command(socket)),
 		withFile(cli.ConnectionsCommand(states(), socket)),
+		withFile(cli.PeersCommand(socket)),
 		withFile(cli.ReloadCommand(&cli.Socket{Config: func() (string, error) {
 			path, err := controlSocket(file)
 			if faults := (*config.Errors)(nil); errors.As(err, &faults) {

@@ -75,6 +75,7 @@ func newController(log *slog.Logger, plane *dataPlane, checks *checks, network n
 // start puts the first configuration in force, with weights that operators have set before.
 func (c *controller) start(cfg *config.Director, weights plan.Weights) error {
 	in := plan.Inputs{Weights: weights}.Reconfigured(cfg)
+	in.Syncing = cfg.Sync.On
 	in.Rules = c.ask.rules()
 	c.resolvePaths(&in)
 	if cfg.TAP { // its workers do not read the answers yet
@@ -206,6 +207,15 @@ func (c *controller) healthChanged(list []health.Change) {
 func (c *controller) takeHealth(changes []health.Change) {
 	c.unreported = append(c.unreported, changes...)
 	c.logFailure(slog.LevelError, "cannot apply the health of realservers", c.converge(c.state().inputs))
+}
+
+// endSyncing notes that the connections of other directors are there.
+func (c *controller) endSyncing() {
+	_ = c.do(func() {
+		in := c.state().inputs
+		in.Syncing = false
+		c.logFailure(slog.LevelError, "cannot answer packets of unknown connections", c.converge(in))
+	})
 }
 
 // configure puts cfg in force, and returns the states before and after. On an error nothing has changed.

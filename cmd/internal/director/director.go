@@ -38,6 +38,7 @@ type director struct {
 	plane      dataPlane
 	lan        lan
 	roles      roles
+	sync       peerSync
 	checks     checks
 	controller *controller
 	reloader   *reload.Reloader
@@ -101,6 +102,9 @@ func open(file string, cfg *config.Director) (_ *director, err error) {
 	if err := d.roles.open(cfg, d.log, &d.lan); err != nil {
 		return nil, err
 	}
+	if err := d.sync.open(&cfg.Sync, &d.plane, d.log); err != nil {
+		return nil, err
+	}
 	if d.checks.pinger, err = tunneldial.NewPinger(); err != nil {
 		return nil, err
 	}
@@ -124,6 +128,7 @@ func (d *director) wire(cfg *config.Director) {
 	d.checks.notifier.Set(cfg.Notify)
 	d.controller.notify, d.roles.notify = d.checks.notifier.Send, d.checks.notifier.Send
 	d.controller.roles = &d.roles
+	d.roles.hold(cfg.Sync.On)
 }
 
 // confine gives up the capabilities that only open needs, and logs what cfg could be warned about. file is the
@@ -235,6 +240,14 @@ func (d *director) runControl(ctx context.Context, hangup func(fn func()) daemon
 			return d.roles.run(ctx)
 		},
 		d.controller.run,
+		func(ctx context.Context) error {
+			return d.sync.run(ctx, func() {
+				d.log.Info("connections of peers are here", "connections", p.table.Len())
+				d.controller.endSyncing()
+				d.roles.hold(false)
+				d.notifyManager("READY=1")
+			})
+		},
 		d.checks.monitor.Run,
 		d.checks.notifier.Run,
 		// Before the routes are removed, the neighbours' requests stay without answers, and another director has the
@@ -254,7 +267,9 @@ func (d *director) runControl(ctx context.Context, hangup func(fn func()) daemon
 	d.log.Info("ready", "version", daemon.Version(), "tun", p.device.Name(), "queues", cfg.Queues, "offloads",
 		p.device.Offloads(), "services", len(cfg.Services), "control", cfg.Control, "metrics",
 		metrics.Name(cfg.Metrics))
-	d.notifyManager("READY=1")
+	if d.sync.Sync == nil { // otherwise the peers' connections come first
+		d.notifyManager("READY=1")
+	}
 	return daemon.Run(ctx, tasks...)
 }
 
@@ -290,7 +305,7 @@ func (d *director) serveControl() {
 // close undoes open, also if open has failed half-way. cfg is the configuration. Routes go before the device, so that
 // the kernel never answers for a VIP. If the process leaves its devices and changes, they stay.
 func (d *director) close(cfg *config.Director) error {
-	errs := []error{d.roles.close(), d.lan.close()}
+	errs := []error{d.roles.close(), d.lan.close(), d.sync.close()}
 	if d.network != nil {
 		errs = append(errs, d.handover.endNetwork(d.network))
 	}

@@ -188,11 +188,19 @@ func remedy(r vrrp.Refusal) string {
 	return "look for a faulty sender"
 }
 
+// hold keeps the director from taking a role from another master, or no longer.
+func (r *roles) hold(held bool) {
+	if r.router != nil {
+		r.router.SetHeld(held)
+	}
+}
+
 // standby is POST /standby. It may be called from any goroutine.
 func (d *director) standby(url.Values) (any, error) {
 	if d.roles.router == nil {
 		return nil, errAlone
 	}
+	d.sync.giveTable()
 	d.roles.router.Standby()
 	return d.peers(), nil
 }
@@ -209,7 +217,7 @@ func (d *director) activate(url.Values) (any, error) {
 var errAlone = errors.New("this director has no [[vrrp]], so that it has no peers: it is always active")
 
 // peers is the answer to GET /peers. It may be called from any goroutine.
-func (d *director) peers() api.Peers { return api.Peers{VRRP: d.roles.status()} }
+func (d *director) peers() api.Peers { return api.Peers{VRRP: d.roles.status(), Sync: d.sync.status()} }
 
 // status returns the instances. It may be called from any goroutine.
 func (r *roles) status() (all []api.VRRP) {

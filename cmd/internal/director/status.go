@@ -46,6 +46,7 @@ func (d *director) status() api.DirectorStatus {
 	st.Configuration = d.reloader.Configuration()
 	st.Waiting = p.shared.Waiting()
 	st.Leaving = leaving(p.balancer.Leaving())
+	st.Sync = d.sync.status()
 	state := d.controller.state()
 	st.Mail = mailStatus(state.Config.Notify.Mail, d.checks.notifier.Mail(), time.Now())
 	st.VRRP = d.roles.status()

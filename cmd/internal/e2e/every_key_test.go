@@ -169,7 +169,7 @@ func TestReloadOfEveryKeyOfDirector(t *testing.T) {
 		"vrrp.track": {`interface = "eth1"`},
 	}
 	tables := []string{"director", "connections", "connections.timeouts", "notify", "notify.mail", "service",
-		"service.persistence", "service.check", "service.realserver", "vrrp", "vrrp.track"}
+		"service.persistence", "service.check", "service.realserver", "vrrp", "vrrp.track", "sync"}
 	cert, key := filepath.Join(s.dir, "client.pem"), filepath.Join(s.dir, "client.key")
 	issueCertificate(t, "director", cert, key)
 	both := filepath.Join(s.dir, "both.pem")
@@ -189,6 +189,13 @@ func TestReloadOfEveryKeyOfDirector(t *testing.T) {
 	if err := os.WriteFile(password, []byte("secret\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	syncKey := filepath.Join(s.dir, "sync.key")
+	for _, path := range []string{syncKey, syncKey + "2"} {
+		if err := os.WriteFile(path, []byte(strings.Repeat(path, 32)), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	base["sync"] = []string{`interface = "eth0"`, fmt.Sprintf("key = %q", syncKey)}
 	p.configure(base.toml(tables...))
 	p.start()
 	p.mustChangeEach(base, tables, map[string][]string{
@@ -240,6 +247,14 @@ func TestReloadOfEveryKeyOfDirector(t *testing.T) {
 		"notify.mail.kinds":         {`kinds = ["service"]`},
 		"notify.mail.services":      {`services = ["web"]`},
 		"notify.mail.gather":        {`gather = "1m"`},
+
+		"sync.mode":      {`mode = "ipvs"`, `key = ""`},
+		"sync.interface": {`interface = "lo"`},
+		"sync.group":     {`group = "224.0.0.82"`},
+		"sync.port":      {"port = 8849"},
+		"sync.peers":     {`peers = ["10.0.2.9"]`},
+		"sync.id":        {"id = 7"},
+		"sync.key":       {fmt.Sprintf("key = %q", syncKey+"2")},
 
 		"service.name":            {`name = "site"`},
 		"service.vip":             {`vip = "198.51.100.81"`},

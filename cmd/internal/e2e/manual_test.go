@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"vstun/balancer"
+	"vstun/balancer/connsync"
 	"vstun/cmd/internal/agent"
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/director"
@@ -113,6 +114,8 @@ xxxxxxxxxx = 1
 xxxxxxxxxx = 1
 [notify.mail]
 xxxxxxxxxx = 1
+[sync]
+xxxxxxxxxx = 1
 [[service]]
 xxxxxxxxxx = 1
 [service.persistence]
@@ -200,7 +203,12 @@ func TestManualDefaults(t *testing.T) {
 	literal, ofTypes := regexp.MustCompile("^`(.*)`$"), regexp.MustCompile(`^([a-z]+)[a-z, ]*: `)
 	required := map[string]string{"dns": `query = "example.com"`, "exec": `command = ["/bin/true"]`,
 		"file": `path = "/run/x"`}
+	key := filepath.Join(t.TempDir(), "sync.key")
+	if err := os.WriteFile(key, make([]byte, 32), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	base := file{
+		"sync":     {`interface = "eth0"`, fmt.Sprintf("key = %q", key)},
 		"director": {`log = "info"`}, "connections": {"sloppy_tcp = false"}, "notify": {`command = ["/bin/true"]`},
 		"notify.mail":        {`to = ["ops@example.com"]`, `from = "lb@example.com"`, `server = "192.0.2.25:587"`},
 		"service":            {`name = "web"`, `vip = "198.51.100.80"`, `protocol = "tcp"`, "port = 80"},
@@ -212,7 +220,7 @@ func TestManualDefaults(t *testing.T) {
 	}
 	order := map[string][]string{"realserver": {"realserver"}, "director": {"director", "connections",
 		"connections.timeouts", "notify", "notify.mail", "service", "service.persistence", "service.check",
-		"service.realserver", "vrrp", "vrrp.track"}}
+		"service.realserver", "vrrp", "vrrp.track", "sync"}}
 	defaults, must := 0, 0
 	for program, tables := range order {
 		for table, rows := range manualKeys(t, program) {
@@ -263,6 +271,11 @@ func TestManualIsComplete(t *testing.T) {
 	for _, s := range balancer.Schedulers() {
 		if !strings.Contains(text, "`"+s+"`") {
 			t.Errorf("scheduler %s is not in the manual", s)
+		}
+	}
+	for _, reason := range connsync.FaultNames() {
+		if !strings.Contains(text, "| `"+reason+"` |") {
+			t.Errorf("reason %s of a refused record is not in the manual", reason)
 		}
 	}
 	for _, c := range config.CheckTypes() {

@@ -163,7 +163,9 @@ func (c *director) Describe(ch chan<- *prometheus.Desc) {
 	describe(ch, serviceSeries)
 	describe(ch, realserverSeries)
 	describe(ch, vrrpSeries)
-	for _, d := range []*prometheus.Desc{buildDesc, directorDrops, directorBatches, serviceInfo, current, vrrpRefused} {
+	describe(ch, syncSeries)
+	for _, d := range []*prometheus.Desc{buildDesc, directorDrops, directorBatches, serviceInfo, current, vrrpRefused,
+		syncRefused} {
 		ch <- d
 	}
 }
@@ -184,6 +186,7 @@ func (c *director) Collect(ch chan<- prometheus.Metric) {
 	sendDrops(ch, directorDrops, drop.Reason.Director, st.Drops)
 	sendBatches(ch, directorBatches, c.batches)
 	sendBatch(ch, directorBatches, "local", c.local)
+	sendSync(ch, st.Sync)
 	for i := range st.Services {
 		sendService(ch, &st.Services[i])
 	}

@@ -46,6 +46,9 @@ type Inputs struct {
 	// Retired are the addresses of realservers that are not configured any more, and still have connections.
 	Retired []netip.Addr
 
+	// Syncing is set while connections of other directors are missing. Their clients get no RST meanwhile.
+	Syncing bool
+
 	ReplyLinks []string // see ReplyLinks
 	Port       Port     // of a TAP device
 	Devices    []query.Device
@@ -102,9 +105,8 @@ func Plan(in Inputs, before map[string]ServiceState) (Desired, []Event) {
 		Config:   cfg,
 		Machine:  Machine(in),
 		Announce: Announce(in),
-		Balancer: balancer.Config{Probed: in.Neighbours.linkTargets(in.Paths.targets(cfg)), Options: options(cfg),
-			Table:    &table,
-			LeftVIPs: in.RetiredVIPs},
+		Balancer: balancer.Config{Probed: in.Neighbours.linkTargets(in.Paths.targets(cfg)),
+			Options: options(cfg, in.Syncing), Table: &table, LeftVIPs: in.RetiredVIPs},
 		Reroute:     in.Neighbours.linkPaths(in.Paths.reroute(cfg.Source, in.Retired), in.Retired),
 		Services:    make(map[string]ServiceState, len(cfg.Services)),
 		Down:        map[RealserverID]bool{},
