@@ -23,7 +23,7 @@ import (
 	"vstun/encap/packet"
 )
 
-// kept is a director's memory with a data plane that has no devices.
+// keptMemory is a director's memory with a data plane that has no devices.
 type keptMemory struct {
 	memory
 	plane dataPlane
@@ -77,12 +77,13 @@ func onTmpfs(t *testing.T, size string) string {
 	return filepath.Join(dir, "d.table")
 }
 
-// open opens n connections of web, and sends a packet of each.
+// send opens n connections of web, and sends a packet of each.
 func (k *keptMemory) send(t *testing.T, n int) {
 	t.Helper()
 	for i := range n {
-		p := packet.Info{Len: 60, TCPFlags: packet.FlagSYN, Flow: packet.Flow{Proto: packet.ProtoTCP, SrcPort: uint16(i),
-			DstPort: 80, Src: netip.MustParseAddr("192.0.2.1"), Dst: netip.MustParseAddr("198.51.100.80")}}
+		p := packet.Info{Len: 60, TCPFlags: packet.FlagSYN, Flow: packet.Flow{Proto: packet.ProtoTCP,
+			SrcPort: uint16(i), DstPort: 80, Src: netip.MustParseAddr("192.0.2.1"),
+			Dst: netip.MustParseAddr("198.51.100.80")}}
 		d, reason := k.plane.balancer.Snapshot().Decide(&p, k.plane.now())
 		if d == nil {
 			t.Fatal(reason)
@@ -98,7 +99,8 @@ func TestMemory(t *testing.T) {
 	first.begin(t, cfg)
 	web := plan.RealserverID{Service: "web", Realserver: netip.MustParseAddrPort("10.0.11.1:0")}
 	gone := plan.RealserverID{Service: "gone", Realserver: netip.MustParseAddrPort("10.0.11.9:0")}
-	in := plan.Inputs{Config: cfg, Weights: plan.Weights{web: {Weight: 0, Configured: 1}, gone: {Weight: 3, Configured: 1}},
+	in := plan.Inputs{Config: cfg,
+		Weights: plan.Weights{web: {Weight: 0, Configured: 1}, gone: {Weight: 3, Configured: 1}},
 		Health: []health.State{{Service: "web", Realserver: web.Realserver, Checked: true, Known: true},
 			{Service: "web", Realserver: gone.Realserver, Checked: true, Known: true, Up: true, Offset: -2},
 			{Service: "web", Realserver: netip.MustParseAddrPort("10.0.11.3:0"), Checked: true, Up: true},
@@ -146,7 +148,8 @@ func TestMemoryWithoutRoom(t *testing.T) {
 			k := remember(t, path, cfg)
 			k.begin(t, cfg)
 			k.send(t, 5)
-			if n := strings.Count(k.said.String(), "will not outlive"); n != 1 || k.adopted != nil && k.adopted.Connections > 0 {
+			if n := strings.Count(k.said.String(), "will not outlive"); n != 1 || k.adopted != nil &&
+				k.adopted.Connections > 0 {
 				t.Errorf("%s: %d warnings, adopted %+v:\n%s", path, n, k.adopted, &k.said)
 			}
 			k.end(t)
