@@ -11,7 +11,8 @@ func (d *Director) NeedsRestart(is *Director) []string {
 		{"offload", d.Offload != is.Offload},
 		{"control", d.Control != is.Control},
 		{"connections.max", d.Connections.Max != is.Connections.Max},
-		{"connections.keep", d.Connections.Keep != is.Connections.Keep},
+		{"connections.keep", d.Connections.Keep != is.Connections.Keep &&
+			!(d.Connections.KeepBeside && is.Connections.KeepBeside)}, // it follows control
 	})
 }
 
