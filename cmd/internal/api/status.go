@@ -38,6 +38,7 @@ type DirectorStatus struct {
 	Announced     []Announced   `json:"announced,omitempty"`
 	Neighbours    Neighbours    `json:"neighbours"`
 	Configuration Configuration `json:"configuration"`
+	Mail          *Mail         `json:"mail,omitempty"` // notify.mail; nil: none
 	// packets that the kernel dropped because the director was too slow
 	Overruns uint64 `json:"overruns"`
 	// the kernel's reason for the last packet that it refused to send
@@ -49,6 +50,19 @@ type Configuration struct {
 	Read time.Time `json:"read"` // when the configuration in force was read
 	// why a later reload was refused, a line for each fault
 	Error string `json:"reload_error,omitempty"`
+}
+
+// Mail is the state of the receiver by mail.
+type Mail struct {
+	Server  string `json:"server"`  // HOST:PORT
+	Sent    uint64 `json:"sent"`    // mails that a server has taken
+	Failed  uint64 `json:"failed"`  // failed attempts at a mail
+	Lost    uint64 `json:"lost"`    // changes of state that no mail has
+	Waiting int    `json:"waiting"` // changes that wait for a mail
+	// why the last attempt failed; or, if it did not, the recipients that the server refused
+	Error string `json:"error,omitempty"`
+	// time since the first of the failed attempts in a row; 0: the last one did not fail
+	Failing float64 `json:"failing_seconds,omitempty"`
 }
 
 // Leaving is the realservers that are not configured any more and still have connections.

@@ -42,7 +42,7 @@ func ParseDirector(name string, text []byte) (*Director, error) {
 	services := newServiceReader(d.TAP)
 	d.Services = services.read(root)
 	services.checkSource(t, d.Source)
-	d.Notify = readNotify(root)
+	d.Notify = readNotify(root, d.Services)
 	root.finish()
 
 	if len(root.file.faults) > 0 {

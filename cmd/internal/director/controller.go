@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -50,6 +51,7 @@ type controller struct {
 type network interface {
 	Set(s routing.State) error
 	Changed() <-chan struct{}
+	Leads(dst netip.Prefix) bool
 }
 
 // state is the configuration, plan and snapshot in force. It is immutable, except for the counters of its snapshot.
@@ -74,13 +76,29 @@ func (c *controller) start(cfg *config.Director, weights plan.Weights) error {
 	in := plan.Inputs{Weights: weights}.Reconfigured(cfg)
 	in.Rules = c.ask.rules()
 	c.resolvePaths(&in)
-	c.awaitNeighbours(&in)
+	if cfg.TAP { // its workers do not read the answers yet
+		c.resolveNeighbours(&in)
+	} else {
+		c.awaitNeighbours(&in)
+	}
 	in.ReplyLinks = c.ask.replyLinks(in)
 	c.listDevices(&in)
-	if err := c.lan.check(in, nil); err != nil {
+	if err := c.lan.check(in, c.announced(in)); err != nil {
 		return err
 	}
 	return c.converge(in)
+}
+
+// announced returns the part of in's announcements that a predecessor has made: the VIPs whose routes were adopted. The
+// question whether another host has them would take a third of a second, in which their packets wait.
+func (c *controller) announced(in plan.Inputs) []neigh.Device {
+	all := plan.Announce(in)
+	for i := range all {
+		all[i].Addrs = slices.DeleteFunc(slices.Clone(all[i].Addrs), func(a netip.Addr) bool {
+			return !c.network.Leads(netip.PrefixFrom(a, a.BitLen()))
+		})
+	}
+	return all
 }
 
 // state returns the state in force, nil before start.

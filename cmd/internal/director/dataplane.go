@@ -50,16 +50,16 @@ const udpPorts = 16
 // linux/pkt_sched.h, the first band of pfifo_fast and prio.
 const urgent = 6
 
-// open makes what cfg needs. The connection table is in memory; nil is private memory. On an error the caller calls
-// close.
+// open makes what cfg needs, but for the devices that p has already. The connection table is in memory; nil is private
+// memory. On an error the caller calls close.
 func (p *dataPlane) open(cfg *config.Director, memory conntab.Memory, log *slog.Logger) (err error) {
 	p.shared = forward.NewShared()
 	p.table = conntab.NewIn(memory, plan.Table(cfg.Connections))
 	p.balancer = balancer.NewIn(memory, p.table, cfg.Queues+1)
 	if cfg.TAP {
-		p.device, p.ethernet, err = openEthernet(cfg, log)
-	} else {
-		p.device, err = tundev.Open(cfg.TUN, tundev.Options{Queues: cfg.Queues, Plain: !cfg.Offload})
+		p.device, p.ethernet, err = openEthernet(cfg, p.device, log)
+	} else if p.device == nil {
+		p.device, err = tundev.Open(cfg.TUN, clientOptions(cfg))
 	}
 	if err != nil {
 		return err
@@ -85,6 +85,16 @@ func (p *dataPlane) open(cfg *config.Director, memory conntab.Memory, log *slog.
 		}
 	}
 	return p.openLocal(cfg, log)
+}
+
+// clientOptions are the options of the device for packets of clients.
+func clientOptions(cfg *config.Director) tundev.Options {
+	return tundev.Options{Queues: cfg.Queues, Plain: !cfg.Offload, TAP: cfg.TAP}
+}
+
+// localOptions are the options of the device for this host's own packets to VIPs.
+func localOptions(cfg *config.Director) tundev.Options {
+	return tundev.Options{Queues: 1, Plain: !cfg.Offload}
 }
 
 // openWorker makes the worker of one queue of the device.
@@ -172,9 +182,10 @@ func (p *dataPlane) openRelays() error {
 // openLocal opens the device for this host's own packets, and makes its worker. The worker has a socket of its own,
 // which no flood fills.
 func (p *dataPlane) openLocal(cfg *config.Director, log *slog.Logger) (err error) {
-	p.local, err = tundev.Open(cfg.LocalTUN(), tundev.Options{Queues: 1, Plain: !cfg.Offload})
-	if err != nil {
-		return err
+	if p.local == nil {
+		if p.local, err = tundev.Open(cfg.LocalTUN(), localOptions(cfg)); err != nil {
+			return err
+		}
 	}
 	s, err := p.openSender()
 	if err != nil {
@@ -203,7 +214,21 @@ func (p *dataPlane) openLocal(cfg *config.Director, log *slog.Logger) (err error
 	return nil
 }
 
-// close ends the workers and relays.
+// stop ends the workers and relays. Each worker forwards the packets that it has read. Those that come later stay in
+// the devices until close.
+func (p *dataPlane) stop() error {
+	var errs []error
+	for _, d := range []*tundev.Device{p.device, p.local} {
+		errs = append(errs, d.StopReading())
+	}
+	for _, r := range p.receivers {
+		errs = append(errs, r.Close())
+	}
+	p.receivers = nil
+	return errors.Join(errs...)
+}
+
+// close closes what open has opened. Workers that have not ended lose packets.
 func (p *dataPlane) close() error {
 	var errs []error
 	for _, d := range []*tundev.Device{p.device, p.local} {

@@ -9,7 +9,6 @@ import (
 	"os"
 	"runtime"
 	"runtime/debug"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -43,9 +42,11 @@ type director struct {
 	reloader   *reload.Reloader
 	neighbours resolver   // for VS/DR
 	replies    replyWatch // of VS/NAT
+	handover   handover   // from the last process, and to the next
 }
 
-// open checks that the machine lets cfg run, and only then makes what cfg needs. On an error nothing is left.
+// open checks that the machine lets cfg run, and only then makes what cfg needs. On an error nothing is left, also of a
+// predecessor whose devices are stored.
 func open(file string, cfg *config.Director) (_ *director, err error) {
 	if err := daemon.CheckPrivileges(); err != nil {
 		return nil, err
@@ -54,21 +55,25 @@ func open(file string, cfg *config.Director) (_ *director, err error) {
 	d.level.Set(cfg.Log)
 	d.log, d.flush = daemon.Logger(&d.level)
 	d.reloader = reload.New("director", file, d.plane.start, d.log)
+	d.handover = handover{log: d.log, allowed: daemon.Handover()}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, d.close())
+			err = errors.Join(err, d.close(cfg))
 		}
 	}()
+	if err := d.handover.take(daemon.TakeStored(), cfg, &d.plane); err != nil {
+		return nil, err
+	}
 	// This comes first: it reports whether another director runs here, and undoes the changes that a killed one has
-	// left.
-	if d.network, err = routing.Open(strings.TrimSuffix(cfg.Control, ".sock")+".journal", d.log); err != nil {
+	// left, or adopts them.
+	if d.network, err = d.handover.openNetwork(journalPath(cfg.Control)); err != nil {
 		if used, ok := errors.AsType[*routing.InUseError](err); ok {
 			return nil, fmt.Errorf("a director runs already (process %s, control socket %s): stop it, or set "+
 				"another path as control", used.PID, cfg.Control)
 		}
 		return nil, fmt.Errorf("control %s: %w", cfg.Control, err) // the key by which it is moved elsewhere
 	}
-	if err := preflight(cfg); err != nil {
+	if err := preflight(cfg, d.handover.adopted); err != nil {
 		return nil, err
 	}
 	if d.control, err = api.Listen(cfg.Control); err != nil {
@@ -103,16 +108,26 @@ func open(file string, cfg *config.Director) (_ *director, err error) {
 	if err := d.start(cfg); err != nil {
 		return nil, err
 	}
-	// The sockets are open. Routes, addresses and sysctls change with every reload, and at the end.
-	if err := daemon.KeepOnly(unix.CAP_NET_ADMIN); err != nil {
-		d.log.Warn("cannot drop all capabilities", "refused", err)
-	}
-	daemon.WarnUnreadable(d.log, file)
-	daemon.LogWarnings(d.log, cfg.Warnings)
+	d.handover.store(&d.plane)
+	d.confine(file, cfg)
 	d.checks.setRoom()
 	d.checks.warnShort(d.log)
 	limitGarbage()
 	return d, nil
+}
+
+// confine gives up the capabilities that only open needs, and logs what cfg could be warned about. file is the
+// configuration's file.
+func (d *director) confine(file string, cfg *config.Director) {
+	// The sockets are open. Routes, addresses and sysctls change with every reload, and at the end.
+	if err := daemon.KeepOnly(unix.CAP_NET_ADMIN); err != nil {
+		d.log.Warn("cannot drop all capabilities", "refused", err)
+	}
+	daemon.WarnUnreadable(d.log, "the configuration file", file)
+	if m := cfg.Notify.Mail; m != nil && m.PasswordFile != "" {
+		daemon.WarnUnreadable(d.log, "password_file of notify.mail", m.PasswordFile)
+	}
+	daemon.LogWarnings(d.log, cfg.Warnings)
 }
 
 // start puts the first configuration in force, and takes over what a former process has left.
@@ -152,8 +167,30 @@ const (
 // saveEvery is the period in which counts are copied to the memory that outlives the process.
 const saveEvery = time.Second
 
-// run works until ctx is cancelled or something fails, and leaves the machine as it was before open.
+// run works until ctx is cancelled or something fails. It leaves the machine as it was before open, or as the next
+// start adopts it.
 func (d *director) run(ctx context.Context, hangup func(fn func()) daemon.Task) error {
+	p := &d.plane
+	d.handover.begin(p)
+	// The workers go on until all else has ended: in the devices packets wait for the next start only from then on.
+	tasks := []daemon.Task{func(ctx context.Context) error {
+		err := d.runControl(ctx, hangup)
+		return errors.Join(err, d.handover.endNetwork(d.network), p.stop())
+	}}
+	for _, w := range p.workers {
+		tasks = append(tasks, func(context.Context) error { return w.Run() })
+	}
+	for _, r := range p.relays {
+		tasks = append(tasks, func(context.Context) error { return r.Run() })
+	}
+	err := daemon.Run(ctx, tasks...)
+	d.notifyManager("STOPPING=1")
+	return errors.Join(err, d.close(d.controller.state().Config))
+}
+
+// runControl runs all but the workers and relays, until ctx is cancelled or something fails. Unless a successor adopts
+// them, it removes the routes that lead to the workers.
+func (d *director) runControl(ctx context.Context, hangup func(fn func()) daemon.Task) error {
 	d.serveControl()
 	updatePage := d.serveHTTP()
 	p := &d.plane
@@ -186,29 +223,23 @@ func (d *director) run(ctx context.Context, hangup func(fn func()) daemon.Task) 
 		d.controller.run,
 		d.checks.monitor.Run,
 		d.checks.notifier.Run,
-		// It ends the workers, but first removes the routes that lead to them. Before that the neighbours' requests
-		// stay without answers.
+		// Before the routes are removed, the neighbours' requests stay without answers.
 		func(ctx context.Context) error {
 			<-ctx.Done()
 			<-announced
 			<-watched
-			return errors.Join(d.network.Close(), p.close())
+			if d.handover.end(d.file, d.controller.state().Config.Control); d.handover.leaves {
+				return nil
+			}
+			return d.network.Close()
 		},
-	}
-	for _, w := range p.workers {
-		tasks = append(tasks, func(context.Context) error { return w.Run() })
-	}
-	for _, r := range p.relays {
-		tasks = append(tasks, func(context.Context) error { return r.Run() })
 	}
 	cfg := d.controller.state().Config
 	d.log.Info("ready", "version", daemon.Version(), "tun", p.device.Name(), "queues", cfg.Queues, "offloads",
 		p.device.Offloads(), "services", len(cfg.Services), "control", cfg.Control, "metrics",
 		metrics.Name(cfg.Metrics))
 	d.notifyManager("READY=1")
-	err := daemon.Run(ctx, tasks...)
-	d.notifyManager("STOPPING=1")
-	return errors.Join(err, d.close())
+	return daemon.Run(ctx, tasks...)
 }
 
 // notifyManager sends the program's state to the service manager.
@@ -237,14 +268,14 @@ func (d *director) serveControl() {
 	d.control.Handle("POST /capture/end", api.JSON(d.endCapture))
 }
 
-// close undoes open, also if open has failed half-way. Routes go before the device, so that the kernel never answers
-// for a VIP.
-func (d *director) close() error {
+// close undoes open, also if open has failed half-way. cfg is the configuration. Routes go before the device, so that
+// the kernel never answers for a VIP. If the process leaves its devices and changes, they stay.
+func (d *director) close(cfg *config.Director) error {
 	errs := []error{d.lan.close()}
 	if d.network != nil {
-		errs = append(errs, d.network.Close())
+		errs = append(errs, d.handover.endNetwork(d.network))
 	}
-	errs = append(errs, d.plane.close())
+	errs = append(errs, d.plane.close(), d.handover.close(cfg))
 	if d.neighbours != nil {
 		errs = append(errs, d.neighbours.Close())
 	}

@@ -31,7 +31,10 @@ type fakeNetwork struct {
 	set  func(s routing.State) error // nil: it succeeds
 
 	changed chan struct{}
+	adopted netip.Prefix // whose route a predecessor has made
 }
+
+func (n *fakeNetwork) Leads(dst netip.Prefix) bool { return n.adopted == dst }
 
 func (n *fakeNetwork) Changed() <-chan struct{} { return n.changed }
 

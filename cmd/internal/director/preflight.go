@@ -19,9 +19,14 @@ import (
 	"vstun/routing/query"
 )
 
-// preflight returns the obstacles to a start of the director. It changes nothing.
-func preflight(cfg *config.Director) error {
-	for _, name := range []string{cfg.TUN, cfg.LocalTUN()} {
+// preflight returns the obstacles to a start of the director. With adopted, the devices are there already. It changes
+// nothing.
+func preflight(cfg *config.Director, adopted bool) error {
+	names := []string{cfg.TUN, cfg.LocalTUN()}
+	if adopted {
+		names = nil
+	}
+	for _, name := range names {
 		if taken, err := query.LinkExists(name); err != nil {
 			return err
 		} else if taken {
@@ -46,7 +51,7 @@ func obstacles(cfg *config.Director, running bool) error {
 	if running {
 		return checkAddresses(cfg)
 	}
-	return preflight(cfg)
+	return preflight(cfg, false)
 }
 
 // checkAddresses refuses VIPs that are addresses of this host, since the kernel would take their packets itself;

@@ -9,6 +9,7 @@ import (
 
 	"vstun/balancer"
 	"vstun/balancer/health"
+	"vstun/balancer/health/notify"
 	"vstun/balancer/method"
 	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/config"
@@ -46,8 +47,18 @@ func (d *director) status() api.DirectorStatus {
 	st.Waiting = p.shared.Waiting()
 	st.Leaving = leaving(p.balancer.Leaving())
 	state := d.controller.state()
+	st.Mail = mailStatus(state.Config.Notify.Mail, d.checks.notifier.Mail(), time.Now())
 	st.Announced, st.Neighbours = d.lan.status(state.Announce, plan.VIPs(state.Config), time.Now())
 	return st
+}
+
+// mailStatus returns the state of the receiver by mail, or nil if there is none.
+func mailStatus(c *config.Mail, m notify.MailStats, now time.Time) *api.Mail {
+	if c == nil {
+		return nil
+	}
+	return &api.Mail{Server: c.Server, Sent: m.Sent, Failed: m.Failed, Lost: m.Lost, Waiting: m.Waiting, Error: m.Error,
+		Failing: since(m.Since, now)}
 }
 
 // servicesStatus returns the services as they are in force, with the results of their checks. A sorry server is among

@@ -80,6 +80,9 @@ var onlyBelow = map[string][]string{
 	"C":                                 {},
 
 	"github.com/coreos/go-systemd/v22/daemon": {"cmd/internal/daemon"},
+	"github.com/wneessen/go-mail":             {"balancer/health/notify"},
+	"github.com/wneessen/go-mail/smtp":        {"balancer/health/notify"},
+	"github.com/coreos/go-systemd/v22/dbus":   {"cmd/internal/unit"},
 }
 
 type goPackage struct {
