@@ -239,6 +239,17 @@ func TestUnitPutsHostBack(t *testing.T) {
 		t.Errorf("undo after a stop: %q", out)
 	}
 
+	// A program that has been taken over makes root's undo write to a file of root.
+	b.run("sh", "-c", `cd /run/vstun && echo x >director.journal && echo mine >/etc/victim && chmod 600 /etc/victim &&
+		ln -s /etc/victim director.journal.lock && [ $(stat -c %u .) != 0 ]`)
+	if out, err := b.try("director", "undo"); err == nil || !strings.Contains(out, "permission denied") {
+		t.Errorf("undo with a link to another's file: %q, %v", out, err)
+	}
+	if text := b.run("cat", "/etc/victim"); text != "mine\n" {
+		t.Errorf("undo has written to a file of root: %q", text)
+	}
+	b.run("sh", "-c", "rm /run/vstun/director.journal /run/vstun/director.journal.lock")
+
 	// The next start fails for a reason that no restart mends.
 	for name, text := range map[string]string{"a faulty key": "queues = \"x\"", "no TOML": "queues = ["} {
 		pid := start()
