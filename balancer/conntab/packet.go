@@ -142,7 +142,7 @@ func (s *store[A]) seen(sh *shard[A], e *entry[A], p *packet.Info, dir Direction
 		e.value++
 		return e.dest
 	}
-	if dir == FromServer {
+	if dir == FromServer && e.flags&twoWay == 0 {
 		e.flags |= twoWay
 	}
 	if dir == FromClient {
@@ -180,7 +180,7 @@ func (s *store[A]) transition(sh *shard[A], e *entry[A], next State) *entry[A] {
 		t.adjustCounts(e.dest, e.state, -1)
 		t.adjustCounts(e.dest, next, 1)
 	}
-	e.state = next
+	e.setState(next)
 	sh.note(kind, e)
 	return e
 }

@@ -69,6 +69,14 @@ func (e *entry[A]) service() uint32 {
 	return uint32(e.dst[n-4])<<24 | uint32(e.dst[n-3])<<16 | uint32(e.dst[n-2])<<8 | uint32(e.dst[n-1])
 }
 
+// setService sets the service's number of a template, whose other bytes of dst are 0.
+func (e *entry[A]) setService(number uint32) {
+	n := len(e.dst)
+	for i, b := range binary4(number) {
+		e.dst[n-4+i] = b
+	}
+}
+
 // key is a flow in the table's form, with its hash.
 type key[A address] struct {
 	src, dst     A
@@ -80,8 +88,7 @@ type key[A address] struct {
 func (s *store[A]) init(t *Table, keyOf func(packet.Flow) key[A], hash func(*entry[A]) uint64) {
 	s.table, s.key, s.hash, s.shards = t, keyOf, hash, make([]shard[A], shards(t.Max()))
 	per := slotsPerShard(t.Max())
-	all := make([]entry[A], per*len(s.shards))
-	hugePages(unsafe.Pointer(unsafe.SliceData(all)), uintptr(len(all))*unsafe.Sizeof(all[0]))
+	all := memoryFor[A](t, per*len(s.shards))
 	for i := range s.shards {
 		s.shards[i].slots = all[i*per : (i+1)*per : (i+1)*per]
 	}
@@ -152,11 +159,16 @@ func (s *shard[A]) noteExpiry(t Ticks) {
 // add puts e with the key k into a slot and returns it. It returns nil when there is no room and no unassured entry can
 // be evicted.
 func (s *store[A]) add(sh *shard[A], k *key[A], e entry[A]) *entry[A] {
-	t := s.table
 	unassured := s.unassured(&e)
 	if unassured {
 		s.enqueue(sh, k.hash)
 	}
+	return s.place(sh, k, e, unassured)
+}
+
+// place is add without the queue of unassured entries.
+func (s *store[A]) place(sh *shard[A], k *key[A], e entry[A], unassured bool) *entry[A] {
+	t := s.table
 	for {
 		i, _ := sh.find(k)
 		// One slot stays empty, so that every search ends.
@@ -164,7 +176,7 @@ func (s *store[A]) add(sh *shard[A], k *key[A], e entry[A]) *entry[A] {
 		if !full {
 			if e.state == Pinned || t.count.Add(1) <= t.max {
 				e.src, e.dst, e.sport, e.dport, e.proto = k.src, k.dst, k.sport, k.dport, k.proto
-				sh.slots[i] = e
+				sh.slots[i].set(&e)
 				sh.used++
 				t.adjustCounts(e.dest, e.state, 1)
 				if unassured {
@@ -184,8 +196,32 @@ func (s *store[A]) add(sh *shard[A], k *key[A], e entry[A]) *entry[A] {
 
 // remove empties slot i, and moves entries behind it nearer to their home slots.
 func (s *store[A]) remove(sh *shard[A], i int) {
+	gone := sh.slots[i]
+	sh.slots[i].clear() // before its template's number may be used again
+	s.discount(sh, &gone)
+	n := len(sh.slots)
+	for j := i; ; {
+		if j++; j == n {
+			j = 0
+		}
+		e := &sh.slots[j]
+		if e.state == stateEmpty {
+			break
+		}
+		home := sh.homeSlot(s.hash(e))
+		// e may move to i unless its home lies behind i, on the way from i to j.
+		if (j-home+n)%n >= (j-i+n)%n {
+			sh.slots[i].set(e)
+			sh.noteExpiry(e.due()) // a sweep that has passed i has not seen it
+			i = j
+		}
+	}
+	sh.slots[i].clear()
+}
+
+// discount takes e, which is in no slot any more, out of all counts.
+func (s *store[A]) discount(sh *shard[A], e *entry[A]) {
 	t := s.table
-	e := &sh.slots[i]
 	sh.note(Ended, e)
 	t.adjustCounts(e.dest, e.state, -1)
 	if e.state != Pinned {
@@ -203,24 +239,6 @@ func (s *store[A]) remove(sh *shard[A], i int) {
 		t.half.Add(-1)
 	}
 	sh.used--
-	n := len(sh.slots)
-	for j := i; ; {
-		if j++; j == n {
-			j = 0
-		}
-		e := &sh.slots[j]
-		if e.state == stateEmpty {
-			break
-		}
-		home := sh.homeSlot(s.hash(e))
-		// e may move to i unless its home lies behind i, on the way from i to j.
-		if (j-home+n)%n >= (j-i+n)%n {
-			sh.slots[i] = *e
-			sh.noteExpiry(e.due()) // a sweep that has passed i has not seen it
-			i = j
-		}
-	}
-	sh.slots[i] = entry[A]{}
 }
 
 // flow returns e's key in its public form.

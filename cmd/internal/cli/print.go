@@ -65,6 +65,7 @@ func PrintDirector(out io.Writer, st *api.DirectorStatus) error {
 	}
 	printOverruns(w, st.Overruns)
 	printSendError(w, st.SendError)
+	printMail(w, st.Mail)
 	return w.Flush()
 }
 
@@ -165,6 +166,18 @@ func printSendError(w io.Writer, text string) {
 	if text != "" {
 		fmt.Fprintf(w, "last send error: %s\n", text)
 	}
+}
+
+// printMail writes why mails fail, if they do.
+func printMail(w io.Writer, m *api.Mail) {
+	if m == nil || m.Error == "" {
+		return
+	}
+	fmt.Fprintf(w, "last mail error: %s: %s", m.Server, m.Error)
+	if m.Waiting > 0 {
+		fmt.Fprintf(w, ", %s waiting for %v", words.Count(m.Waiting, "change"), uptime(m.Failing))
+	}
+	fmt.Fprintln(w)
 }
 
 func offloads(names string) string {

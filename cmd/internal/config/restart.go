@@ -11,6 +11,7 @@ func (d *Director) NeedsRestart(is *Director) []string {
 		{"offload", d.Offload != is.Offload},
 		{"control", d.Control != is.Control},
 		{"connections.max", d.Connections.Max != is.Connections.Max},
+		{"connections.keep", d.Connections.Keep != is.Connections.Keep},
 	})
 }
 

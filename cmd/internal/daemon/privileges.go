@@ -82,11 +82,12 @@ func Become(uid, gid uint32, keep ...cap.Value) error {
 	return KeepOnly(keep...)
 }
 
-// WarnUnreadable logs a warning if the process can't read the configuration file with the rights that it has kept.
-func WarnUnreadable(log *slog.Logger, file string) {
+// WarnUnreadable logs a warning if the process can't read a file with the rights that it has kept. what says which file
+// it is.
+func WarnUnreadable(log *slog.Logger, what, file string) {
 	if err := unix.Access(file, unix.R_OK); err != nil {
-		log.Warn("a reload can't read the configuration file: make it readable for the program's user: "+
-			"without capabilities, root too must own the file, or all users may read it", "file", file, "error", err)
+		log.Warn("a reload can't read "+what+": make it readable for the program's user: without capabilities, root "+
+			"too must own the file, or all users may read it", "file", file, "error", err)
 	}
 }
 

@@ -35,6 +35,7 @@ type controller struct {
 	// neighbours are kept resolved for VS/DR.
 	neighbours neighbours
 	notify     func(events ...notify.Event) // notifies
+	note       func(in *plan.Inputs)        // of inputs in force, for the next process
 
 	requests chan func()   // that run calls, one after the other
 	ended    chan struct{} // closed when run has ended
@@ -65,13 +66,14 @@ type state struct {
 func newController(log *slog.Logger, plane *dataPlane, checks *checks, network network, neighbours neighbours,
 	lan *lan) *controller {
 	return &controller{log: log, plane: plane, checks: checks, network: network, neighbours: neighbours, lan: lan,
-		ask: newQuestions(plane, lan), notify: func(...notify.Event) {}, requests: make(chan func()),
+		ask: newQuestions(plane, lan), notify: func(...notify.Event) {},
+		note: func(*plan.Inputs) {}, requests: make(chan func()),
 		ended: make(chan struct{}), failures: map[string]string{}}
 }
 
-// start puts the first configuration in force.
-func (c *controller) start(cfg *config.Director) error {
-	in := plan.Inputs{}.Reconfigured(cfg)
+// start puts the first configuration in force, with weights that operators have set before.
+func (c *controller) start(cfg *config.Director, weights plan.Weights) error {
+	in := plan.Inputs{Weights: weights}.Reconfigured(cfg)
 	in.Rules = c.ask.rules()
 	c.resolvePaths(&in)
 	if cfg.TAP { // its workers do not read the answers yet
@@ -268,6 +270,7 @@ func (c *controller) converge(in plan.Inputs) (err error) {
 	}
 	c.current.Store(&state{inputs: in, Desired: desired, snapshot: c.plane.balancer.Snapshot(),
 		grace: newGrace(c.plane.loops())})
+	c.note(&c.state().inputs)
 	if reconfigured { // the balancer and the state have the paths of new checks now
 		c.checks.monitor.Begin()
 	}

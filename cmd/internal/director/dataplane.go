@@ -17,6 +17,7 @@ import (
 	"vstun/cmd/internal/director/plan"
 	"vstun/encap/egress"
 	"vstun/encap/packet"
+	"vstun/encap/packet/stats"
 	"vstun/encap/wire"
 	"vstun/routing/query"
 	"vstun/tundev"
@@ -49,11 +50,12 @@ const udpPorts = 16
 // linux/pkt_sched.h, the first band of pfifo_fast and prio.
 const urgent = 6
 
-// open makes what cfg needs, but for the devices that p has already. On an error the caller calls close.
-func (p *dataPlane) open(cfg *config.Director, log *slog.Logger) (err error) {
+// open makes what cfg needs, but for the devices that p has already. The connection table is in memory; nil is private
+// memory. On an error the caller calls close.
+func (p *dataPlane) open(cfg *config.Director, memory conntab.Memory, log *slog.Logger) (err error) {
 	p.shared = forward.NewShared()
-	p.table = conntab.New(plan.Table(cfg.Connections))
-	p.balancer = balancer.New(p.table, cfg.Queues+1)
+	p.table = conntab.NewIn(memory, plan.Table(cfg.Connections))
+	p.balancer = balancer.NewIn(memory, p.table, cfg.Queues+1)
 	if cfg.TAP {
 		p.device, p.ethernet, err = openEthernet(cfg, p.device, log)
 	} else if p.device == nil {
@@ -246,8 +248,25 @@ func (p *dataPlane) close() error {
 }
 
 // now is the time in the connection table's unit.
-func (p *dataPlane) now() conntab.Ticks {
-	return conntab.Ticks(time.Since(p.start) / (time.Second / conntab.PerSecond))
+func (p *dataPlane) now() conntab.Ticks { return ticks(time.Since(p.start)) }
+
+// ticks converts the time of a clock. It wraps, as Ticks do.
+func ticks(d time.Duration) conntab.Ticks {
+	return conntab.Ticks(d / (time.Second / conntab.PerSecond))
+}
+
+// tally adds the counts of all workers and relays to t.
+func (p *dataPlane) tally(t *stats.Tally) {
+	for _, w := range p.workers {
+		w.Read(t)
+	}
+	for _, r := range p.relays {
+		r.Read(t)
+	}
+	p.shared.Read(t)
+	if p.ethernet != nil {
+		p.ethernet.read(t)
+	}
 }
 
 // usedVIPs returns the VIPs that have connections. It walks over the connection table.

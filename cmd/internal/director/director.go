@@ -34,6 +34,7 @@ type director struct {
 	network    *routing.Manager // of the machine
 	control    *api.Server
 	http       *metrics.Server
+	memory     memory
 	plane      dataPlane
 	lan        lan
 	checks     checks
@@ -81,7 +82,10 @@ func open(file string, cfg *config.Director) (_ *director, err error) {
 	if err := d.openHTTP(cfg); err != nil {
 		return nil, err
 	}
-	if err := d.plane.open(cfg, d.log); err != nil {
+	if err := d.memory.open(cfg, d.log); err != nil {
+		return nil, err
+	}
+	if err := d.plane.open(cfg, d.memory.sections(), d.log); err != nil {
 		return nil, err
 	}
 	if err := d.plane.allows(cfg); err != nil {
@@ -101,20 +105,41 @@ func open(file string, cfg *config.Director) (_ *director, err error) {
 	d.checks.notifier = notify.New(func(err error) { d.log.Error("notification failed", "error", err) })
 	d.checks.notifier.Set(cfg.Notify)
 	d.controller.notify = d.checks.notifier.Send
-	if err := d.controller.start(cfg); err != nil {
+	if err := d.start(cfg); err != nil {
 		return nil, err
 	}
 	d.handover.store(&d.plane)
-	// The sockets are open. Routes, addresses and sysctls change with every reload, and at the end.
-	if err := daemon.KeepOnly(unix.CAP_NET_ADMIN); err != nil {
-		d.log.Warn("cannot drop all capabilities", "refused", err)
-	}
-	daemon.WarnUnreadable(d.log, file)
-	daemon.LogWarnings(d.log, cfg.Warnings)
+	d.confine(file, cfg)
 	d.checks.setRoom()
 	d.checks.warnShort(d.log)
 	limitGarbage()
 	return d, nil
+}
+
+// confine gives up the capabilities that only open needs, and logs what cfg could be warned about. file is the
+// configuration's file.
+func (d *director) confine(file string, cfg *config.Director) {
+	// The sockets are open. Routes, addresses and sysctls change with every reload, and at the end.
+	if err := daemon.KeepOnly(unix.CAP_NET_ADMIN); err != nil {
+		d.log.Warn("cannot drop all capabilities", "refused", err)
+	}
+	daemon.WarnUnreadable(d.log, "the configuration file", file)
+	if m := cfg.Notify.Mail; m != nil && m.PasswordFile != "" {
+		daemon.WarnUnreadable(d.log, "password_file of notify.mail", m.PasswordFile)
+	}
+	daemon.LogWarnings(d.log, cfg.Warnings)
+}
+
+// start puts the first configuration in force, and takes over what a former process has left.
+func (d *director) start(cfg *config.Director) error {
+	weights, states := d.memory.recall()
+	d.checks.monitor.Remember(states)
+	d.controller.note = d.memory.note
+	if err := d.controller.start(cfg, weights); err != nil {
+		return err
+	}
+	d.controller.adopt(d.memory.adopt(&d.plane))
+	return nil
 }
 
 // garbage is the memory that the program may take, in bytes, in addition to its memory at the start, before the limit
@@ -138,6 +163,9 @@ const (
 	sweepEvery = 100 * time.Millisecond
 	sweepSlots = 300_000
 )
+
+// saveEvery is the period in which counts are copied to the memory that outlives the process.
+const saveEvery = time.Second
 
 // run works until ctx is cancelled or something fails. It leaves the machine as it was before open, or as the next
 // start adopts it.
@@ -189,6 +217,7 @@ func (d *director) runControl(ctx context.Context, hangup func(fn func()) daemon
 			p.shared.Sweep(p.now())
 			p.shared.SendResolved(p.balancer.Snapshot(), p.now())
 		}),
+		daemon.Every(saveEvery, func() { d.memory.save(p) }),
 		daemon.Every(repliesEvery, d.followReplies),
 		d.neighbours.Run,
 		d.controller.run,
@@ -257,6 +286,7 @@ func (d *director) close(cfg *config.Director) error {
 		errs = append(errs, d.control.Close())
 	}
 	d.http.Close()
+	errs = append(errs, d.memory.close(&d.plane))
 	d.flush()
 	return errors.Join(errs...)
 }

@@ -156,7 +156,7 @@ func operate(t *testing.T, cfg *config.Director, prepare func(o *operated)) *ope
 		prepare(o)
 	}
 	o.reloader = reload.New("director", o.file, o.plane.start, o.log)
-	if err := o.controller.start(cfg); err != nil {
+	if err := o.controller.start(cfg, nil); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())

@@ -74,6 +74,23 @@ func (c *controller) resolvePaths(in *plan.Inputs) {
 	}
 }
 
+// adopt keeps what connections of a former process need and the configuration does not have: the routes of their VIPs,
+// the rules of servers of VS/NAT, and the paths to realservers. vips are the VIPs of the connections. retired reports
+// whether there are realservers that are not configured any more.
+func (c *controller) adopt(vips map[netip.Addr]bool, retired bool) {
+	in := c.state().inputs
+	for vip := range vips {
+		retired = retired || !slices.Contains(plan.VIPs(in.Config), vip)
+	}
+	if !retired {
+		return
+	}
+	in = in.Retaining(slices.Collect(maps.Keys(vips)), slices.Collect(maps.Keys(c.ask.usedNAT())))
+	c.resolvePaths(&in)
+	c.awaitNeighbours(&in)
+	c.logFailure(slog.LevelError, "cannot keep what connections of a former process need", c.converge(in))
+}
+
 // listDevices asks the kernel for the host's devices. If the query fails, the known ones stay.
 func (c *controller) listDevices(in *plan.Inputs) {
 	devices, err := c.ask.devices()

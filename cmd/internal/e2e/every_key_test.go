@@ -149,14 +149,15 @@ func TestReloadOfEveryKeyOfDirector(t *testing.T) {
 	s := newSite(t, 2, nil)
 	p := s.prepare(s.Director, "director")
 	base := file{
-		"director": {fmt.Sprintf("control = %q", p.socket)},
+		"director":    {fmt.Sprintf("control = %q", p.socket)},
+		"notify.mail": {`to = "ops@example.com"`, `from = "lb@example.com"`, `server = "127.0.0.1:25"`},
 		"service": {`name = "web"`, `vip = "198.51.100.80"`, `protocol = "tcp"`, `port = 80`, `scheduler = "sh"`,
 			`encap = "gre"`, `sorry_server = "10.0.99.9"`},
 		"service.check":      {`type = "http"`},
 		"service.realserver": {`address = "10.0.11.2"`, "weight = 5"},
 	}
-	tables := []string{"director", "connections", "connections.timeouts", "notify", "service", "service.persistence",
-		"service.check", "service.realserver"}
+	tables := []string{"director", "connections", "connections.timeouts", "notify", "notify.mail", "service",
+		"service.persistence", "service.check", "service.realserver"}
 	cert, key := filepath.Join(s.dir, "client.pem"), filepath.Join(s.dir, "client.key")
 	issueCertificate(t, "director", cert, key)
 	both := filepath.Join(s.dir, "both.pem")
@@ -170,6 +171,10 @@ func TestReloadOfEveryKeyOfDirector(t *testing.T) {
 		pair = append(pair, text...)
 	}
 	if err := os.WriteFile(both, pair, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	password := filepath.Join(s.dir, "password")
+	if err := os.WriteFile(password, []byte("secret\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	p.configure(base.toml(tables...))
@@ -211,6 +216,18 @@ func TestReloadOfEveryKeyOfDirector(t *testing.T) {
 		"notify.command": {`command = ["/bin/true"]`},
 		"notify.webhook": {`webhook = "http://192.0.2.1/"`},
 		"notify.timeout": {`command = ["/bin/true"]`, `timeout = "1s"`},
+
+		"notify.mail.to":            {`to = "noc@example.com"`},
+		"notify.mail.from":          {`from = "director@example.com"`},
+		"notify.mail.server":        {`server = "127.0.0.1:587"`},
+		"notify.mail.tls":           {`tls = "none"`},
+		"notify.mail.ca":            {fmt.Sprintf("ca = %q", cert)},
+		"notify.mail.user":          {`user = "lb"`, fmt.Sprintf("password_file = %q", password)},
+		"notify.mail.password_file": {`user = "lb"`, fmt.Sprintf("password_file = %q", password)},
+		"notify.mail.helo":          {`helo = "lb.example.com"`},
+		"notify.mail.kinds":         {`kinds = ["service"]`},
+		"notify.mail.services":      {`services = ["web"]`},
+		"notify.mail.gather":        {`gather = "1m"`},
 
 		"service.name":            {`name = "site"`},
 		"service.vip":             {`vip = "198.51.100.81"`},

@@ -30,8 +30,9 @@ var mayImport = map[string][]string{
 	"tundev":                  {"encap/packet", "encap/packet/drop", "encap/wire/pollfd"},
 	"tundev/tap":              {"encap/egress", "encap/packet", "encap/packet/drop", "encap/packet/stats", "tundev"},
 	"balancer/conntab":        {"encap/packet"},
+	"balancer/keep":           {},
 	"balancer/method":         {"encap", "encap/egress", "encap/packet"},
-	"balancer":                {"balancer/conntab", "balancer/method", "encap/packet", "encap/packet/drop"},
+	"balancer":                {"balancer/conntab", "balancer/method", "encap", "encap/packet", "encap/packet/drop"},
 	"balancer/health":         {"balancer/health/command"},
 	"balancer/health/command": {},
 	"balancer/health/notify":  {"balancer/health/command"},
@@ -79,6 +80,8 @@ var onlyBelow = map[string][]string{
 	"C":                                 {},
 
 	"github.com/coreos/go-systemd/v22/daemon": {"cmd/internal/daemon"},
+	"github.com/wneessen/go-mail":             {"balancer/health/notify"},
+	"github.com/wneessen/go-mail/smtp":        {"balancer/health/notify"},
 	"github.com/coreos/go-systemd/v22/dbus":   {"cmd/internal/unit"},
 }
 

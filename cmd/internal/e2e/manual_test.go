@@ -111,6 +111,8 @@ xxxxxxxxxx = 1
 xxxxxxxxxx = 1
 [notify]
 xxxxxxxxxx = 1
+[notify.mail]
+xxxxxxxxxx = 1
 [[service]]
 xxxxxxxxxx = 1
 [service.persistence]
@@ -196,12 +198,14 @@ func TestManualDefaults(t *testing.T) {
 		"file": `path = "/run/x"`}
 	base := file{
 		"director": {`log = "info"`}, "connections": {"sloppy_tcp = false"}, "notify": {`command = ["/bin/true"]`},
+		"notify.mail":        {`to = ["ops@example.com"]`, `from = "lb@example.com"`, `server = "192.0.2.25:587"`},
 		"service":            {`name = "web"`, `vip = "198.51.100.80"`, `protocol = "tcp"`, "port = 80"},
 		"service.realserver": {`address = "10.0.11.2"`},
 		"realserver":         {`vips = "198.51.100.80"`, `directors = "10.0.2.2"`},
 	}
 	order := map[string][]string{"realserver": {"realserver"}, "director": {"director", "connections",
-		"connections.timeouts", "notify", "service", "service.persistence", "service.check", "service.realserver"}}
+		"connections.timeouts", "notify", "notify.mail", "service", "service.persistence", "service.check",
+		"service.realserver"}}
 	defaults, must := 0, 0
 	for program, tables := range order {
 		for table, rows := range manualKeys(t, program) {

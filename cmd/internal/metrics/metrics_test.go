@@ -90,6 +90,7 @@ func fullDirector() api.DirectorStatus {
 		Connections:   api.Connections{Count: 10, Max: 11, HalfOpen: 12, HalfOpenMax: 13, Evicted: 14},
 		Leaving:       api.Leaving{Realservers: 15, Connections: 16},
 		Neighbours:    api.Neighbours{Answers: 19, Announcements: 20, Conflicts: 21, Failed: 22},
+		Mail:          &api.Mail{Sent: 23, Failed: 24, Lost: 25},
 		Configuration: api.Configuration{Read: time.UnixMilli(1_700_000_000_500), Error: "x"},
 		Services: []api.Service{
 			{Name: "web", VIPs: []string{"198.51.100.80", "2001:db8::80"}, Protocol: "tcp",
@@ -159,6 +160,9 @@ func TestDirector(t *testing.T) {
 		"vstun_director_neighbour_announcements_total":                                          20,
 		"vstun_director_neighbour_conflicts_total":                                              21,
 		"vstun_director_neighbour_send_errors_total":                                            22,
+		"vstun_director_mails_sent_total":                                                       23,
+		"vstun_director_mails_failed_total":                                                     24,
+		"vstun_director_mail_lost_changes_total":                                                25,
 		"vstun_director_config_last_reload_successful":                                          0,
 		"vstun_director_config_last_reload_success_timestamp_seconds":                           1_700_000_000.5,
 		"vstun_director_batch_packets{queue=0} count":                                           6,

@@ -158,6 +158,24 @@ func (in Inputs) Reconfigured(cfg *config.Director) Inputs {
 	return in
 }
 
+// Retaining returns in with further retired VIPs, and servers of VS/NAT: those of vips and servers that are not
+// configured. Each server has one port.
+func (in Inputs) Retaining(vips []netip.Addr, servers []NATServer) Inputs {
+	configured := VIPs(in.Config)
+	in.RetiredVIPs = slices.DeleteFunc(unique(slices.Concat(vips, in.RetiredVIPs)),
+		func(vip netip.Addr) bool { return slices.Contains(configured, vip) })
+	all := NATServers(in.Config)
+	in.RetiredNAT = slices.Clone(in.RetiredNAT)
+	for _, n := range servers {
+		covers := func(o NATServer) bool { return o.In(map[NATServer]bool{n: true}) }
+		if !slices.ContainsFunc(all, covers) && !slices.ContainsFunc(in.RetiredNAT, covers) {
+			in.RetiredNAT = append(in.RetiredNAT, n)
+		}
+	}
+	slices.SortFunc(in.RetiredNAT, NATServer.compare)
+	return in
+}
+
 // Health returns the states of realservers by their names. A realserver whose weight an operator has set has no offset.
 func Health(states []health.State, set Weights) map[RealserverID]health.State {
 	all := make(map[RealserverID]health.State, len(states))
