@@ -237,7 +237,9 @@ func (m *Monitor) target(next map[checkKey][]*target, s, old *subject, to netip.
 				t.burst = 1
 			}
 		} else if st, known := m.before[s.key()]; known {
-			t.counter.up = st.Up
+			if t.counter.up = st.Up; st.Up {
+				t.burst = s.Check.Fall // it may have failed meanwhile
+			}
 		}
 	}
 	next[at] = append(next[at], t)

@@ -14,7 +14,8 @@ func (d *Director) NeedsRestart(is *Director) []string {
 		{"control", d.Control != is.Control},
 		{"vrrp (the first one)", len(d.VRRP) == 0 && len(is.VRRP) > 0},
 		{"connections.max", d.Connections.Max != is.Connections.Max},
-		{"connections.keep", d.Connections.Keep != is.Connections.Keep},
+		{"connections.keep", d.Connections.Keep != is.Connections.Keep &&
+			!(d.Connections.KeepBeside && is.Connections.KeepBeside)}, // it follows control
 		{"sync.interface", d.Sync.Interface != is.Sync.Interface},
 		{"sync.group", d.Sync.Group != is.Sync.Group},
 		{"sync.port", d.Sync.Port != is.Sync.Port},

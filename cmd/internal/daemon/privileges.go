@@ -73,6 +73,15 @@ func KeepOnly(keep ...cap.Value) error {
 	return errors.New(strings.Join(refused, "; "))
 }
 
+// Become gives all threads of this process, which is root's, the user and group of another, for good. It keeps no
+// capability but keep.
+func Become(uid, gid uint32, keep ...cap.Value) error {
+	if err := errors.Join(cap.SetGroups(int(gid)), cap.SetUID(int(uid))); err != nil {
+		return fmt.Errorf("change to user %d and group %d: %w", uid, gid, err)
+	}
+	return KeepOnly(keep...)
+}
+
 // WarnUnreadable logs a warning if the process can't read a file with the rights that it has kept. what says which file
 // it is.
 func WarnUnreadable(log *slog.Logger, what, file string) {

@@ -161,8 +161,8 @@ func (d *director) start(cfg *config.Director) error {
 // makes it collect garbage.
 const garbage = 256 << 20
 
-// limitGarbage keeps the garbage from growing as large as the connection table, which lies in the heap too. If
-// GOMEMLIMIT is set, it changes nothing.
+// limitGarbage keeps the garbage from growing as large as the connection table, which lies in the heap too if it does
+// not outlive the process. If GOMEMLIMIT is set, it changes nothing.
 func limitGarbage() {
 	if os.Getenv("GOMEMLIMIT") != "" {
 		return

@@ -75,7 +75,7 @@ func (h *handover) take(stored daemon.Stored, cfg *config.Director, p *dataPlane
 
 // firstAnswers is how long packets that have waited in an adopted TAP device may wait on for the MAC addresses of their
 // realservers.
-const firstAnswers = 2 * time.Second
+const firstAnswers = 3 * time.Second
 
 // begin is called when the workers begin.
 func (h *handover) begin(p *dataPlane) {

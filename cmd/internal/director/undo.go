@@ -8,9 +8,11 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"vstun/cmd/internal/cli"
 	"vstun/cmd/internal/config"
@@ -69,14 +71,34 @@ func undo(out io.Writer, control string) error {
 		_, err := fmt.Fprintf(out, "nothing to undo: there is no %s\n", path)
 		return err
 	}
+	if err := becomeOwner(filepath.Dir(path)); err != nil {
+		return err
+	}
 	log, flush := daemon.Logger(slog.LevelInfo)
 	defer flush()
-	m, err := routing.Open(path, log)
+	m, err := routing.Open(filepath.Base(path), log)
 	if used, ok := errors.AsType[*routing.InUseError](err); ok {
 		return fmt.Errorf("a director runs (process %s, control socket %s): stop it", used.PID, control)
 	}
 	if err != nil {
-		return err
+		return fmt.Errorf("%s: %w", filepath.Dir(path), err)
 	}
 	return m.Close()
+}
+
+// becomeOwner enters a directory. If this process is root's, it becomes the directory's owner's: in a directory of
+// another user it must write no file, since the user may have put a link to any file there, and leave no file that the
+// director can't open. The owner need not be able to enter the directory by its path, which may be below /run/private.
+func becomeOwner(dir string) error {
+	if err := os.Chdir(dir); err != nil {
+		return err
+	}
+	var owner unix.Stat_t
+	if err := unix.Stat(".", &owner); err != nil {
+		return fmt.Errorf("%s: %w", dir, err)
+	}
+	if os.Geteuid() != 0 || owner.Uid == 0 {
+		return nil
+	}
+	return daemon.Become(owner.Uid, owner.Gid, unix.CAP_NET_ADMIN)
 }

@@ -218,6 +218,7 @@ func TestReloadOfEveryKeyOfDirector(t *testing.T) {
 		"director.announce_conflict": {`announce_conflict = "warn"`},
 
 		"connections.max":                       {"max = 2000"},
+		"connections.keep":                      {`keep = ""`},
 		"connections.sloppy_tcp":                {"sloppy_tcp = true"},
 		"connections.conn_reuse":                {"conn_reuse = 2"},
 		"connections.on_removal":                {`on_removal = "drop"`},

@@ -16,9 +16,13 @@ import (
 )
 
 // TestKeptConnections ends the director by SIGTERM and by kill -9 while downloads run, and starts it again by hand: no
-// download breaks, idle connections stay at their realservers, and turns and counts go on.
+// download breaks, idle connections stay at their realservers, and turns and counts go on. While no director with nat
+// runs, replies get to clients as they are, and end the connections.
 func TestKeptConnections(t *testing.T) {
 	byMethod(t, func(t *testing.T, m method, ipv6 bool) {
+		if m == nat {
+			t.Skip("replies of nat need a director")
+		}
 		s := newMethodSite(t, m, ipv6, 2, nil)
 		s.startAgents("")
 		s.startDirector("", service{"tcp", "80", "rr", []int{1, 1}}, service{"tcp", "81", "rr", []int{1, 1}})
