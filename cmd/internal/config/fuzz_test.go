@@ -104,8 +104,8 @@ func checkMail(t *testing.T, m *config.Mail) {
 		}
 	}
 	if len(m.To) == 0 || len(m.To) > config.MaxRecipients || !config.IsHostPort(m.Server) ||
-		m.Gather < 100*time.Millisecond || !slices.Contains(notify.MailTLSNames(), string(m.TLS)) || (m.User == "") != (m.Password == "") ||
-		m.User != "" && m.TLS == notify.TLSOff {
+		m.Gather < 100*time.Millisecond || !slices.Contains(notify.MailTLSNames(), string(m.TLS)) ||
+		(m.User == "") != (m.Password == "") || m.User != "" && m.TLS == notify.TLSOff {
 		t.Errorf("mail %+v", m)
 	}
 }
