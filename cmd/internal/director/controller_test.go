@@ -45,12 +45,12 @@ func TestRefusedConfiguration(t *testing.T) {
 	for name, refuse := range map[string]func(o *operated, cfg *config.Director){
 		"balancer": func(_ *operated, cfg *config.Director) { cfg.Services[0].Scheduler = "none" },
 		"network": func(o *operated, _ *config.Director) {
-			o.network.set = func(s routing.State) error {
+			o.network.answerBy(func(s routing.State) error {
 				if hasRoute(s, vip2) {
 					return errRefused
 				}
 				return nil
-			}
+			})
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -211,7 +211,7 @@ func TestSlowKernel(t *testing.T) {
 					used := ask.usedVIPs
 					ask.usedVIPs = func() map[netip.Addr]bool { wait(); return used() }
 				case "network":
-					o.network.set = func(routing.State) error { wait(); return nil }
+					o.network.answerBy(func(routing.State) error { wait(); return nil })
 				}
 			})
 			next := running()
@@ -265,12 +265,10 @@ func TestRetiredVIP(t *testing.T) {
 		next.Services[i].VIPs = []netip.Addr{vip2}
 	}
 	var routesAtApply []bool
-	o.network.mu.Lock()
-	o.network.set = func(s routing.State) error {
+	o.network.answerBy(func(s routing.State) error {
 		routesAtApply = append(routesAtApply, o.plane.balancer.Snapshot().WasVIP(vip1) || hasRoute(s, vip1))
 		return nil
-	}
-	o.network.mu.Unlock()
+	})
 	if _, _, err := o.controller.configure(next); err != nil {
 		t.Fatal(err)
 	}
@@ -318,8 +316,7 @@ func TestFirstNAT(t *testing.T) {
 	o := operate(t, running(), nil)
 	expects, refuse := o.plane.shared.ExpectsOthers, true // refuse belongs to the controller, and to the test between
 	var asMade []bool
-	o.network.mu.Lock()
-	o.network.set = func(s routing.State) error {
+	o.network.answerBy(func(s routing.State) error {
 		if len(s.Rules) <= 2 { // of all directors
 			return nil
 		}
@@ -327,8 +324,7 @@ func TestFirstNAT(t *testing.T) {
 			return errRefused
 		}
 		return nil
-	}
-	o.network.mu.Unlock()
+	})
 	if _, _, err := o.controller.configure(masked(80)); err == nil || expects() {
 		t.Errorf("refused: error %v, other packets are sent on: %v", err, expects())
 	}
@@ -409,19 +405,19 @@ func TestMovedRoute(t *testing.T) {
 
 // TestFailedTrim: routes that cannot be removed are logged once, and tried again; paths and weights go on meanwhile.
 func TestFailedTrim(t *testing.T) {
-	var log strings.Builder
+	var log logged
 	o := operate(t, running(), func(o *operated) {
 		o.controller.log = slog.New(slog.NewTextHandler(&log, nil))
 	})
 	next := running()
 	next.Services[0].VIPs, next.Services[1].VIPs = []netip.Addr{vip2}, []netip.Addr{vip2}
 	fail := true
-	o.network.set = func(s routing.State) error {
+	o.network.answerBy(func(s routing.State) error {
 		if fail && !hasRoute(s, vip1) {
 			return errRefused
 		}
 		return nil
-	}
+	})
 	if _, _, err := o.controller.configure(next); err != nil {
 		t.Fatal(err)
 	}
@@ -504,7 +500,7 @@ func TestKernelCantBeAsked(t *testing.T) {
 	six := netip.MustParseAddr("::1")
 	cfg := &config.Director{Services: []config.Service{{Name: "web", Protocol: "tcp", Quorum: 1,
 		Realservers: []config.RealserverRef{{Address: six, Weight: 1, Tunnel: config.Tunnel{Encap: "ipip"}}}}}}
-	var log strings.Builder
+	var log logged
 	plane := &dataPlane{balancer: balancer.New(conntab.New(conntab.Config{Max: 1024}), 1)}
 	c := newController(slog.New(slog.NewTextHandler(&log, nil)), plane, nil, nil, nil, &lan{})
 	in := plan.Inputs{Config: cfg}

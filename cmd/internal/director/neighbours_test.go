@@ -77,8 +77,7 @@ func TestRefusedNeighbours(t *testing.T) {
 	second := first.Next()
 	at := func(a netip.Addr) neigh.Neighbour { return neigh.Neighbour{Device: 7, Address: a} }
 	o := operate(t, direct(), func(o *operated) { o.neighbours.states[at(first)] = mac })
-	o.network.mu.Lock()
-	o.network.set = func(s routing.State) error {
+	o.network.answerBy(func(s routing.State) error {
 		if !hasRoute(s, vip2) {
 			return nil
 		}
@@ -86,8 +85,7 @@ func TestRefusedNeighbours(t *testing.T) {
 		defer o.neighbours.mu.Unlock()
 		o.neighbours.states[at(second)] = other // the change is reported by no later event
 		return errRefused
-	}
-	o.network.mu.Unlock()
+	})
 	next := direct()
 	next.Services[0].VIPs = []netip.Addr{vip2}
 	next.Services[0].Realservers = next.Services[0].Realservers[1:]

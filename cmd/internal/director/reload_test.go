@@ -102,14 +102,12 @@ func TestReloadAtTheEnd(t *testing.T) {
 	former.Metrics = netip.AddrPort{}
 	former.Services = slices.Clone(cfg.Services)
 	former.Services[0].VIPs = []netip.Addr{vip2}
-	var lines strings.Builder
+	var lines logged
 	d := operate(t, &former, func(o *operated) {
 		o.file, o.log = file, slog.New(slog.NewTextHandler(&lines, nil))
 		o.controller.log = o.log
 	})
-	d.network.mu.Lock()
-	d.network.set = func(routing.State) error { return routing.ErrClosed }
-	d.network.mu.Unlock()
+	d.network.answerBy(func(routing.State) error { return routing.ErrClosed })
 	reload := func() {
 		t.Helper()
 		if _, err := d.reload(); err == nil || !strings.Contains(err.Error(), "the director is ending") ||
