@@ -8,6 +8,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"vstun/testdata/testkit"
 )
 
 // passes runs follow for an hour of the bubble's time and returns how often it called reconcile.
@@ -47,7 +49,7 @@ func TestStormIsFollowedOnceASecond(t *testing.T) {
 }
 
 func TestTroubleThatLastsIsLoggedOnceAndTriedSeldom(t *testing.T) {
-	log := &logBuffer{}
+	log := &testkit.Log{}
 	n := passes(t, slog.New(slog.NewTextHandler(log, nil)), 50*time.Millisecond, func() (int, error) {
 		return 0,
 			errors.New("no device vs0")

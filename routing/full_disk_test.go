@@ -125,7 +125,7 @@ func TestWatchOnAFullDisk(t *testing.T) {
 	newHost(t)
 	before := machineState(t)
 	dir := smallDisk(t)
-	log := &logBuffer{}
+	log := &testkit.Log{}
 	m, err := Open(filepath.Join(dir, "journal"), slog.New(slog.NewTextHandler(log, nil)))
 	must(t, err)
 	defer m.Close()
@@ -169,7 +169,7 @@ func TestWatchOnAFullDisk(t *testing.T) {
 // TestWatchWithoutAJournal: if the journal can't be written, only changes that it lists are made again.
 func TestWatchWithoutAJournal(t *testing.T) {
 	newHost(t)
-	log := &logBuffer{}
+	log := &testkit.Log{}
 	m, err := Open(filepath.Join(t.TempDir(), "journal"), slog.New(slog.NewTextHandler(log, nil)))
 	must(t, err)
 	defer m.Close()

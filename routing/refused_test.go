@@ -23,7 +23,7 @@ func TestRefusedCopy(t *testing.T) {
 	must(t, netlink.RouteAdd(&netlink.Route{Dst: cidr("192.0.2.0/24"), Gw: net.IPv4(10, 1, 0, 7)}))
 	must(t, netlink.RouteAdd(&netlink.Route{Dst: cidr("192.0.3.0/24"), Gw: net.IPv4(10, 1, 0, 8)}))
 	addAddr(t, "east", "10.1.0.7/24")
-	log := &logBuffer{}
+	log := &testkit.Log{}
 	m, err := Open(filepath.Join(t.TempDir(), "journal"), slog.New(slog.NewTextHandler(log, nil)))
 	must(t, err)
 	defer m.Close()

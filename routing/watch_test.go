@@ -5,7 +5,6 @@ import (
 	"net"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 
 	"github.com/vishvananda/netlink"
@@ -99,7 +98,7 @@ func TestWatchFollowsTheMainTable(t *testing.T) {
 
 func TestWatchGoesOnAfterTrouble(t *testing.T) {
 	newHost(t)
-	log := &logBuffer{}
+	log := &testkit.Log{}
 	m, err := Open(filepath.Join(t.TempDir(), "journal.json"), slog.New(slog.NewTextHandler(log, nil)))
 	must(t, err)
 	defer m.Close()
@@ -120,22 +119,4 @@ func TestWatchGoesOnAfterTrouble(t *testing.T) {
 	if n := strings.Count(log.String(), "no device vs0"); n != 1 || strings.Contains(log.String(), `\n`) {
 		t.Errorf("the missing device is named %d times in the log, want once and in one line:\n%s", n, log)
 	}
-}
-
-// logBuffer may be read while it is written.
-type logBuffer struct {
-	mu   sync.Mutex
-	text strings.Builder
-}
-
-func (b *logBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.Write(p)
-}
-
-func (b *logBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.String()
 }

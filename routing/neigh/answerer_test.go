@@ -25,14 +25,14 @@ import (
 type wire struct {
 	east, west Device
 	answerer   *Answerer
-	log        *lines
+	log        *testkit.Log
 	arp, nd    *linkSocket // of the neighbour
 	end        func()      // ends the answerer
 }
 
 func newWire(t *testing.T) *wire {
 	kerneltest.NewHost(t)
-	w := &wire{log: &lines{}}
+	w := &wire{log: &testkit.Log{}}
 	for _, key := range []string{"all", "east", "west"} {
 		kerneltest.SetSysctl(t, "net/ipv6/conf/"+key+"/disable_ipv6", "0")
 	}
@@ -483,22 +483,4 @@ func TestSetAfterClose(t *testing.T) {
 	if got := w.log.String(); got != "" {
 		t.Errorf("logged: %s", got)
 	}
-}
-
-// lines may be read while they are written.
-type lines struct {
-	mu   sync.Mutex
-	text strings.Builder
-}
-
-func (l *lines) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.Write(p)
-}
-
-func (l *lines) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.String()
 }

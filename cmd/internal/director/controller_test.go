@@ -405,7 +405,7 @@ func TestMovedRoute(t *testing.T) {
 
 // TestFailedTrim: routes that cannot be removed are logged once, and tried again; paths and weights go on meanwhile.
 func TestFailedTrim(t *testing.T) {
-	var log logged
+	var log testkit.Log
 	o := operate(t, running(), func(o *operated) {
 		o.controller.log = slog.New(slog.NewTextHandler(&log, nil))
 	})
@@ -500,7 +500,7 @@ func TestKernelCantBeAsked(t *testing.T) {
 	six := netip.MustParseAddr("::1")
 	cfg := &config.Director{Services: []config.Service{{Name: "web", Protocol: "tcp", Quorum: 1,
 		Realservers: []config.RealserverRef{{Address: six, Weight: 1, Tunnel: config.Tunnel{Encap: "ipip"}}}}}}
-	var log logged
+	var log testkit.Log
 	plane := &dataPlane{balancer: balancer.New(conntab.New(conntab.Config{Max: 1024}), 1)}
 	c := newController(slog.New(slog.NewTextHandler(&log, nil)), plane, nil, nil, nil, &lan{})
 	in := plan.Inputs{Config: cfg}

@@ -6,7 +6,6 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -58,26 +57,6 @@ func (n *fakeNetwork) last() (s routing.State, sets int) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.sets[len(n.sets)-1], len(n.sets)
-}
-
-// logged is a log that a test reads while the controller writes.
-type logged struct {
-	mu   sync.Mutex
-	text strings.Builder
-}
-
-// Write implements io.Writer.
-func (l *logged) Write(b []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.Write(b)
-}
-
-// String returns all that is in the log.
-func (l *logged) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.String()
 }
 
 // fakeNeighbours is a neigh.Watcher without a kernel: the states of neighbours are those of a test.

@@ -11,6 +11,7 @@ import (
 	"vstun/cmd/internal/config"
 	"vstun/routing/neigh"
 	"vstun/routing/query"
+	"vstun/testdata/testkit"
 )
 
 // growing runs a director on a host that has eth0 and, once later is true, eth1 with a subnet.
@@ -46,7 +47,7 @@ func withVIP(vip string) *config.Director {
 // TestLaterVIPWithoutSockets: a VIP that gets into a subnet of the host later, and cannot be announced, is in the log
 // once.
 func TestLaterVIPWithoutSockets(t *testing.T) {
-	var log logged
+	var log testkit.Log
 	o, later := growing(t, func(o *operated) {
 		o.lan.log, o.lan.missing = slog.New(slog.NewTextHandler(&log, nil)), errors.New("no sockets")
 	})
@@ -86,7 +87,7 @@ func TestLaterDevice(t *testing.T) {
 
 // TestLoggedVIPs: the log has VIPs alone, not the other addresses of a TAP device.
 func TestLoggedVIPs(t *testing.T) {
-	var log logged
+	var log testkit.Log
 	l := lan{log: slog.New(slog.NewTextHandler(&log, nil))}
 	vip, own := netip.MustParseAddr("10.0.2.80"), netip.MustParseAddr("fe80::1")
 	for _, addrs := range [][]netip.Addr{{vip, own}, {own}} {

@@ -14,6 +14,7 @@ import (
 
 	"vstun/cmd/internal/config"
 	"vstun/routing"
+	"vstun/testdata/testkit"
 )
 
 // TestReloadOfFaultyFile: every fault is returned and nothing changes, also when several requests come at once.
@@ -102,7 +103,7 @@ func TestReloadAtTheEnd(t *testing.T) {
 	former.Metrics = netip.AddrPort{}
 	former.Services = slices.Clone(cfg.Services)
 	former.Services[0].VIPs = []netip.Addr{vip2}
-	var lines logged
+	var lines testkit.Log
 	d := operate(t, &former, func(o *operated) {
 		o.file, o.log = file, slog.New(slog.NewTextHandler(&lines, nil))
 		o.controller.log = o.log

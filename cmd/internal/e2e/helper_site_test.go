@@ -312,8 +312,8 @@ func (p *program) intake() (st api.RealserverStatus) {
 	return st
 }
 
-// mustLetIn waits until an agent has let in so many bytes, and fails the test if it refused a packet. An agent counts a
-// batch when its packets are with the server, which may have answered by then.
+// mustLetIn waits until an agent has let in this number of bytes, and fails the test if it refused a packet. An agent
+// counts a batch when its packets are with the server, which may have answered by then.
 func (p *program) mustLetIn(bytes int) {
 	p.t.Helper()
 	testkit.Within(p.t, fmt.Sprintf("%s has let in %d bytes", p, bytes), soon,

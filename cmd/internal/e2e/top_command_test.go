@@ -1,13 +1,11 @@
 package e2e
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"os"
 	"os/exec"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 	"unicode/utf8"
@@ -22,31 +20,22 @@ import (
 // terminal is the output of a program on a terminal.
 type terminal struct {
 	*os.File // the master's end
-	mu       sync.Mutex
-	text     bytes.Buffer
+	text     testkit.Log
 }
 
 func (t *terminal) read() {
 	buf := make([]byte, 1<<16)
 	for {
 		n, err := t.Read(buf)
-		t.mu.Lock()
-		t.text.Write(buf[:n])
-		t.mu.Unlock()
+		_, _ = t.text.Write(buf[:n]) // never fails
 		if err != nil {
 			return // all processes have closed it
 		}
 	}
 }
 
-func (t *terminal) fileWith() string {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.text.String()
-}
-
 func (t *terminal) has(words ...string) bool {
-	text := t.fileWith()
+	text := t.text.String()
 	for _, word := range words {
 		if !strings.Contains(text, word) {
 			return false
@@ -114,7 +103,7 @@ func TestTop(t *testing.T) {
 	p, screen := s.startTerminal(80, 24, "top", "--every", "200ms")
 	defer func() {
 		if t.Failed() {
-			t.Logf("the terminal:\n%q", screen.fileWith())
+			t.Logf("the terminal:\n%q", screen.text.String())
 		}
 	}()
 	testkit.Within(t, "top shows the service", soon, func() bool {
@@ -127,7 +116,7 @@ func TestTop(t *testing.T) {
 	select {
 	case <-drain.Done():
 	case <-time.After(3 * soon):
-		t.Fatalf("drain --wait does not end: %q", progress.fileWith())
+		t.Fatalf("drain --wait does not end: %q", progress.text.String())
 	}
 	testkit.Within(t, "it shows its progress, on one line", soon, func() bool {
 		return progress.has("\r\x1b[Kdraining for ",
@@ -172,7 +161,7 @@ func TestTop(t *testing.T) {
 		p, screen = s.startTerminal(60, 24, command...)
 		<-p.Done()
 		testkit.Within(t, "it is printed", soon, func() bool { return screen.has("10.0.12.2") })
-		for _, line := range strings.Split(screen.fileWith(), "\r\n") {
+		for _, line := range strings.Split(screen.text.String(), "\r\n") {
 			if utf8.RuneCountInString(line) > 60 {
 				t.Errorf("%v: in a terminal of 60 columns there is the line %q", command, line)
 			}
