@@ -32,6 +32,7 @@ type Balancer struct {
 	left     map[mappingID]time.Time // when mappings left the configuration whose realservers stay
 	seed     maphash.Seed            // of frontend.tag
 	hints    *hints                  // nil: not made yet
+	kept     kept
 }
 
 // Snapshot is one configuration. It doesn't change.
@@ -48,6 +49,7 @@ type Snapshot struct {
 
 	byAddr     map[netip.Addr][]*Dest // dests by address, made at the first call of DestsByAddr
 	indexDests sync.Once
+	directory  directory
 }
 
 // service is a Service of a snapshot. Its list is in the kernel's order.
@@ -138,6 +140,9 @@ func (b *Balancer) Apply(cfg Config) error {
 		return fmt.Errorf("%d realservers, those that still have connections included: at most %d", n, conntab.MaxDests)
 	}
 
+	if cfg.hasIPv6() {
+		b.table.PrepareIPv6()
+	}
 	next := &Snapshot{balancer: b, table: b.current.Load().table, options: cfg.Options, vips: map[netip.Addr]*ports{},
 		leftVIPs: slices.Clone(cfg.LeftVIPs)}
 	former := b.services
@@ -149,6 +154,7 @@ func (b *Balancer) Apply(cfg Config) error {
 	}
 	for name, s := range former {
 		if b.services[name] == nil {
+			b.kept.forgetService(name)
 			for _, d := range slices.Concat(s.list, s.down) {
 				b.retire(d)
 			}
@@ -236,6 +242,9 @@ func (b *Balancer) service(former *service, c Service) *service {
 		s.number = b.last
 	}
 	s.sched = newScheduler(s, former)
+	if t, ok := s.sched.(turning); ok {
+		t.notes(b.kept.cursor(c.Name))
+	}
 	want, fail := c.byState()
 	s.down = slices.DeleteFunc(s.down, func(d *Dest) bool {
 		if _, stays := fail[d.key()]; stays {

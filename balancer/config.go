@@ -23,6 +23,11 @@ type Config struct {
 	Table    *conntab.Config // of the connection table, except Max; nil: unchanged
 }
 
+// hasIPv6 reports whether there is an IPv6 VIP.
+func (c *Config) hasIPv6() bool {
+	return slices.ContainsFunc(c.Services, func(s Service) bool { return slices.ContainsFunc(s.VIPs, netip.Addr.Is6) })
+}
+
 // Options are the settings of all services.
 type Options struct {
 	// A persistent client of a realserver with weight 0 goes elsewhere with its next connection (IPVS's sysctl).

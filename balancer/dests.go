@@ -61,6 +61,7 @@ func (b *Balancer) replace(d *Dest, r Realserver) *Dest {
 	next.reachAs(r)
 	next.counts.SetState(r.Down, !r.Down && r.Weight == 0)
 	next.counts.SetReplies(r.Kind == method.NAT)
+	b.kept.note(next)
 	b.numbers[d.number] = next
 	return next
 }
@@ -117,6 +118,7 @@ func (b *Balancer) forget(now time.Time) {
 // release frees d's number for another Dest.
 func (b *Balancer) release(d *Dest) {
 	b.numbers[d.number] = nil
+	b.kept.forget(d.number)
 	delete(b.mappings, d.number)
 	maps.DeleteFunc(b.left, func(id mappingID, _ time.Time) bool { return id.number == d.number })
 	b.free = append(b.free, d.number)

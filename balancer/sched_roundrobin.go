@@ -16,6 +16,15 @@ var roundRobin = []Scheduler{
 type rr struct {
 	mu       sync.Mutex
 	position int // of the last choice; head: before the first
+	cursor   *cursor
+}
+
+func (s *rr) notes(c *cursor) { s.cursor = c }
+
+func (s *rr) resume(position, _ int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.position = position
 }
 
 func (s *rr) pick(list []*Dest, _ *packet.Info, _ conntab.Ticks) *Dest {
@@ -25,6 +34,7 @@ func (s *rr) pick(list []*Dest, _ *packet.Info, _ conntab.Ticks) *Dest {
 		i := (s.position + 1 + n) % len(list)
 		if list[i].available() {
 			s.position = i
+			s.cursor.set(list[i], 0)
 			return list[i]
 		}
 	}
@@ -56,6 +66,16 @@ type wrr struct {
 	mu       sync.Mutex
 	position int // of the last choice; head: before the first
 	current  int // least weight of the next choice
+	cursor   *cursor
+}
+
+func (s *wrr) notes(c *cursor) { s.cursor = c }
+
+func (s *wrr) resume(position, current int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.position, s.current = position, min(max(current, 0), s.top)
+	s.settleCurrent()
 }
 
 func (s *wrr) pick(list []*Dest, _ *packet.Info, _ conntab.Ticks) *Dest {
@@ -69,6 +89,7 @@ func (s *wrr) pick(list []*Dest, _ *packet.Info, _ conntab.Ticks) *Dest {
 		for i := from; i < len(s.weights); i++ {
 			if s.weights[i] >= s.current && !list[i].overloaded() {
 				s.position = i
+				s.cursor.set(list[i], s.current)
 				return list[i]
 			}
 		}
@@ -76,6 +97,8 @@ func (s *wrr) pick(list []*Dest, _ *packet.Info, _ conntab.Ticks) *Dest {
 			// The kernel's search ends at its start if that is in the last round, else where a cycle begins.
 			if s.position, s.current = head, s.top; position != head && current <= s.step {
 				s.position, s.current = position, current
+			} else {
+				s.cursor.set(nil, 0)
 			}
 			return nil
 		}
@@ -100,8 +123,7 @@ func (s *wrr) descend(list []*Dest) bool {
 	return heaviest > 0
 }
 
-// changed is ip_vs_wrr_dest_changed: back to the head of the list, with the current weight moved to one that the new
-// steps reach.
+// changed is ip_vs_wrr_dest_changed: back to the head of the list.
 func (s *wrr) changed(list []*Dest, _ change) {
 	s.weights = make([]int, len(list))
 	highest, divisor := 0, 0
@@ -111,6 +133,11 @@ func (s *wrr) changed(list []*Dest, _ change) {
 	}
 	s.position, s.step = head, max(divisor, 1)
 	s.top = highest - (s.step - 1)
+	s.settleCurrent()
+}
+
+// settleCurrent moves the current weight to one that the steps reach.
+func (s *wrr) settleCurrent() {
 	switch {
 	case s.current > s.top || s.current == 0:
 		s.current = s.top

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"math"
 	"net"
-	"net/netip"
 	"slices"
 	"time"
 
@@ -22,10 +21,10 @@ func (m *Manager) planAddrs(want []Addr, own []addrRecord, snap snapshot) (steps
 		case !snap.hasAddr(rec):
 			next = append(next, rec)
 			steps = append(steps, step{
-				what: fmt.Sprintf("ip addr add %s dev %s scope host", w.Prefix, w.Link),
+				what: fmt.Sprintf("ip addr add %s dev %s%s", w.Prefix, w.Link, w.scope()),
 				name: fmt.Sprintf("address %s dev %s", w.Prefix, w.Link), old: "none", new: "present",
 				recorded: mine[rec],
-				do:       func() error { return m.addAddr(snap.links[w.Link], w.Prefix) },
+				do:       func() error { return m.addAddr(snap.links[w.Link], w) },
 			})
 		case mine[rec]:
 			next = append(next, rec)
@@ -40,8 +39,9 @@ const addrPatience = time.Second
 // addAddr adds an address, and waits until servers can be bound to it. The kernel makes an IPv6 address ready later
 // (addrconf_dad_work in net/ipv6/addrconf.c), even without duplicate address detection. If the address is not ready
 // after addrPatience, addAddr returns nil all the same.
-func (m *Manager) addAddr(l netlink.Link, p netip.Prefix) error {
-	if err := m.nl.AddrAdd(l, kernelAddr(p)); err != nil || p.Addr().Is4() {
+func (m *Manager) addAddr(l netlink.Link, a Addr) error {
+	p := a.Prefix
+	if err := m.nl.AddrAdd(l, a.kernel()); err != nil || p.Addr().Is4() {
 		return err
 	}
 	for deadline := time.Now().Add(addrPatience); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
@@ -74,22 +74,34 @@ func (m *Manager) undoAddr(r addrRecord, snap snapshot) error {
 	if !ok || l.Attrs().Index != r.Index || !snap.hasAddr(r) {
 		return nil
 	}
-	if err := m.nl.AddrDel(l, kernelAddr(r.Prefix)); err != nil && !kernel.IsGone(err) {
+	if err := m.nl.AddrDel(l, Addr{Prefix: r.Prefix}.kernel()); err != nil && !kernel.IsGone(err) {
 		return fmt.Errorf("ip addr del %s dev %s: %w", r.Prefix, r.Link, err)
 	}
 	return nil
 }
 
-func kernelAddr(p netip.Prefix) *netlink.Addr {
-	a := &netlink.Addr{IPNet: kernel.IPNet(p), Scope: unix.RT_SCOPE_HOST}
-	if p.Addr().Is4() {
-		a.Broadcast = net.IPv4zero // none
+// scope is the scope in the command that adds a.
+func (a Addr) scope() string {
+	if a.Global {
+		return ""
+	}
+	return " scope host"
+}
+
+// kernel returns a as netlink has it.
+func (a Addr) kernel() *netlink.Addr {
+	k := &netlink.Addr{IPNet: kernel.IPNet(a.Prefix), Scope: unix.RT_SCOPE_HOST}
+	if a.Global {
+		k.Scope = unix.RT_SCOPE_UNIVERSE
+	}
+	if a.Prefix.Addr().Is4() {
+		k.Broadcast = net.IPv4zero // none
 	} else {
-		a.Flags = unix.IFA_F_NODAD // every realserver has the address
+		k.Flags = unix.IFA_F_NODAD // every realserver has the address, or another director had it just now
 		// The address is deprecated from the start and for ever: the kernel uses it as the source of answers only (RFC
 		// 4862, section 5.5.4; RFC 6724, section 5, rule 3).
 		forever := uint32(math.MaxUint32)
-		a.ValidLft, a.PreferedLft = int(forever), 0
+		k.ValidLft, k.PreferedLft = int(forever), 0
 	}
-	return a
+	return k
 }

@@ -105,7 +105,7 @@ func damage(t *testing.T) (rule ruleRecord) {
 	t.Helper()
 	rule = ruleRecord{Priority: 1080, From: fullState().Replies.From[1], Table: 5080}
 	must(t, netlink.RuleDel(rule.kernel()))
-	must(t, netlink.AddrDel(linkOf(t, "vs0"), kernelAddr(fullState().Addrs[0].Prefix)))
+	must(t, netlink.AddrDel(linkOf(t, "vs0"), fullState().Addrs[0].kernel()))
 	must(t, netlink.LinkSetMTU(linkOf(t, "vs0"), 1400))
 	setSysctl(t, "net/ipv4/conf/all/arp_ignore", "0")
 	return rule

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strconv"
 
+	"github.com/vishvananda/netlink"
+
 	"vstun/routing/kernel"
 )
 
@@ -91,4 +93,24 @@ func (m *Manager) undoLink(r linkRecord, links linkSet) error {
 		try("mtu", m.nl.LinkSetMTU(l, r.OldMTU))
 	}
 	return errors.Join(errs...)
+}
+
+// RemoveLink removes the device called name, also while a process has it open. A device that is gone is no error.
+func RemoveLink(name string) error {
+	nl, err := kernel.Open()
+	if err != nil {
+		return err
+	}
+	defer nl.Close()
+	link, err := nl.LinkByName(name)
+	if err == nil {
+		err = nl.LinkDel(link)
+	}
+	if _, missing := errors.AsType[netlink.LinkNotFoundError](err); missing || kernel.IsGone(err) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("remove device %s: %w", name, err)
+	}
+	return nil
 }

@@ -51,15 +51,23 @@ type Manager struct {
 // one's process. A program that calls Open before it changes anything therefore can't run twice. If Open fails, it has
 // made no new changes, but it may have undone a part of the killed program's. With a nil log, the Manager logs nothing.
 func Open(path string, log *slog.Logger) (*Manager, error) {
-	if log == nil {
-		log = slog.New(slog.DiscardHandler)
+	m := newManager(path, log)
+	err := m.open()
+	if err == nil {
+		err = m.recover()
 	}
-	m := &Manager{log: log, path: path, changed: make(chan struct{}, 1)}
-	if err := m.open(); err != nil {
+	if err != nil {
 		m.release()
 		return nil, err
 	}
 	return m, nil
+}
+
+func newManager(path string, log *slog.Logger) *Manager {
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	return &Manager{log: log, path: path, changed: make(chan struct{}, 1)}
 }
 
 func (m *Manager) open() (err error) {
@@ -82,30 +90,36 @@ func (m *Manager) open() (err error) {
 		m.fib, err = openFib()
 		return err
 	})
+	return err
+}
+
+// predecessor returns the journal of a program that ran before. It returns the zero journal if there is none, or one of
+// another boot or network namespace, which it removes.
+func (m *Manager) predecessor() (journal, error) {
+	j, err := readJournal(m.path)
 	if err != nil {
-		return err
+		return journal{}, err
 	}
-	return m.recover()
+	if j.Version != 0 && j.Boot == m.boot && j.Netns == m.ns.id {
+		return j, nil
+	}
+	if j.Version != 0 {
+		m.log.Info("removed a journal of another boot or network namespace", "journal", m.path, "pid", j.Pid)
+	}
+	return journal{}, removeJournal(m.path)
 }
 
 // recover undoes the changes that the journal lists.
 func (m *Manager) recover() error {
-	j, err := readJournal(m.path)
-	if err != nil {
+	j, err := m.predecessor()
+	if err != nil || j.Version == 0 {
 		return err
-	}
-	if j.Version == 0 {
-		return removeJournal(m.path)
-	}
-	if j.Boot != m.boot || j.Netns != m.ns.id {
-		m.log.Info("removed a journal of another boot or network namespace", "journal", m.path, "pid", j.Pid)
-		return removeJournal(m.path)
 	}
 	m.own, m.journaled = j.Did, j.Did
 	if err := m.undoAll(); err != nil {
 		return fmt.Errorf("undo what process %d left behind: %w", j.Pid, err)
 	}
-	m.log.Info("undid what a killed predecessor left behind", "pid", j.Pid, "changes", j.Did.String())
+	m.log.Info("undid what a predecessor left behind", "pid", j.Pid, "changes", j.Did.String())
 	return nil
 }
 

@@ -146,7 +146,7 @@ func TestWhatWasThereBeforeStays(t *testing.T) {
 	vs0 := linkOf(t, "vs0")
 	setSysctl(t, "net/ipv4/ip_forward", "1")
 	setSysctl(t, "net/ipv4/conf/all/arp_ignore", "2") // more than "at least 1"
-	must(t, netlink.AddrAdd(vs0, kernelAddr(s.Addrs[0].Prefix)))
+	must(t, netlink.AddrAdd(vs0, Addr{Prefix: s.Addrs[0].Prefix}.kernel()))
 	must(t, netlink.RouteAdd(&netlink.Route{Dst: cidr("203.0.113.0/24"), LinkIndex: vs0.Attrs().Index,
 		Scope: unix.RT_SCOPE_LINK, MTU: 1400}))
 	rule := ruleRecord{Priority: s.Replies.Priority, From: s.Replies.From[0], Table: s.Replies.Table}.kernel()

@@ -79,6 +79,7 @@ type Link struct {
 type Addr struct {
 	Link   string
 	Prefix netip.Prefix // the address with its prefix length, usually /32 or /128
+	Global bool         // an IPv4 address like those of `ip addr add`, with its subnet's route
 }
 
 // Route sends Dst out of a device, without a gateway. If it is Unreachable, the kernel answers with ICMP host

@@ -39,7 +39,7 @@ func TestWatchMends(t *testing.T) {
 		return false
 	})
 
-	must(t, netlink.AddrDel(linkOf(t, "vs0"), kernelAddr(fullState().Addrs[0].Prefix)))
+	must(t, netlink.AddrDel(linkOf(t, "vs0"), fullState().Addrs[0].kernel()))
 	testkit.Eventually(t, "deleted address is back", func() bool {
 		addrs, err := netlink.AddrList(linkOf(t, "vs0"), unix.AF_INET)
 		must(t, err)

@@ -10,6 +10,8 @@ package tundev
 import (
 	"errors"
 	"fmt"
+	"os"
+	"sync/atomic"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -43,7 +45,7 @@ func (o *Options) kind() string {
 	return "TUN"
 }
 
-// Device is a TUN or TAP device, which exists as long as it is open.
+// Device is a TUN or TAP device, which exists as long as a process has it open.
 type Device struct {
 	name     string
 	queues   []*Queue
@@ -127,10 +129,11 @@ func (d *Device) Close() error {
 
 // Queue is one queue of a device. One goroutine may read while another writes.
 type Queue struct {
-	fd   *pollfd.FD
-	vnet bool
-	link int // length of the link-layer header
-	out  writing
+	fd      *pollfd.FD
+	vnet    bool
+	link    int         // length of the link-layer header
+	stopped atomic.Bool // see StopReading
+	out     writing
 }
 
 func newQueue(fd *pollfd.FD, vnet bool, link int) *Queue {
@@ -161,7 +164,7 @@ type writing struct {
 const batchBytes = 192 << 10
 
 // ReadBatch waits for packets and puts them into bufs, as many as are there. It returns how many it read, at least 1 if
-// there is no error. It returns os.ErrClosed after Close.
+// there is no error. It returns os.ErrClosed after Close and StopReading.
 func (q *Queue) ReadBatch(bufs []packet.Buf) (int, error) {
 	fd, err := q.fd.Acquire()
 	if err != nil {
@@ -169,6 +172,9 @@ func (q *Queue) ReadBatch(bufs []packet.Buf) (int, error) {
 	}
 	defer q.fd.Release()
 	for {
+		if q.stopped.Load() {
+			return 0, os.ErrClosed
+		}
 		n, err := q.read(fd, bufs)
 		if n > 0 || err != nil {
 			return n, err

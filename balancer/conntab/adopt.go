@@ -102,6 +102,7 @@ func (s *store[A]) refresh(f packet.Flow, n uint32, last Ticks, by *rules) {
 	}
 	e := &sh.slots[i]
 	e.value += n
+	e.flags &^= reported
 	if e.state == Pinned {
 		return
 	}

@@ -14,6 +14,8 @@ type family interface {
 	leave(p *packet.Info, dest uint32) bool
 	lookup(f packet.Flow, now Ticks) (Conn, bool)
 	put(c *Conn, by *rules, now Ticks) Result
+	report(c *Conn, how Report, by *rules, now Ticks) Result
+	reportTemplate(c *Conn, how Report, now Ticks) Result
 	refresh(f packet.Flow, n uint32, last Ticks, by *rules)
 
 	pin(f packet.Flow, dest uint32, over bool, now Ticks) Result
@@ -25,6 +27,7 @@ type family interface {
 	lookupTemplate(client netip.Addr, service uint32, now Ticks) (Conn, bool)
 
 	all(now Ticks, yield func(Conn) bool) bool
+	walk(at *cursor, now Ticks, own bool, into []Conn) (_ []Conn, slots int)
 	sweep(at *cursor, now Ticks, n int, connections bool)
 	bound(half int)
 	attach(f *Feed)

@@ -6,11 +6,15 @@ import "sync/atomic"
 type ChangeKind uint8
 
 const (
-	Opened  ChangeKind = iota // a connection or template has been made
-	Assured                   // the client of a half-open TCP connection has answered
-	Moved                     // its state has changed otherwise
-	Ended                     // it has been removed: expired, evicted, replaced or forgotten
+	Opened   ChangeKind = iota // a connection or template has been made
+	Assured                    // the client of a half-open TCP connection has answered
+	Moved                      // its state has changed otherwise
+	Ended                      // it has been removed: expired, evicted, replaced or forgotten
+	Repeated                   // its client has sent the third datagram; UDP only
 )
+
+// repeatedAt is the number of datagrams for Repeated: sysctl_sync_threshold in Linux ip_vs.h.
+const repeatedAt = 3
 
 // Change is an event of one connection. Conn is the connection after the event, with Ended the connection before it.
 type Change struct {
@@ -23,17 +27,33 @@ type Change struct {
 // goroutine uses a Feed.
 type Feed struct {
 	table *Table
-	size  int // changes a shard
+	size  int   // changes a shard
+	own   bool  // leaves out connections that another director has reported
+	kinds uint8 // bits of the kinds that it has
 	lost  atomic.Uint64
 	at    [2]cursor // of each family
 	turn  int       // family that is read first
 }
 
 // Changes starts a feed that holds at least n changes. Close ends it.
-func (t *Table) Changes(n int) *Feed {
+func (t *Table) Changes(n int) *Feed { return t.attach(&Feed{kinds: 1<<8 - 1}, n) }
+
+// OwnChanges is Changes for the changes of these kinds only. It leaves out connections that another director has
+// reported, as long as no packet of them has come. Changes that it leaves out take no place: a flood of half-open
+// connections does not displace Assured and Moved.
+func (t *Table) OwnChanges(n int, kinds ...ChangeKind) *Feed {
+	f := &Feed{own: true}
+	for _, k := range kinds {
+		f.kinds |= 1 << k
+	}
+	return t.attach(f, n)
+}
+
+// attach starts the feed f.
+func (t *Table) attach(f *Feed, n int) *Feed {
 	t.setup.Lock()
 	defer t.setup.Unlock()
-	f := &Feed{table: t, size: max(1, (n+shards(t.Max())-1)/shards(t.Max()))}
+	f.table, f.size = t, max(1, (n+shards(t.Max())-1)/shards(t.Max()))
 	t.feeds = append(t.feeds[:len(t.feeds):len(t.feeds)], f)
 	for _, family := range t.families() {
 		family.attach(f)
@@ -87,7 +107,9 @@ func (s *shard[A]) note(kind ChangeKind, e *entry[A]) {
 		return
 	}
 	for _, r := range s.feeds {
-		r.push(kind, e)
+		if r.feed.kinds&(1<<kind) != 0 && !(r.feed.own && e.flags&reported != 0) {
+			r.push(kind, e)
+		}
 	}
 }
 

@@ -147,8 +147,9 @@ func play(t View, p *packet.Info, fresh, service uint32, now Ticks) (uint32, Res
 	return t.Insert(p, fresh, template, now)
 }
 
-// TestAgainstModel plays random packets of all protocols and both families, with a clock that runs and wraps, and
-// destinations that come and go, to the table and to the model, and expects the same of both.
+// TestAgainstModel plays random packets of all protocols and both families, with a clock that runs and wraps,
+// destinations that come and go, and tables that take over the former one, to the table and to the model, and expects
+// the same of both.
 func TestAgainstModel(t *testing.T) {
 	for name, cfg := range map[string]Config{
 		"default": {}, "sloppy": {SloppyTCP: true}, "reuse-0": {Reuse: ReuseNever}, "reuse-2": {Reuse: ReuseClosing},
@@ -168,7 +169,8 @@ func againstModel(t *testing.T, cfg Config) {
 	if testing.Short() {
 		packets = 10_000
 	}
-	table := New(cfg).View()
+	memory := sections{}
+	table := NewIn(memory, cfg).View()
 	m := model{cfg: cfg, times: table.rules.times, conns: map[packet.Flow]*modelConn{},
 		templates: map[modelClient]*modelTemplate{}, judged: map[uint32][2]bool{}}
 	now := Ticks(1<<32 - 200*PerSecond) // wraps on the way
@@ -199,6 +201,13 @@ func againstModel(t *testing.T, cfg Config) {
 			j := [2]bool{rnd.Uint32N(2) == 0, rnd.Uint32N(2) == 0}
 			m.judged[fresh] = j
 			table.Counts(fresh).SetState(j[0], j[1])
+		}
+		if rnd.Uint32N(1000) == 0 { // another process goes on
+			m.sweep(now)
+			table, memory = takeOver(t, memory, cfg, now)
+			for dest, j := range m.judged {
+				table.Counts(dest).SetState(j[0], j[1])
+			}
 		}
 		for m.judged[fresh][0] { // a scheduler chooses no such one
 			fresh = (fresh + 1) % 21
@@ -291,7 +300,7 @@ func empty(t *testing.T, table View) {
 	}
 	for i := range table.four.shards {
 		for _, e := range table.four.shards[i].slots {
-			if e != (entry[[4]byte]{}) {
+			if e.state != stateEmpty {
 				t.Fatalf("slot not empty: %+v", e)
 			}
 		}

@@ -142,7 +142,10 @@ func (s *store[A]) seen(sh *shard[A], e *entry[A], p *packet.Info, dir Direction
 		e.value++
 		return e.dest
 	}
-	if dir == FromServer {
+	if e.flags&reported != 0 {
+		e.flags &^= reported
+	}
+	if dir == FromServer && e.flags&twoWay == 0 {
 		e.flags |= twoWay
 	}
 	if dir == FromClient {
@@ -153,6 +156,8 @@ func (s *store[A]) seen(sh *shard[A], e *entry[A], p *packet.Info, dir Direction
 	sh.noteExpiry(e.expires)
 	if next != e.state {
 		e = s.transition(sh, e, next)
+	} else if e.value == repeatedAt && next == UDP && dir == FromClient {
+		sh.note(Repeated, e)
 	}
 	return e.dest
 }
@@ -180,7 +185,7 @@ func (s *store[A]) transition(sh *shard[A], e *entry[A], next State) *entry[A] {
 		t.adjustCounts(e.dest, e.state, -1)
 		t.adjustCounts(e.dest, next, 1)
 	}
-	e.state = next
+	e.setState(next)
 	sh.note(kind, e)
 	return e
 }

@@ -198,6 +198,8 @@ type Timeouts struct {
 // MaxTimeout is the longest timeout.
 const MaxTimeout = 31 * 24 * time.Hour
 
+const maxTicks = int32(MaxTimeout / (time.Second / PerSecond))
+
 type timeouts [numStates]Ticks
 
 // ticks returns each state's timeout: Linux ip_vs_proto_tcp.c, tcp_timeouts, ip_vs_proto_udp.c, and ip_vs_proto_sctp.c,

@@ -56,8 +56,9 @@ type entry[A address] struct {
 
 // Flags of connections.
 const (
-	twoWay = 1 << iota // replies pass the director
-	ended              // expire has ended it before its timeout
+	twoWay   = 1 << iota // replies pass the director
+	ended                // expire has ended it before its timeout
+	reported             // another director has reported it, and no packet of it has come since
 )
 
 // timeout returns the timeout of a template.
@@ -67,6 +68,14 @@ func (e *entry[A]) timeout() Ticks { return Ticks(e.value) }
 func (e *entry[A]) service() uint32 {
 	n := len(e.dst)
 	return uint32(e.dst[n-4])<<24 | uint32(e.dst[n-3])<<16 | uint32(e.dst[n-2])<<8 | uint32(e.dst[n-1])
+}
+
+// setService sets the service's number of a template, whose other bytes of dst are 0.
+func (e *entry[A]) setService(number uint32) {
+	n := len(e.dst)
+	for i, b := range binary4(number) {
+		e.dst[n-4+i] = b
+	}
 }
 
 // key is a flow in the table's form, with its hash.
@@ -80,8 +89,7 @@ type key[A address] struct {
 func (s *store[A]) init(t *Table, keyOf func(packet.Flow) key[A], hash func(*entry[A]) uint64) {
 	s.table, s.key, s.hash, s.shards = t, keyOf, hash, make([]shard[A], shards(t.Max()))
 	per := slotsPerShard(t.Max())
-	all := make([]entry[A], per*len(s.shards))
-	hugePages(unsafe.Pointer(unsafe.SliceData(all)), uintptr(len(all))*unsafe.Sizeof(all[0]))
+	all := memoryFor[A](t, per*len(s.shards))
 	for i := range s.shards {
 		s.shards[i].slots = all[i*per : (i+1)*per : (i+1)*per]
 	}
@@ -152,11 +160,16 @@ func (s *shard[A]) noteExpiry(t Ticks) {
 // add puts e with the key k into a slot and returns it. It returns nil when there is no room and no unassured entry can
 // be evicted.
 func (s *store[A]) add(sh *shard[A], k *key[A], e entry[A]) *entry[A] {
-	t := s.table
 	unassured := s.unassured(&e)
 	if unassured {
 		s.enqueue(sh, k.hash)
 	}
+	return s.place(sh, k, e, unassured)
+}
+
+// place is add without the queue of unassured entries.
+func (s *store[A]) place(sh *shard[A], k *key[A], e entry[A], unassured bool) *entry[A] {
+	t := s.table
 	for {
 		i, _ := sh.find(k)
 		// One slot stays empty, so that every search ends.
@@ -164,7 +177,7 @@ func (s *store[A]) add(sh *shard[A], k *key[A], e entry[A]) *entry[A] {
 		if !full {
 			if e.state == Pinned || t.count.Add(1) <= t.max {
 				e.src, e.dst, e.sport, e.dport, e.proto = k.src, k.dst, k.sport, k.dport, k.proto
-				sh.slots[i] = e
+				sh.slots[i].set(&e)
 				sh.used++
 				t.adjustCounts(e.dest, e.state, 1)
 				if unassured {
@@ -184,8 +197,32 @@ func (s *store[A]) add(sh *shard[A], k *key[A], e entry[A]) *entry[A] {
 
 // remove empties slot i, and moves entries behind it nearer to their home slots.
 func (s *store[A]) remove(sh *shard[A], i int) {
+	gone := sh.slots[i]
+	sh.slots[i].clear() // before its template's number may be used again
+	s.discount(sh, &gone)
+	n := len(sh.slots)
+	for j := i; ; {
+		if j++; j == n {
+			j = 0
+		}
+		e := &sh.slots[j]
+		if e.state == stateEmpty {
+			break
+		}
+		home := sh.homeSlot(s.hash(e))
+		// e may move to i unless its home lies behind i, on the way from i to j.
+		if (j-home+n)%n >= (j-i+n)%n {
+			sh.slots[i].set(e)
+			sh.noteExpiry(e.due()) // a sweep that has passed i has not seen it
+			i = j
+		}
+	}
+	sh.slots[i].clear()
+}
+
+// discount takes e, which is in no slot any more, out of all counts.
+func (s *store[A]) discount(sh *shard[A], e *entry[A]) {
 	t := s.table
-	e := &sh.slots[i]
 	sh.note(Ended, e)
 	t.adjustCounts(e.dest, e.state, -1)
 	if e.state != Pinned {
@@ -203,24 +240,6 @@ func (s *store[A]) remove(sh *shard[A], i int) {
 		t.half.Add(-1)
 	}
 	sh.used--
-	n := len(sh.slots)
-	for j := i; ; {
-		if j++; j == n {
-			j = 0
-		}
-		e := &sh.slots[j]
-		if e.state == stateEmpty {
-			break
-		}
-		home := sh.homeSlot(s.hash(e))
-		// e may move to i unless its home lies behind i, on the way from i to j.
-		if (j-home+n)%n >= (j-i+n)%n {
-			sh.slots[i] = *e
-			sh.noteExpiry(e.due()) // a sweep that has passed i has not seen it
-			i = j
-		}
-	}
-	sh.slots[i] = entry[A]{}
 }
 
 // flow returns e's key in its public form.
@@ -240,10 +259,12 @@ type Conn struct {
 	Timeout  time.Duration // of a template: from a new connection on
 	Expires  time.Duration // from now; never below 0
 	Packets  uint32        // of a connection, from the client; wraps
+	Reported bool          // by another director; no packet of it has come since
 }
 
 func (e *entry[A]) conn(now Ticks) Conn {
-	c := Conn{Flow: e.flow(), State: e.state, Dest: e.dest, Expires: max(0, duration(e.expires-now))}
+	c := Conn{Flow: e.flow(), State: e.state, Dest: e.dest, Expires: max(0, duration(e.expires-now)),
+		Reported: e.flags&reported != 0}
 	if e.state == TemplateState {
 		c.Template, c.Service, c.Timeout = true, e.service(), duration(e.timeout())
 		c.Flow = packet.Flow{Src: c.Flow.Src}

@@ -70,6 +70,7 @@ type Table struct {
 	mu      sync.Mutex // making of a block of dests; taken under a shard's lock
 	setup   sync.Mutex // making of six, change of rules and of feeds; not taken under a shard's lock
 	feeds   []*Feed
+	memory  Memory // of the slots; nil: private memory
 }
 
 const (
@@ -112,13 +113,25 @@ func (c *Counts) Gone() bool { return c.gone.Load() }
 func (c *Counts) SetReplies(pass bool) { c.replies.Store(pass) }
 
 // New makes an empty table.
-func New(cfg Config) *Table {
-	t := &Table{max: int64(cfg.Max), seed: [2]uint64{rand.Uint64(), rand.Uint64()}}
+func New(cfg Config) *Table { return NewIn(nil, cfg) }
+
+// NewIn makes an empty table whose entries outlive the process, in memory. Adopt takes them over in another process.
+// Entries for which there is no room in memory are in private memory.
+func NewIn(memory Memory, cfg Config) *Table {
+	t := &Table{max: int64(cfg.Max), seed: [2]uint64{rand.Uint64(), rand.Uint64()}, memory: memory}
 	t.rules.Store(newRules(cfg, cfg.Max))
 	t.refs.init(cfg.Max)
+	t.refs.kept = asSlice[uint32](t.section(assuredSection, bitsLayout, len(t.refs.blocks)*childBlock/8))
 	t.four.init(t, func(f packet.Flow) key[[4]byte] { return t.key4(&f, 0) },
 		func(e *entry[[4]byte]) uint64 { return t.hash4(e.src, e.dst, e.sport, e.dport, e.proto) })
 	return t
+}
+
+// PrepareIPv6 makes the store of IPv6 if it will be in Memory: no packet shall wait for the allocation.
+func (t *Table) PrepareIPv6() {
+	if t.memory != nil {
+		t.ipv6(true)
+	}
 }
 
 // ipv6 returns the store of IPv6. Without create it is nil until the first IPv6 connection.

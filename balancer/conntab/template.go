@@ -120,6 +120,7 @@ func (s *store[A]) lookupTemplate(client netip.Addr, service uint32, now Ticks) 
 func (s *store[A]) hold(sh *shard[A], e *entry[A], now Ticks) {
 	s.table.refs.hold(e.ref)
 	e.expires = now + e.timeout()
+	e.flags &^= reported
 	sh.noteExpiry(e.expires)
 }
 
@@ -180,6 +181,7 @@ type templateRefs struct {
 	free   uint32 // the first free number, 0 for none; a free number's count is the next free number
 	last   uint32
 	blocks []atomic.Pointer[[childBlock]atomic.Int32]
+	kept   []uint32 // a bit for each number, which outlives the process: assured; nil: there is no such memory
 }
 
 const (
@@ -204,6 +206,9 @@ func (c *templateRefs) take() uint32 {
 		n := c.count(number)
 		c.free = uint32(n.Load())
 		n.Store(0)
+		if c.kept != nil {
+			atomic.AndUint32(&c.kept[number/32], ^(1 << (number % 32)))
+		}
 		return number
 	}
 	c.last++
@@ -224,7 +229,13 @@ func (c *templateRefs) hold(number uint32)         { c.count(number).Add(1) }
 // assure marks a template as assured. It reports whether the template exists and was unassured before.
 func (c *templateRefs) assure(number uint32) bool {
 	n := c.count(number)
-	return n.Load()&assuredBit == 0 && n.Or(assuredBit)&(assuredBit|detachedBit) == 0
+	if n.Load()&assuredBit != 0 {
+		return false
+	}
+	if c.kept != nil {
+		atomic.OrUint32(&c.kept[number/32], 1<<(number%32))
+	}
+	return n.Or(assuredBit)&(assuredBit|detachedBit) == 0
 }
 
 // release notes that a connection of the template has ended.

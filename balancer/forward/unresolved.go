@@ -15,11 +15,12 @@ import (
 
 // Packets to a realserver of VS/DR wait while its MAC address is not known: waitingFor packets for each realserver, as
 // the kernel keeps some for a neighbour that it resolves (unres_qlen_bytes in arp(7)). They wait no longer than the
-// kernel asks for a neighbour, three times a second apart.
+// kernel asks for a neighbour, three times a second apart. More wait after HoldMore: holdMore in all.
 const (
 	waitingFor  = 3
 	mostWaiting = 256
 	longestWait = 3 * conntab.PerSecond
+	holdMore    = 16384
 )
 
 // unresolved is copies of the packets that wait, in the order of their arrival. Workers use it only for such packets.
@@ -28,8 +29,9 @@ type unresolved struct {
 	port     egress.Port // nil: there is none
 	counters stats.Counters
 
-	mu      sync.Mutex // for packets; hold does not wait for a full socket
+	mu      sync.Mutex // for the following; hold does not wait for a full socket
 	packets []unresolvedPacket
+	more    conntab.Ticks // until then more packets may wait
 }
 
 type unresolvedPacket struct {
@@ -44,6 +46,15 @@ type unresolvedPacket struct {
 // before the workers run.
 func (s *Shared) UseLink(port egress.Port) { s.unresolved.port = port }
 
+// HoldMore lets more packets wait until the time end. A director that has adopted a TAP device knows no MAC address,
+// and reads the packets that have waited in the device before the answers to its requests.
+func (s *Shared) HoldMore(end conntab.Ticks) {
+	u := &s.unresolved
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.more = end
+}
+
 // hold keeps a copy of the packet in b, which is for dest, if there is room.
 func (w *Worker) hold(dest *balancer.Dest, b *packet.Buf, now conntab.Ticks) drop.Reason {
 	p := unresolvedPacket{dest: dest, since: now, worker: w.id}
@@ -57,18 +68,23 @@ func (w *Worker) hold(dest *balancer.Dest, b *packet.Buf, now conntab.Ticks) dro
 func (u *unresolved) hold(p unresolvedPacket, b *packet.Buf) drop.Reason {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	n := 0
-	for i := range u.packets {
-		if u.packets[i].dest.Address == p.dest.Address {
-			n++
-		}
-	}
-	if n >= waitingFor || len(u.packets) >= mostWaiting || u.port == nil {
+	if u.port == nil || p.since >= u.more && u.full(p.dest) || len(u.packets) >= holdMore {
 		return drop.Unresolved
 	}
 	p.buf = b.Clone()
 	u.packets = append(u.packets, p)
 	return drop.Accept
+}
+
+// full reports whether no further packet for dest may wait. The caller holds mu.
+func (u *unresolved) full(dest *balancer.Dest) bool {
+	n := 0
+	for i := range u.packets {
+		if u.packets[i].dest.Address == dest.Address {
+			n++
+		}
+	}
+	return n >= waitingFor || len(u.packets) >= mostWaiting
 }
 
 // SendResolved sends the waiting packets whose realservers have a known MAC address in snap. It drops those that have

@@ -65,6 +65,43 @@ func TestUnresolved(t *testing.T) {
 	}
 }
 
+// TestHoldMore: until the given time all packets wait, and later ones as always. All are sent in their order.
+func TestHoldMore(t *testing.T) {
+	var f frames
+	now := conntab.Ticks(1)
+	w, _ := newDirect(t, 1500, method.Link{Device: 7, OwnMAC: nearLink.OwnMAC}, &f, &now)
+	const begin = 50
+	put := func(from, n int) (dropped uint64) {
+		for i := range n {
+			w.put(i, udp(53, true, from+i), packet.Offload{})
+		}
+		w.forward(w.bufs[:n])
+		var c stats.Tally
+		w.Read(&c)
+		return c.Drops[drop.Unresolved]
+	}
+	w.shared.HoldMore(now + 1)
+	if n := put(begin, 20); n != 0 {
+		t.Errorf("%d packets are dropped", n)
+	}
+	now++
+	if n := put(begin+20, 1); n != 1 {
+		t.Errorf("%d packets are dropped after the end, want 1", n)
+	}
+	if err := w.balancer.Apply(directConfig(1500, nearLink)); err != nil {
+		t.Fatal(err)
+	}
+	w.shared.SendResolved(w.balancer.Snapshot(), now)
+	if len(f.out) != 20 {
+		t.Fatalf("%d packets have left, want 20", len(f.out))
+	}
+	for i, p := range f.out {
+		if want := udp(53, true, begin+i); !bytes.Equal(p, want) {
+			t.Errorf("packet %d is %x, want %x", i, p, want)
+		}
+	}
+}
+
 // TestCaptureOfUnresolved: packets that have waited for a MAC address are captured when they are sent, if the filter
 // selects them.
 func TestCaptureOfUnresolved(t *testing.T) {

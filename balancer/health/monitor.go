@@ -18,7 +18,8 @@ type Monitor struct {
 	mu       sync.Mutex
 	subjects []*subject
 	targets  map[checkKey][]*target
-	added    []*target // by Set; Begin starts them
+	added    []*target            // by Set; Begin starts them
+	before   map[subjectKey]State // of a former process, until the first Set
 	queue    queue
 	room     int  // bound of taken; 0: no bound
 	taken    int  // descriptors of checks in flight
@@ -84,6 +85,17 @@ func New(changed func([]Change)) *Monitor {
 		deliver: make(chan struct{}, 1)}
 }
 
+// Remember gives the states with which the checks of the first Set begin, in place of Check.Up. They are not Known
+// before a check has confirmed them.
+func (m *Monitor) Remember(states []State) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.before = make(map[subjectKey]State, len(states))
+	for _, st := range states {
+		m.before[subjectKey{st.Service, st.Realserver}] = st
+	}
+}
+
 // Set replaces the subjects. An unchanged check continues without a break. A subject whose check is new begins with the
 // state that it had. On an error Set changes nothing.
 //
@@ -115,6 +127,7 @@ func (m *Monitor) Set(subjects []Subject) error {
 		}
 	}
 	m.subjects, m.targets, m.added = next.subjects, next.targets, append(m.added, next.added...)
+	m.before = nil
 	return nil
 }
 
@@ -158,6 +171,8 @@ func (m *Monitor) arrange(subjects []Subject, checkers map[*Check]checker) arran
 					t.checker = checkers[s.Check]
 					if _, ok := t.checker.(weigher); ok && old != nil {
 						t.offset = old.offset()
+					} else if ok && len(s.Targets) == 1 { // the offset of several is their sum
+						t.offset = m.before[s.key()].Offset
 					}
 					next.added = append(next.added, t)
 				}
@@ -220,6 +235,10 @@ func (m *Monitor) target(next map[checkKey][]*target, s, old *subject, to netip.
 			t.counter.up, t.counter.known = old.up, old.known
 			if old.up {
 				t.burst = 1
+			}
+		} else if st, known := m.before[s.key()]; known {
+			if t.counter.up = st.Up; st.Up {
+				t.burst = s.Check.Fall // it may have failed meanwhile
 			}
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"vstun/balancer/keep"
 	"vstun/cmd/internal/daemon"
 	"vstun/cmd/internal/lab"
 )
@@ -65,7 +66,9 @@ func demo(ctx context.Context, out io.Writer, o options) (err error) {
 	if err := errors.Join(os.RemoveAll(dir), os.Mkdir(dir, 0o700)); err != nil {
 		return fmt.Errorf("directory for configurations and logs: %w", err)
 	}
-	defer undo(func() error { return os.RemoveAll(dir) })
+	defer undo(func() error {
+		return errors.Join(keep.Remove(keep.Path(dir+"/director.sock", ".table")), os.RemoveAll(dir))
+	})
 
 	played := s.play(ctx, o.stay)
 	interrupted := ctx.Err() != nil && errors.Is(played, context.Canceled)

@@ -126,12 +126,37 @@ const (
 	claimQuiet = 10 * time.Minute
 )
 
+// contests is the time of the first and of the last packet in which another host uses an elected address.
+type contests map[place][2]time.Time
+
+const (
+	// contestTime is longer than the announcements of a change of the master take: announceAgain.
+	contestTime = 10 * time.Second
+	// contestQuiet is the time without such a packet after which the next one is the first again.
+	contestQuiet = time.Minute
+)
+
+// lasts takes note of a packet, and reports whether such packets have come for contestTime.
+func (c contests) lasts(p place, now time.Time) bool {
+	at, known := c[p]
+	if !known || now.Sub(at[1]) > contestQuiet {
+		at[0] = now
+	}
+	at[1] = now
+	c[p] = at
+	return now.Sub(at[0]) >= contestTime
+}
+
 // conflict counts a packet in which another host uses an address, and defends the address: RFC 5227, section 2.4 (c).
 // The address is never given up, since the configuration says where it belongs.
 func (a *Answerer) conflict(t *table, p place, by MAC) {
-	a.counts.conflicts.Add(1)
 	now := time.Now()
 	a.mu.Lock()
+	if t.devices[p.index].Elected && !a.contested.lasts(p, now) {
+		a.mu.Unlock()
+		return
+	}
+	a.counts.conflicts.Add(1)
 	c := a.claims[p]
 	if c == nil {
 		c = &claim{}
@@ -151,6 +176,20 @@ func (a *Answerer) conflict(t *table, p place, by MAC) {
 			"that host; a realserver needs arp_ignore = 1 and arp_announce = 2", "vip", p.addr, "device",
 			t.devices[p.index].Name, "mac", by.String())
 	}
+}
+
+// Reannounce announces addresses again on every device that has them.
+func (a *Answerer) Reannounce(addrs []netip.Addr) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for index, d := range a.table.Load().devices {
+		for _, addr := range d.Addrs {
+			if slices.Contains(addrs, addr) {
+				a.due[place{index, addr}] = announcement{}
+			}
+		}
+	}
+	signal(a.wake)
 }
 
 // Claims returns the uses of addresses by other hosts since the start, by address and device.

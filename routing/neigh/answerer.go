@@ -23,11 +23,12 @@ type Answerer struct {
 	table  atomic.Pointer[table] // that the receivers use
 	counts counts
 
-	mu     sync.Mutex
-	closed bool
-	due    map[place]announcement
-	claims map[place]*claim
-	wake   chan struct{} // due has changed
+	mu        sync.Mutex
+	closed    bool
+	due       map[place]announcement
+	claims    map[place]*claim
+	contested contests
+	wake      chan struct{} // due has changed
 }
 
 // link sends and receives the packets of one protocol.
@@ -77,7 +78,8 @@ func Open(log *slog.Logger) (*Answerer, error) {
 
 // newAnswerer returns an Answerer without links and groups.
 func newAnswerer(log *slog.Logger) *Answerer {
-	a := &Answerer{log: log, due: map[place]announcement{}, claims: map[place]*claim{}, wake: make(chan struct{}, 1)}
+	a := &Answerer{log: log, due: map[place]announcement{}, claims: map[place]*claim{},
+		contested: contests{}, wake: make(chan struct{}, 1)}
 	a.table.Store(newTable(nil))
 	return a
 }
@@ -113,6 +115,11 @@ func (a *Answerer) Set(devices []Device) {
 	for p := range a.claims {
 		if !is.has(p) {
 			delete(a.claims, p)
+		}
+	}
+	for p := range a.contested {
+		if !is.has(p) {
+			delete(a.contested, p)
 		}
 	}
 	signal(a.wake)

@@ -30,12 +30,16 @@ type Device struct {
 	// Former are addresses that are given up, in ascending order. Only a request to this host's MAC address is
 	// answered: a neighbour makes sure that its entry is still right. Another host can take the address over.
 	Former []netip.Addr
+	// Elected: an election decides which host has the addresses. Another host's use of one is a conflict only if it
+	// goes on for contestTime: the former master or the next one announces it at a change.
+	Elected bool
 }
 
 // Equal reports whether d and o are the same.
 func (d Device) Equal(o Device) bool {
 	return d.Name == o.Name && d.Index == o.Index && d.MAC == o.MAC && d.Losses == o.Losses &&
-		slices.Equal(d.Own, o.Own) && slices.Equal(d.Addrs, o.Addrs) && slices.Equal(d.Former, o.Former)
+		d.Elected == o.Elected && slices.Equal(d.Own, o.Own) && slices.Equal(d.Addrs, o.Addrs) &&
+		slices.Equal(d.Former, o.Former)
 }
 
 // EqualDevices reports whether two lists are the same.

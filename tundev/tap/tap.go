@@ -51,7 +51,7 @@ func (p *Port) Read(t *stats.Tally) { p.counters.Read(t) }
 
 // ReadBatch waits for IP packets that were sent to the port's MAC address, and puts them into bufs, with the Ethernet
 // header in front (packet.Buf.Before). It returns how many it read, at least 1 if there is no error. It returns
-// os.ErrClosed after the device's Close.
+// os.ErrClosed after the device's Close and StopReading.
 func (p *Port) ReadBatch(bufs []packet.Buf) (int, error) {
 	for {
 		n, err := p.queue.ReadBatch(bufs)

@@ -1,4 +1,4 @@
-// Package notify reports changes of health to a program and to a webhook.
+// Package notify reports changes of health to a program, to a webhook and by mail.
 package notify
 
 import (
@@ -20,13 +20,24 @@ import (
 type Config struct {
 	Command []string      // absolute path of a program, and arguments; the event's are appended; nil: none
 	Webhook string        // URL to POST to; "": none
+	Mail    *Mail         // nil: none
 	Timeout time.Duration // of one notification, 100 ms to 5 min
 }
 
-// Event is a change of state of a service or a realserver. Its JSON form is posted to a webhook.
+// Kinds of events.
+const (
+	KindService    = "service"
+	KindRealserver = "realserver"
+	KindVRRP       = "vrrp"
+)
+
+// Kinds returns all kinds of events.
+func Kinds() []string { return []string{KindService, KindRealserver, KindVRRP} }
+
+// Event is a change of state of a service, a realserver or an instance of VRRP. Its JSON form is posted to a webhook.
 type Event struct {
 	Time       time.Time `json:"time"`
-	Kind       string    `json:"kind"` // "service" or "realserver"
+	Kind       string    `json:"kind"` // one of Kinds
 	Service    string    `json:"service"`
 	Realserver string    `json:"realserver,omitempty"` // its address, and its own port; "": a service has changed
 	Old        string    `json:"old"`                  // "up", "down", or "unknown" in a first event
@@ -37,11 +48,12 @@ type Event struct {
 // Notifier sends events to its receivers, in order. Its methods may be called by any number of goroutines.
 type Notifier struct {
 	queues []*queue
+	mailer *mailer
 }
 
 // New returns a Notifier without receivers. It calls failed for each undeliverable event.
 func New(failed func(error)) *Notifier {
-	return &Notifier{queues: []*queue{
+	return &Notifier{mailer: newMailer(failed), queues: []*queue{
 		{wake: make(chan struct{}, 1), failed: failed, send: run,
 			wanted: func(c Config) bool { return len(c.Command) > 0 }},
 		{wake: make(chan struct{}, 1), failed: failed, send: post,
@@ -56,14 +68,20 @@ func (n *Notifier) Set(c Config) {
 		q.config = c
 		q.mu.Unlock()
 	}
+	n.mailer.set(c.Mail, c.Timeout)
 }
 
-// Send queues events. It never blocks. If more than maxQueue wait, the oldest are dropped and reported as a failure.
+// Send queues events. It never blocks. If more than maxQueue wait, or maxMailed for a mail, the oldest are dropped and
+// reported.
 func (n *Notifier) Send(events ...Event) {
 	for _, q := range n.queues {
 		q.add(events)
 	}
+	n.mailer.add(events)
 }
+
+// Mail returns the state of the receiver by mail.
+func (n *Notifier) Mail() MailStats { return n.mailer.read() }
 
 // flushTime bounds the time in which waiting events are sent after the program's end has begun.
 const flushTime = 2 * time.Second
@@ -77,6 +95,7 @@ func (n *Notifier) Run(ctx context.Context) error {
 	for _, q := range n.queues {
 		all.Go(func() { q.run(ctx, after) })
 	}
+	all.Go(func() { n.mailer.run(ctx, after) })
 	all.Wait()
 	return nil
 }
@@ -162,7 +181,7 @@ func (q *queue) run(ctx, after context.Context) {
 // subject names the service or realserver.
 func (e *Event) subject() string {
 	if e.Realserver == "" {
-		return fmt.Sprintf("service %q", e.Service)
+		return fmt.Sprintf("%s %q", noun(e.Kind), e.Service)
 	}
 	return fmt.Sprintf("service %q: realserver %s", e.Service, e.Realserver)
 }

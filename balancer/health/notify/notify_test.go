@@ -28,12 +28,19 @@ type teller struct {
 
 func newTeller(t *testing.T, c Config) *teller {
 	t.Helper()
+	return newTellerWith(t, c, func(*Notifier) {})
+}
+
+// newTellerWith is newTeller. It calls prepare before the Notifier runs.
+func newTellerWith(t *testing.T, c Config, prepare func(*Notifier)) *teller {
+	t.Helper()
 	n := &teller{}
 	n.Notifier = New(func(err error) {
 		n.mu.Lock()
 		defer n.mu.Unlock()
 		n.faults = append(n.faults, err.Error())
 	})
+	prepare(n.Notifier)
 	n.Set(c)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)

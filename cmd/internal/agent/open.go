@@ -89,7 +89,7 @@ func open(file string, cfg *config.Realserver) (_ *agent, err error) {
 	if err := daemon.KeepOnly(unix.CAP_NET_ADMIN); err != nil {
 		a.log.Warn("cannot drop all capabilities", "refused", err)
 	}
-	daemon.WarnUnreadable(a.log, file)
+	daemon.WarnUnreadable(a.log, "the configuration file", file)
 	daemon.LogWarnings(a.log, cfg.Warnings)
 	return a, nil
 }

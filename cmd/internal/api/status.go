@@ -37,7 +37,10 @@ type DirectorStatus struct {
 	// VIPs in a subnet of this host
 	Announced     []Announced   `json:"announced,omitempty"`
 	Neighbours    Neighbours    `json:"neighbours"`
+	VRRP          []VRRP        `json:"vrrp,omitempty"`
+	Sync          *Sync         `json:"sync,omitempty"` // none without [sync]
 	Configuration Configuration `json:"configuration"`
+	Mail          *Mail         `json:"mail,omitempty"` // notify.mail; nil: none
 	// packets that the kernel dropped because the director was too slow
 	Overruns uint64 `json:"overruns"`
 	// the kernel's reason for the last packet that it refused to send
@@ -49,6 +52,19 @@ type Configuration struct {
 	Read time.Time `json:"read"` // when the configuration in force was read
 	// why a later reload was refused, a line for each fault
 	Error string `json:"reload_error,omitempty"`
+}
+
+// Mail is the state of the receiver by mail.
+type Mail struct {
+	Server  string `json:"server"`  // HOST:PORT
+	Sent    uint64 `json:"sent"`    // mails that a server has taken
+	Failed  uint64 `json:"failed"`  // failed attempts at a mail
+	Lost    uint64 `json:"lost"`    // changes of state that no mail has
+	Waiting int    `json:"waiting"` // changes that wait for a mail
+	// why the last attempt failed; or, if it did not, the recipients that the server refused
+	Error string `json:"error,omitempty"`
+	// time since the first of the failed attempts in a row; 0: the last one did not fail
+	Failing float64 `json:"failing_seconds,omitempty"`
 }
 
 // Leaving is the realservers that are not configured any more and still have connections.
@@ -72,6 +88,18 @@ type Connections struct {
 	HalfOpenMax int `json:"half_open_max,omitempty"` // 0: none
 	// half-open connections that made room for new ones
 	Evicted uint64 `json:"evicted"`
+	// file in which the table outlives the process
+	Keep string `json:"keep,omitempty"`
+	// outcome of the start, if a former process has left a table
+	Adopted *Adopted `json:"adopted,omitempty"`
+}
+
+// Adopted is what a director has taken over from a former process.
+type Adopted struct {
+	Connections int `json:"connections"`
+	Templates   int `json:"templates"`
+	Expired     int `json:"expired"` // entries that had ended meanwhile
+	Dropped     int `json:"dropped"` // entries that could not be taken over
 }
 
 // Service is a virtual service with its realservers, in the order of the configuration.

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"vstun/balancer/keep"
 	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/lab"
 )
@@ -27,6 +28,7 @@ type path struct {
 	process *lab.Process     // the program on the path; nil: the kernel
 	socket  string           // control socket of a director; "" for other paths
 	tcp     bool             // the director has TCP services, for which web1 has an agent
+	private bool             // the director's connection table is in private memory
 }
 
 // Names of the paths.
@@ -42,6 +44,7 @@ const (
 	pathGUEAll      = "director, gue, all CPUs"
 	pathDR          = "director, dr"
 	pathNAT         = "director, nat"
+	pathPrivate     = "director, without keep"
 )
 
 // paths returns all paths with the functions that open them. A further tunnel format or forwarding method needs one
@@ -59,6 +62,7 @@ func paths() []opening {
 		{pathGUEAll, throughDirector(gue, allCPUs, newPrograms)},
 		{pathDR, throughDirector(dr, onePinned, newPrograms)},
 		{pathNAT, throughDirector(nat, onePinned, newPrograms)},
+		{pathPrivate, withoutKeep(throughDirector(ipip, onePinned, newPrograms))},
 	}
 }
 
@@ -113,6 +117,7 @@ type bed struct {
 	dir     string // configurations and sockets
 	paths   []*path
 	web     *lab.Host
+	tables  []string // that outlive the directors
 
 	methods []tcpPath // in labs of their own, which end with this one
 }
@@ -247,12 +252,24 @@ func throughDirector(f forwarding, queues int, programs func(*bed) string) func(
 	}
 }
 
+// withoutKeep opens a path whose director has its connection table in private memory.
+func withoutKeep(open func(*bed, context.Context, *path) error) func(*bed, context.Context, *path) error {
+	return func(b *bed, ctx context.Context, w *path) error {
+		w.private = true
+		return open(b, ctx, w)
+	}
+}
+
 // startDirector starts a path's director with these services.
 func (b *bed) startDirector(ctx context.Context, w *path, queues int, programs, services string) error {
 	name := strings.NewReplacer(" ", "-", ",", "").Replace(w.name)
 	w.socket = filepath.Join(b.dir, name+".sock")
 	config := fmt.Sprintf("[director]\ntun = %q\nqueues = %d\ncontrol = %q\n", fmt.Sprintf("vs-%d", w.addr.As4()[3]),
 		queues, w.socket)
+	b.tables = append(b.tables, keep.Path(w.socket, ".table"))
+	if w.private {
+		config += "[connections]\nkeep = \"\"\n"
+	}
 	cmd, err := b.command(programs, "director", name, config+services)
 	if err != nil {
 		return err
@@ -357,6 +374,9 @@ func (b *bed) close() error {
 		if r.process != nil { // each lab has one director
 			err = errors.Join(err, r.bed.close())
 		}
+	}
+	for _, path := range b.tables {
+		err = errors.Join(err, keep.Remove(path))
 	}
 	if b.dir != "" {
 		err = errors.Join(err, os.RemoveAll(b.dir))

@@ -151,6 +151,8 @@ func (r *Report) floods(res *results, many int) {
 		atMost(1.0))
 	r.ratio("CPU time per packet, dr : tun, 1 flow", one(pathDR).cpu, one(pathDirector).cpu, atMost(1.05))
 	r.ratio("CPU time per packet, nat : tun, 1 flow", one(pathNAT).cpu, one(pathDirector).cpu, atMost(1.15))
+	r.ratio(fmt.Sprintf("CPU time per packet, with keep : without, %s", flowCount(many)), all(pathDirector).cpu,
+		all(pathPrivate).cpu, atMost(1.03))
 	r.ratio("packets a second, director : plain forwarding, 1 flow", one(pathDirector).delivered,
 		one(pathPlain).delivered, nil)
 	r.ratio(fmt.Sprintf("packets a second, director : plain forwarding, %s", flowCount(many)),

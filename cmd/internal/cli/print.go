@@ -49,6 +49,7 @@ func PrintDirector(out io.Writer, st *api.DirectorStatus) error {
 	printConfiguration(w, st.Configuration)
 	printServices(w, st.Services, st.Announced, width)
 	printConflicts(w, st.Announced)
+	printRoles(w, st.VRRP)
 	if len(st.Leaving.List) > 0 {
 		fmt.Fprintf(w, "\nnot configured any more, but with connections:\n")
 	}
@@ -59,12 +60,16 @@ func PrintDirector(out io.Writer, st *api.DirectorStatus) error {
 	if c := st.Connections; c.Evicted > 0 || c.HalfOpenMax > 0 && c.HalfOpen*2 > c.HalfOpenMax {
 		fmt.Fprintf(w, "\nhalf-open\t%d of %d connections\t%d evicted\n", c.HalfOpen, c.HalfOpenMax, c.Evicted)
 	}
+	if st.Sync != nil {
+		printSyncLine(w, st.Sync)
+	}
 	printTraffic(w, "in", st.In, "out", st.Out, st.Drops)
 	if st.Resets > 0 {
 		fmt.Fprintf(w, "TCP resets sent\t%s\n", words.Count(st.Resets, "packet"))
 	}
 	printOverruns(w, st.Overruns)
 	printSendError(w, st.SendError)
+	printMail(w, st.Mail)
 	return w.Flush()
 }
 
@@ -165,6 +170,18 @@ func printSendError(w io.Writer, text string) {
 	if text != "" {
 		fmt.Fprintf(w, "last send error: %s\n", text)
 	}
+}
+
+// printMail writes why mails fail, if they do.
+func printMail(w io.Writer, m *api.Mail) {
+	if m == nil || m.Error == "" {
+		return
+	}
+	fmt.Fprintf(w, "last mail error: %s: %s", m.Server, m.Error)
+	if m.Waiting > 0 {
+		fmt.Fprintf(w, ", %s waiting for %v", words.Count(m.Waiting, "change"), uptime(m.Failing))
+	}
+	fmt.Fprintln(w)
 }
 
 func offloads(names string) string {

@@ -467,10 +467,10 @@ func TestQuorumAndNotifyFaults(t *testing.T) {
 			`notify: webhook: "hooks.example.com" is not a URL of http or https: ` + wantHook,
 			`notify: timeout: "1h" is out of range: want 100ms to 5m`,
 		}},
-		{"notify none", notify(""), []string{`notify: neither command nor webhook is there: want one of them or ` +
-			`both, or leave the table out`}},
-		{"notify unknown", notify("webhook = \"http://[::1]:80/x\"\nmail = \"root\""),
-			[]string{`notify: mail: unknown key: want command, webhook or timeout`}},
+		{"notify none", notify(""), []string{`notify: has none of command, webhook and mail: want one of them, ` +
+			`or leave the table out`}},
+		{"notify unknown", notify("webhook = \"http://[::1]:80/x\"\nsms = \"root\""),
+			[]string{`notify: sms: unknown key: want command, webhook, mail or timeout`}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			_, err := config.ParseDirector("x.toml", []byte(c.text))

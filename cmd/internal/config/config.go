@@ -49,7 +49,9 @@ type Director struct {
 	Announce    Announce
 	Connections Connections
 	Services    []Service // at least one, in the file's order
+	VRRP        []VRRP    // in the file's order; none: this director is always active
 	Notify      Notify
+	Sync        Sync
 	Warnings    []string // keys without their apparent effect, one line each in the form of Errors
 }
 
@@ -106,6 +108,11 @@ type Connections struct {
 	DropOnRemoval bool
 	SecureTCP     SecureTCP // the defence against SYN floods
 	HalfOpenMax   int       // number of half-open TCP connections from which SecureAuto defends; at most Max
+	// Keep is the absolute path of the file in which the table outlives the process; "": none.
+	Keep string
+	// KeepBeside is set if Keep is the default, beside the control socket: another place will do if that is not on
+	// tmpfs.
+	KeepBeside bool
 }
 
 // SecureTCP selects when the defence against SYN floods is on.

@@ -1,11 +1,14 @@
 package config
 
-import "time"
+import (
+	"strings"
+	"time"
+)
 
 // readConnections reads the [connections] table. The default timeouts are kernel IPVS's: ip_vs_proto_tcp.c,
 // ip_vs_proto_udp.c and ip_vs_proto_sctp.c in net/netfilter/ipvs. The other defaults are IPVS's too (ip_vs_ctl.c),
-// except for on_removal and secure_tcp.
-func readConnections(t *table) Connections {
+// except for on_removal, secure_tcp and keep. control is the path of the control socket.
+func readConnections(t *table, control string) Connections {
 	c := Connections{
 		Max: t.integer("max", 1_000_000, 1<<10, 1<<27,
 			"1024 (fewer are no table to balance with) to 134217728 (2^27, gigabytes of memory)"),
@@ -19,8 +22,25 @@ func readConnections(t *table) Connections {
 		SecureTCP:     SecureTCP(t.oneOf("secure_tcp", string(SecureAuto), string(SecureAlways), string(SecureOff))),
 	}
 	c.HalfOpenMax = readHalfOpenMax(t, c.Max)
+	c.Keep, c.KeepBeside = readKeep(t, control)
 	t.finish()
 	return c
+}
+
+// readKeep reads the path of the file in which the table outlives the process. beside reports whether it is the default
+// one.
+func readKeep(t *table, control string) (path string, beside bool) {
+	const want = `an absolute path on tmpfs, such as "/run/vstun/director.table", or "" for none`
+	absent := strings.TrimSuffix(control, ".sock") + ".table"
+	path, ok := t.text("keep", absent, want)
+	if _, beside = t.value("keep"); !beside {
+		return path, true
+	}
+	if ok && path != "" && (!strings.HasPrefix(path, "/") || strings.HasSuffix(path, "/") ||
+		strings.ContainsRune(path, 0) || path == control) {
+		t.faultAt("keep", "%s is no path for the table: want %s", show(path), want)
+	}
+	return path, false
 }
 
 // readHalfOpenMax reads the number of half-open connections at which the defence begins, at most maximum.

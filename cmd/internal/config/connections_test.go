@@ -11,6 +11,7 @@ func TestConnectionsFaults(t *testing.T) {
 	const (
 		wantReuse = `want 0 (never), 1 (a SYN in TIME_WAIT or CLOSE opens a new connection) or 2 (in FIN_WAIT too)`
 		wantHalf  = `want 0 (a quarter of max) to max`
+		wantKeep  = `want an absolute path on tmpfs, such as "/run/vstun/director.table", or "" for none`
 	)
 	for _, c := range []struct{ name, line, want string }{
 		{"expire_nodest", `expire_nodest = "yes"`, `expire_nodest: "yes" is of the wrong type: want true or false`},
@@ -27,6 +28,11 @@ func TestConnectionsFaults(t *testing.T) {
 		{"half_open_max high", `half_open_max = 1_000_001`, `half_open_max: 1000001 is more than max, 1000000: ` +
 			wantHalf},
 		{"sctp", `timeouts = { sctp = "0s" }`, `timeouts: sctp: "0s" is out of range: want 1s to 744h (31 days)`},
+		{"keep relative", `keep = "director.table"`, `keep: "director.table" is no path for the table: ` + wantKeep},
+		{"keep a folder", `keep = "/run/vstun/"`, `keep: "/run/vstun/" is no path for the table: ` + wantKeep},
+		{"keep the socket", `keep = "/run/vstun/director.sock"`, `keep: "/run/vstun/director.sock" is no path for ` +
+			`the table: ` + wantKeep},
+		{"keep type", `keep = false`, `keep: false is of the wrong type: ` + wantKeep},
 		{"misspelt", `expire_nodes = true`, `expire_nodes: unknown key: did you mean expire_nodest?`},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -49,6 +55,25 @@ func TestHalfOpenMax(t *testing.T) {
 		}
 		if got := d.Connections.HalfOpenMax; got != want {
 			t.Errorf("%q: got %d, want %d", lines, got, want)
+		}
+	}
+}
+
+// TestKeep: the table is beside the control socket by default, and "" is for none.
+func TestKeep(t *testing.T) {
+	for text, want := range map[string]config.Connections{
+		"":                                       {Keep: "/run/vstun/director.table", KeepBeside: true},
+		"[director]\ncontrol = \"/tmp/a.sock\"":  {Keep: "/tmp/a.table", KeepBeside: true},
+		"[director]\ncontrol = \"/tmp/control\"": {Keep: "/tmp/control.table", KeepBeside: true},
+		"[connections]\nkeep = \"\"":             {},
+		"[connections]\nkeep = \"/run/t\"":       {Keep: "/run/t"},
+	} {
+		d, err := config.ParseDirector("x.toml", []byte(text+"\n"+goodService))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := d.Connections; got.Keep != want.Keep || got.KeepBeside != want.KeepBeside {
+			t.Errorf("%q: %q, beside %v", text, got.Keep, got.KeepBeside)
 		}
 	}
 }

@@ -24,6 +24,9 @@ var wantTable = map[string]string{
 	"realserver": "a [realserver] table with vips and directors",
 }
 
+// DefaultControl returns the control socket of a program, "director" or "realserver", whose file names none.
+func DefaultControl(program string) string { return "/run/vstun/" + program + ".sock" }
+
 func readControl(t *table, program string) string {
-	return t.socket("control", "/run/vstun/"+program+".sock")
+	return t.socket("control", DefaultControl(program))
 }

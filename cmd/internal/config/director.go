@@ -38,11 +38,13 @@ func ParseDirector(name string, text []byte) (*Director, error) {
 	t.finish()
 	d.Queues = onePerCPU(d.Queues)
 
-	d.Connections = readConnections(root.table("connections", "a [connections] table"))
+	d.Connections = readConnections(root.table("connections", "a [connections] table"), d.Control)
 	services := newServiceReader(d.TAP)
 	d.Services = services.read(root)
 	services.checkSource(t, d.Source)
-	d.Notify = readNotify(root)
+	d.VRRP = readVRRP(root, d.Services)
+	d.Notify = readNotify(root, d.Services)
+	d.Sync = readSync(root)
 	root.finish()
 
 	if len(root.file.faults) > 0 {

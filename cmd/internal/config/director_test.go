@@ -45,6 +45,8 @@ func TestDirectorDefaults(t *testing.T) {
 			ConnReuse:   1,
 			SecureTCP:   config.SecureAuto,
 			HalfOpenMax: 250_000,
+			Keep:        "/run/vstun/director.table",
+			KeepBeside:  true,
 		},
 		Services: []config.Service{{
 			Name:      "web",
@@ -110,6 +112,7 @@ func TestDirectorEveryKey(t *testing.T) {
 			DropOnRemoval:           true,
 			SecureTCP:               config.SecureAlways,
 			HalfOpenMax:             100_000,
+			Keep:                    "/dev/shm/vstun.table",
 		},
 		Services: []config.Service{{
 			Name:      "web",
@@ -168,17 +171,20 @@ func TestDirectorEveryKey(t *testing.T) {
 			Quorum:    1,
 		}},
 		Notify: config.Notify{Command: []string{"/usr/local/bin/tell", "ops"},
-			Webhook: "https://hooks.example.com/vstun?key=1", Timeout: 5 * time.Second},
+			Webhook: "https://hooks.example.com/vstun?key=1", Timeout: 5 * time.Second,
+			Mail: &config.Mail{To: []string{"ops@example.com", "Night <night@example.com>"}, From: "lb@example.com",
+				Server: "smtp.example.com:465", TLS: "tls", Helo: "lb1.example.com",
+				Kinds: []string{"service", "realserver"}, Services: []string{"web", "both"}, Gather: 10 * time.Second}},
 		Warnings: []string{
 			`x.toml:16: director: announce_devices: with device = "tap" VIPs are announced by that device alone: ` +
 				`leave it out`,
-			`x.toml:45: service "web": encap_port: only gue and fou have a port, and no tunnel of this service is ` +
+			`x.toml:47: service "web": encap_port: only gue and fou have a port, and no tunnel of this service is ` +
 				`one of them: leave it out`,
-			`x.toml:62: service "dns": realserver: missing: the service refuses all clients: want ` +
+			`x.toml:64: service "dns": realserver: missing: the service refuses all clients: want ` +
 				`[[service.realserver]] tables`,
-			`x.toml:69: service "phone": realserver: missing: the service refuses all clients: want ` +
+			`x.toml:71: service "phone": realserver: missing: the service refuses all clients: want ` +
 				`[[service.realserver]] tables`,
-			`x.toml:31: notify: command: "/usr/local/bin/tell" is not there: install it, or name another program`,
+			`x.toml:32: notify: command: "/usr/local/bin/tell" is not there: install it, or name another program`,
 		},
 	}
 	if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{}, netip.AddrPort{})); diff != "" {
@@ -232,9 +238,9 @@ func TestDirectorFaults(t *testing.T) {
 			`[[service]] table`}},
 		{"unknown table", web("[conections]"), []string{`conections: unknown key: did you mean connections?`}},
 		{"key without table", "queues = 1\n" + goodService, []string{`queues: unknown key: want director, ` +
-			`connections, service or notify`}},
+			`connections, service, vrrp, notify or sync`}},
 		{"strange key", "\"a\\nb\" = 1\n" + goodService, []string{`"a\nb": unknown key: want director, connections, ` +
-			`service or notify`}},
+			`service, vrrp, notify or sync`}},
 
 		// [director]
 		{"director as an array", "[[director]]\n" + goodService, []string{`director: an array of tables is of the ` +
@@ -520,7 +526,7 @@ port = 1
 		`service[2]: protocol: missing: want tcp, udp or sctp`,
 		`service "web": realserver "198.51.100.80": address: "198.51.100.80" is also a VIP of service "web": want `+
 			`the realserver's own address`,
-		`colour: unknown key: want director, connections, service or notify`,
+		`colour: unknown key: want director, connections, service, vrrp, notify or sync`,
 	)
 }
 

@@ -10,6 +10,7 @@ import (
 	"unicode"
 
 	"vstun/balancer"
+	"vstun/balancer/health/notify"
 	"vstun/balancer/method"
 	"vstun/cmd/internal/config"
 )
@@ -86,8 +87,27 @@ func FuzzParseDirector(f *testing.F) {
 			!strings.HasPrefix(n.Command[0], "/") {
 			t.Errorf("notify %+v", n)
 		}
+		checkMail(t, d.Notify.Mail)
 		checkServices(t, d.Services)
 	})
+}
+
+// checkMail fails unless a configuration of mail, which may be nil, has addresses, a server and a login that fit.
+func checkMail(t *testing.T, m *config.Mail) {
+	t.Helper()
+	if m == nil {
+		return
+	}
+	for _, a := range append([]string{m.From}, m.To...) {
+		if _, err := notify.ParseAddress(a); err != nil {
+			t.Error(err)
+		}
+	}
+	if len(m.To) == 0 || len(m.To) > config.MaxRecipients || !config.IsHostPort(m.Server) ||
+		m.Gather < 100*time.Millisecond || !slices.Contains(notify.MailTLSNames(), string(m.TLS)) ||
+		(m.User == "") != (m.Password == "") || m.User != "" && m.TLS == notify.TLSOff {
+		t.Errorf("mail %+v", m)
+	}
 }
 
 // checkServices holds the services against a plain model: a set of every VIP, protocol and port.

@@ -6,13 +6,13 @@ import (
 )
 
 // readNotify reads the [notify] table, which may be missing.
-func readNotify(root *table) Notify {
+func readNotify(root *table, services []Service) Notify {
 	_, there := root.value("notify")
 	t := root.table("notify", "a [notify] table")
-	n := Notify{Command: readCommand(t, nil), Webhook: readWebhook(t)}
+	n := Notify{Command: readCommand(t, nil), Webhook: readWebhook(t), Mail: readMail(t, services)}
 	n.Timeout = t.duration("timeout", 10*time.Second, 100*time.Millisecond, 5*time.Minute, "100ms to 5m")
-	if t.values["command"] == nil && t.values["webhook"] == nil && there && t.values != nil {
-		t.fault("neither command nor webhook is there: want one of them or both, or leave the table out")
+	if t.values["command"] == nil && t.values["webhook"] == nil && t.values["mail"] == nil && there && t.values != nil {
+		t.fault("has none of command, webhook and mail: want one of them, or leave the table out")
 	}
 	t.finish()
 	return n

@@ -1,5 +1,7 @@
 package config
 
+import "slices"
+
 // NeedsRestart returns the keys that differ between d and is and that a running director cannot change: they need
 // another device, socket or table. A reload changes every other key.
 func (d *Director) NeedsRestart(is *Director) []string {
@@ -10,7 +12,17 @@ func (d *Director) NeedsRestart(is *Director) []string {
 		{"queues", d.Queues != is.Queues},
 		{"offload", d.Offload != is.Offload},
 		{"control", d.Control != is.Control},
+		{"vrrp (the first one)", len(d.VRRP) == 0 && len(is.VRRP) > 0},
 		{"connections.max", d.Connections.Max != is.Connections.Max},
+		{"connections.keep", d.Connections.Keep != is.Connections.Keep &&
+			!(d.Connections.KeepBeside && is.Connections.KeepBeside)}, // it follows control
+		{"sync.interface", d.Sync.Interface != is.Sync.Interface},
+		{"sync.group", d.Sync.Group != is.Sync.Group},
+		{"sync.port", d.Sync.Port != is.Sync.Port},
+		{"sync.peers", !slices.Equal(d.Sync.Peers, is.Sync.Peers)},
+		{"sync.id", d.Sync.ID != is.Sync.ID},
+		{"sync.key", d.Sync.Key != is.Sync.Key},
+		{"sync.mode", d.Sync.Mode() != is.Sync.Mode()},
 	})
 }
 

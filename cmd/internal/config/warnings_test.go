@@ -45,6 +45,9 @@ func TestWarnings(t *testing.T) {
 		{"announced nowhere", served + "[director]\nannounce = \"none\"\nannounce_devices = [\"eth0\"]", []string{
 			`x.toml:9: director: announce_devices: announce is "none", so no VIP is announced: leave it out, or set ` +
 				`announce = "auto"`}},
+		{"STARTTLS at a port of TLS", served + "[notify.mail]\nto = \"a@b\"\nfrom = \"a@b\"\nserver = \"c:465\"\n" +
+			"tls = \"starttls\"", []string{`x.toml:11: notify: mail: tls: a server at port 465 begins with TLS (RFC ` +
+			`8314) and offers no STARTTLS: want tls = "tls"`}},
 		{"flags of none", served + `scheduler_flags = ["sh-port"]`, []string{`x.toml:7: service "web": ` +
 			`scheduler_flags: scheduler wlc has no flags and ignores them: leave them out, or use sh or mh`}},
 		{"flags of sh", served + `scheduler = "sh"` + "\n" + `scheduler_flags = ["sh-port", "sh-fallback"]`, nil},

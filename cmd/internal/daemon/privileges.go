@@ -73,11 +73,21 @@ func KeepOnly(keep ...cap.Value) error {
 	return errors.New(strings.Join(refused, "; "))
 }
 
-// WarnUnreadable logs a warning if the process can't read the configuration file with the rights that it has kept.
-func WarnUnreadable(log *slog.Logger, file string) {
+// Become gives all threads of this process, which is root's, the user and group of another, for good. It keeps no
+// capability but keep.
+func Become(uid, gid uint32, keep ...cap.Value) error {
+	if err := errors.Join(cap.SetGroups(int(gid)), cap.SetUID(int(uid))); err != nil {
+		return fmt.Errorf("change to user %d and group %d: %w", uid, gid, err)
+	}
+	return KeepOnly(keep...)
+}
+
+// WarnUnreadable logs a warning if the process can't read a file with the rights that it has kept. what says which file
+// it is.
+func WarnUnreadable(log *slog.Logger, what, file string) {
 	if err := unix.Access(file, unix.R_OK); err != nil {
-		log.Warn("a reload can't read the configuration file: make it readable for the program's user: "+
-			"without capabilities, root too must own the file, or all users may read it", "file", file, "error", err)
+		log.Warn("a reload can't read "+what+": make it readable for the program's user: without capabilities, root "+
+			"too must own the file, or all users may read it", "file", file, "error", err)
 	}
 }
 

@@ -66,5 +66,50 @@ func (l difference) notify(was, is *config.Notify) {
 	if was.Webhook != is.Webhook { // its path may be a secret
 		l.note("webhook", none(notify.WebhookHost(was.Webhook)), none(notify.WebhookHost(is.Webhook)))
 	}
+	l.mail(was.Mail, is.Mail)
 	l.compare("timeout", was.Timeout, is.Timeout)
+}
+
+// mail notes the differences of two receivers by mail. nil is none.
+func (l difference) mail(was, is *config.Mail) {
+	switch {
+	case was == nil && is == nil:
+		return
+	case was == nil:
+		l.note("mail", nil, mailName(is))
+		return
+	case is == nil:
+		l.note("mail", mailName(was), nil)
+		return
+	}
+	l = l.in("notify.mail")
+	l.compare("to", nameList(was.To), nameList(is.To))
+	l.compare("from", was.From, is.From)
+	l.compare("server", was.Server, is.Server)
+	l.compare("tls", string(was.TLS), string(is.TLS))
+	l.file("ca", was.CAFile, is.CAFile, was.CA == is.CA, "other certificates")
+	l.compare("user", none(was.User), none(is.User))
+	l.file("password_file", was.PasswordFile, is.PasswordFile, was.Password == is.Password, "another password")
+	l.compare("helo", none(was.Helo), none(is.Helo))
+	l.compare("kinds", orAll(was.Kinds), orAll(is.Kinds))
+	l.compare("services", orAll(was.Services), orAll(is.Services))
+	l.compare("gather", was.Gather, is.Gather)
+}
+
+// orAll returns a list of names, of which none means all.
+func orAll(list []string) any {
+	if len(list) == 0 {
+		return "all"
+	}
+	return nameList(list)
+}
+
+func mailName(m *config.Mail) string { return fmt.Sprintf("to %s by %s", nameList(m.To), m.Server) }
+
+// file notes another file as a key's value, or other content of the same one.
+func (l difference) file(key, was, is string, same bool, other string) {
+	l.compare(key, none(was), none(is))
+	if was == is && !same {
+		l.note(key, is, is+" with "+other)
+	}
 }

@@ -36,6 +36,28 @@ func TestChangeOfCertificates(t *testing.T) {
 	}
 }
 
+// TestChangesOfMail: each key of mail has its line. A password is never shown.
+func TestChangesOfMail(t *testing.T) {
+	was, is := checked(t), checked(t)
+	was.Notify.Mail = &config.Mail{To: []string{"a@b"}, From: "a@b", Server: "c:25", TLS: "none",
+		CAFile: "/ca", CA: "1", PasswordFile: "/p", Password: "secret", Gather: time.Second}
+	is.Notify.Mail = &config.Mail{To: []string{"a@b", "c@d"}, From: "d@b", Server: "c:465", TLS: "tls", CAFile: "/ca",
+		CA: "2", User: "lb", PasswordFile: "/p", Password: "other", Helo: "lb1", Kinds: []string{"service"},
+		Services: []string{"web"}, Gather: time.Minute}
+	want := []string{`notify: mail: to a@b -> a@b,c@d`, `notify: mail: from a@b -> d@b`,
+		`notify: mail: server c:25 -> c:465`, `notify: mail: tls none -> tls`,
+		`notify: mail: ca /ca -> /ca with other certificates`, `notify: mail: user none -> lb`,
+		`notify: mail: password_file /p -> /p with another password`, `notify: mail: helo none -> lb1`,
+		`notify: mail: kinds all -> service`, `notify: mail: services all -> web`, `notify: mail: gather 1s -> 1m0s`}
+	if diff := cmp.Diff(want, texts(changes(was, is))); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	is.Notify.Mail = nil
+	if diff := cmp.Diff([]string{`notify: mail removed`}, texts(changes(was, is))); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
 // TestChangesOfHealth: each key that a reload changes has its line, once for all realservers that have their service's
 // check.
 func TestChangesOfHealth(t *testing.T) {
@@ -60,6 +82,9 @@ func TestChangesOfHealth(t *testing.T) {
 				Webhook: "https://hooks.example.com/secret", Timeout: time.Second}
 		}, []string{`notify: command none -> /usr/local/bin/tell "a b"`, `notify: webhook none -> ` +
 			`https://hooks.example.com`, `notify: timeout 10s -> 1s`}},
+		{"mail", func(d *config.Director) {
+			d.Notify.Mail = &config.Mail{To: []string{"a@b", "c@d"}, Server: "e:25"}
+		}, []string{`notify: mail added: to a@b,c@d by e:25`}},
 		{"the service's check", func(d *config.Director) {
 			*web(d).Check = config.Check{Type: "https", Port: 80, Interval: time.Second, Timeout: time.Second, Rise: 3,
 				Fall: 1, Path: "/x", Host: "a", Verify: true,

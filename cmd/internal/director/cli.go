@@ -5,6 +5,7 @@ package director
 import (
 	"context"
 	"errors"
+	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -47,6 +48,7 @@ func Command() *cobra.Command {
 			cli.PrintDirector)),
 		withFile(top.Command(socket)),
 		withFile(cli.ConnectionsCommand(states(), socket)),
+		withFile(cli.PeersCommand(socket)),
 		withFile(cli.ReloadCommand(&cli.Socket{Config: func() (string, error) {
 			path, err := controlSocket(file)
 			if faults := (*config.Errors)(nil); errors.As(err, &faults) {
@@ -68,9 +70,13 @@ func Command() *cobra.Command {
 		withFile(cli.SetCommand(socket)),
 		withFile(cli.DrainCommand(socket)),
 		withFile(cli.UndrainCommand(socket)),
+		withFile(cli.StandbyCommand(socket)),
+		withFile(cli.ActiveCommand(socket)),
+		withFile(cli.PeersCommand(socket)),
 		withFile(cli.ExplainCommand(socket)),
 		withFile(cli.CaptureCommand(socket)),
 		withFile(cli.ProfileCommand(socket)),
+		withFile(undoCommand(socket)),
 		importCommand(),
 		cli.VersionCommand(),
 	)
@@ -83,7 +89,7 @@ func check(file string) (cli.Checked, error) {
 	if err != nil {
 		return cli.Checked{}, err
 	}
-	if err := errors.Join(checkVIPs(cfg), checkSubnets(file, cfg)); err != nil {
+	if err := errors.Join(checkVIPs(cfg), checkListed(cfg), checkSubnets(file, cfg)); err != nil {
 		return cli.Checked{}, err
 	}
 	warnings := cfg.Warnings
@@ -114,6 +120,17 @@ func controlSocket(file string) (string, error) {
 	return path, nil
 }
 
+// afterFailure is how long a process whose start has failed goes on in a unit that starts it again at once.
+const afterFailure = 900 * time.Millisecond
+
+// waitAfterFailure keeps the unit from starting the program ten times a second while what it needs is missing.
+func waitAfterFailure(ctx context.Context) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(afterFailure):
+	}
+}
+
 func run(ctx context.Context, file string) error {
 	ctx, stop := daemon.Signals(ctx)
 	defer stop()
@@ -125,6 +142,9 @@ func run(ctx context.Context, file string) error {
 	_ = daemon.KeepOnly(unix.CAP_NET_ADMIN, unix.CAP_NET_RAW) // open reports a refused operation
 	d, err := open(file, cfg)
 	if err != nil {
+		if daemon.Handover() {
+			waitAfterFailure(ctx)
+		}
 		return err
 	}
 	return d.run(ctx, hangup)

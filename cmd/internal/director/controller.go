@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -30,10 +31,12 @@ type controller struct {
 	checks  *checks
 	network network
 	lan     *lan
+	roles   *roles
 	ask     questions
 	// neighbours are kept resolved for VS/DR.
 	neighbours neighbours
 	notify     func(events ...notify.Event) // notifies
+	note       func(in *plan.Inputs)        // of inputs in force, for the next process
 
 	requests chan func()   // that run calls, one after the other
 	ended    chan struct{} // closed when run has ended
@@ -49,6 +52,7 @@ type controller struct {
 type network interface {
 	Set(s routing.State) error
 	Changed() <-chan struct{}
+	Leads(dst netip.Prefix) bool
 }
 
 // state is the configuration, plan and snapshot in force. It is immutable, except for the counters of its snapshot.
@@ -63,22 +67,44 @@ type state struct {
 func newController(log *slog.Logger, plane *dataPlane, checks *checks, network network, neighbours neighbours,
 	lan *lan) *controller {
 	return &controller{log: log, plane: plane, checks: checks, network: network, neighbours: neighbours, lan: lan,
-		ask: newQuestions(plane, lan), notify: func(...notify.Event) {}, requests: make(chan func()),
+		roles: &roles{}, ask: newQuestions(plane, lan), notify: func(...notify.Event) {},
+		note: func(*plan.Inputs) {}, requests: make(chan func()),
 		ended: make(chan struct{}), failures: map[string]string{}}
 }
 
-// start puts the first configuration in force.
-func (c *controller) start(cfg *config.Director) error {
-	in := plan.Inputs{}.Reconfigured(cfg)
+// start puts the first configuration in force, with weights that operators have set before.
+func (c *controller) start(cfg *config.Director, weights plan.Weights) error {
+	in := plan.Inputs{Weights: weights}.Reconfigured(cfg)
+	in.Syncing = cfg.Sync.On
 	in.Rules = c.ask.rules()
 	c.resolvePaths(&in)
-	c.awaitNeighbours(&in)
+	if cfg.TAP { // its workers do not read the answers yet
+		c.resolveNeighbours(&in)
+	} else {
+		c.awaitNeighbours(&in)
+	}
 	in.ReplyLinks = c.ask.replyLinks(in)
 	c.listDevices(&in)
-	if err := c.lan.check(in, nil); err != nil {
+	if err := c.lan.check(in, c.announced(in)); err != nil {
 		return err
 	}
-	return c.converge(in)
+	if err := c.converge(in); err != nil {
+		return err
+	}
+	c.roles.set(c.state())
+	return nil
+}
+
+// announced returns the part of in's announcements that a predecessor has made: the VIPs whose routes were adopted. The
+// question whether another host has them would take a third of a second, in which their packets wait.
+func (c *controller) announced(in plan.Inputs) []neigh.Device {
+	all := plan.Announce(in)
+	for i := range all {
+		all[i].Addrs = slices.DeleteFunc(slices.Clone(all[i].Addrs), func(a netip.Addr) bool {
+			return !c.network.Leads(netip.PrefixFrom(a, a.BitLen()))
+		})
+	}
+	return all
 }
 
 // state returns the state in force, nil before start.
@@ -144,6 +170,10 @@ func (c *controller) run(ctx context.Context) error {
 			devicesPause = c.followDevices()
 		case <-devicesPause:
 			devicesPause = nil
+		case <-c.roles.changed():
+			c.followRoles()
+		case <-c.roles.gatewayChanged():
+			c.roles.follow(c.state())
 		}
 	}
 }
@@ -179,6 +209,15 @@ func (c *controller) takeHealth(changes []health.Change) {
 	c.logFailure(slog.LevelError, "cannot apply the health of realservers", c.converge(c.state().inputs))
 }
 
+// endSyncing notes that the connections of other directors are there.
+func (c *controller) endSyncing() {
+	_ = c.do(func() {
+		in := c.state().inputs
+		in.Syncing = false
+		c.logFailure(slog.LevelError, "cannot answer packets of unknown connections", c.converge(in))
+	})
+}
+
 // configure puts cfg in force, and returns the states before and after. On an error nothing has changed.
 func (c *controller) configure(cfg *config.Director) (was, is *state, err error) {
 	ending := c.do(func() {
@@ -193,6 +232,7 @@ func (c *controller) configure(cfg *config.Director) (was, is *state, err error)
 			return
 		}
 		is = c.state()
+		c.roles.set(is)
 		c.trim()
 	})
 	return was, is, errors.Join(ending, err)
@@ -250,10 +290,12 @@ func (c *controller) converge(in plan.Inputs) (err error) {
 	}
 	c.current.Store(&state{inputs: in, Desired: desired, snapshot: c.plane.balancer.Snapshot(),
 		grace: newGrace(c.plane.loops())})
+	c.note(&c.state().inputs)
 	if reconfigured { // the balancer and the state have the paths of new checks now
 		c.checks.monitor.Begin()
 	}
 	c.report(was, events)
+	c.roles.follow(c.state())
 	return nil
 }
 

@@ -17,6 +17,7 @@ import (
 	"vstun/cmd/internal/director/plan"
 	"vstun/encap/egress"
 	"vstun/encap/packet"
+	"vstun/encap/packet/stats"
 	"vstun/encap/wire"
 	"vstun/routing/query"
 	"vstun/tundev"
@@ -49,15 +50,16 @@ const udpPorts = 16
 // linux/pkt_sched.h, the first band of pfifo_fast and prio.
 const urgent = 6
 
-// open makes what cfg needs. On an error the caller calls close.
-func (p *dataPlane) open(cfg *config.Director, log *slog.Logger) (err error) {
+// open makes what cfg needs, but for the devices that p has already. The connection table is in memory; nil is private
+// memory. On an error the caller calls close.
+func (p *dataPlane) open(cfg *config.Director, memory conntab.Memory, log *slog.Logger) (err error) {
 	p.shared = forward.NewShared()
-	p.table = conntab.New(plan.Table(cfg.Connections))
-	p.balancer = balancer.New(p.table, cfg.Queues+1)
+	p.table = conntab.NewIn(memory, plan.Table(cfg.Connections))
+	p.balancer = balancer.NewIn(memory, p.table, cfg.Queues+1)
 	if cfg.TAP {
-		p.device, p.ethernet, err = openEthernet(cfg, log)
-	} else {
-		p.device, err = tundev.Open(cfg.TUN, tundev.Options{Queues: cfg.Queues, Plain: !cfg.Offload})
+		p.device, p.ethernet, err = openEthernet(cfg, p.device, log)
+	} else if p.device == nil {
+		p.device, err = tundev.Open(cfg.TUN, clientOptions(cfg))
 	}
 	if err != nil {
 		return err
@@ -83,6 +85,16 @@ func (p *dataPlane) open(cfg *config.Director, log *slog.Logger) (err error) {
 		}
 	}
 	return p.openLocal(cfg, log)
+}
+
+// clientOptions are the options of the device for packets of clients.
+func clientOptions(cfg *config.Director) tundev.Options {
+	return tundev.Options{Queues: cfg.Queues, Plain: !cfg.Offload, TAP: cfg.TAP}
+}
+
+// localOptions are the options of the device for this host's own packets to VIPs.
+func localOptions(cfg *config.Director) tundev.Options {
+	return tundev.Options{Queues: 1, Plain: !cfg.Offload}
 }
 
 // openWorker makes the worker of one queue of the device.
@@ -170,9 +182,10 @@ func (p *dataPlane) openRelays() error {
 // openLocal opens the device for this host's own packets, and makes its worker. The worker has a socket of its own,
 // which no flood fills.
 func (p *dataPlane) openLocal(cfg *config.Director, log *slog.Logger) (err error) {
-	p.local, err = tundev.Open(cfg.LocalTUN(), tundev.Options{Queues: 1, Plain: !cfg.Offload})
-	if err != nil {
-		return err
+	if p.local == nil {
+		if p.local, err = tundev.Open(cfg.LocalTUN(), localOptions(cfg)); err != nil {
+			return err
+		}
 	}
 	s, err := p.openSender()
 	if err != nil {
@@ -201,7 +214,21 @@ func (p *dataPlane) openLocal(cfg *config.Director, log *slog.Logger) (err error
 	return nil
 }
 
-// close ends the workers and relays.
+// stop ends the workers and relays. Each worker forwards the packets that it has read. Those that come later stay in
+// the devices until close.
+func (p *dataPlane) stop() error {
+	var errs []error
+	for _, d := range []*tundev.Device{p.device, p.local} {
+		errs = append(errs, d.StopReading())
+	}
+	for _, r := range p.receivers {
+		errs = append(errs, r.Close())
+	}
+	p.receivers = nil
+	return errors.Join(errs...)
+}
+
+// close closes what open has opened. Workers that have not ended lose packets.
 func (p *dataPlane) close() error {
 	var errs []error
 	for _, d := range []*tundev.Device{p.device, p.local} {
@@ -221,8 +248,25 @@ func (p *dataPlane) close() error {
 }
 
 // now is the time in the connection table's unit.
-func (p *dataPlane) now() conntab.Ticks {
-	return conntab.Ticks(time.Since(p.start) / (time.Second / conntab.PerSecond))
+func (p *dataPlane) now() conntab.Ticks { return ticks(time.Since(p.start)) }
+
+// ticks converts the time of a clock. It wraps, as Ticks do.
+func ticks(d time.Duration) conntab.Ticks {
+	return conntab.Ticks(d / (time.Second / conntab.PerSecond))
+}
+
+// tally adds the counts of all workers and relays to t.
+func (p *dataPlane) tally(t *stats.Tally) {
+	for _, w := range p.workers {
+		w.Read(t)
+	}
+	for _, r := range p.relays {
+		r.Read(t)
+	}
+	p.shared.Read(t)
+	if p.ethernet != nil {
+		p.ethernet.read(t)
+	}
 }
 
 // usedVIPs returns the VIPs that have connections. It walks over the connection table.

@@ -17,7 +17,7 @@ func TestUsualDescriptors(t *testing.T) {
 		for _, queues := range []int{few, many} {
 			cfg := &config.Director{TUN: "vs0", Queues: queues, Connections: config.Connections{Max: 1024}}
 			before, p := testkit.Descriptors(t, ""), dataPlane{start: time.Now()}
-			err := p.open(cfg, slog.New(slog.DiscardHandler))
+			err := p.open(cfg, nil, slog.New(slog.DiscardHandler))
 			used[queues], expected[queues] = testkit.Descriptors(t, "")-before, usualDescriptors(cfg)
 			if closed := p.close(); err != nil || closed != nil {
 				t.Fatal(err, closed)

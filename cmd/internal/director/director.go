@@ -9,7 +9,6 @@ import (
 	"os"
 	"runtime"
 	"runtime/debug"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -35,16 +34,21 @@ type director struct {
 	network    *routing.Manager // of the machine
 	control    *api.Server
 	http       *metrics.Server
+	memory     memory
 	plane      dataPlane
 	lan        lan
+	roles      roles
+	sync       peerSync
 	checks     checks
 	controller *controller
 	reloader   *reload.Reloader
 	neighbours resolver   // for VS/DR
 	replies    replyWatch // of VS/NAT
+	handover   handover   // from the last process, and to the next
 }
 
-// open checks that the machine lets cfg run, and only then makes what cfg needs. On an error nothing is left.
+// open checks that the machine lets cfg run, and only then makes what cfg needs. On an error nothing is left, also of a
+// predecessor whose devices are stored.
 func open(file string, cfg *config.Director) (_ *director, err error) {
 	if err := daemon.CheckPrivileges(); err != nil {
 		return nil, err
@@ -53,21 +57,25 @@ func open(file string, cfg *config.Director) (_ *director, err error) {
 	d.level.Set(cfg.Log)
 	d.log, d.flush = daemon.Logger(&d.level)
 	d.reloader = reload.New("director", file, d.plane.start, d.log)
+	d.handover = handover{log: d.log, allowed: daemon.Handover()}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, d.close())
+			err = errors.Join(err, d.close(cfg))
 		}
 	}()
+	if err := d.handover.take(daemon.TakeStored(), cfg, &d.plane); err != nil {
+		return nil, err
+	}
 	// This comes first: it reports whether another director runs here, and undoes the changes that a killed one has
-	// left.
-	if d.network, err = routing.Open(strings.TrimSuffix(cfg.Control, ".sock")+".journal", d.log); err != nil {
+	// left, or adopts them.
+	if d.network, err = d.handover.openNetwork(journalPath(cfg.Control)); err != nil {
 		if used, ok := errors.AsType[*routing.InUseError](err); ok {
 			return nil, fmt.Errorf("a director runs already (process %s, control socket %s): stop it, or set "+
 				"another path as control", used.PID, cfg.Control)
 		}
 		return nil, fmt.Errorf("control %s: %w", cfg.Control, err) // the key by which it is moved elsewhere
 	}
-	if err := preflight(cfg); err != nil {
+	if err := preflight(cfg, d.handover.adopted); err != nil {
 		return nil, err
 	}
 	if d.control, err = api.Listen(cfg.Control); err != nil {
@@ -76,7 +84,10 @@ func open(file string, cfg *config.Director) (_ *director, err error) {
 	if err := d.openHTTP(cfg); err != nil {
 		return nil, err
 	}
-	if err := d.plane.open(cfg, d.log); err != nil {
+	if err := d.memory.open(cfg, d.log); err != nil {
+		return nil, err
+	}
+	if err := d.plane.open(cfg, d.memory.sections(), d.log); err != nil {
 		return nil, err
 	}
 	if err := d.plane.allows(cfg); err != nil {
@@ -88,35 +99,70 @@ func open(file string, cfg *config.Director) (_ *director, err error) {
 	if d.neighbours, err = d.plane.openNeighbours(); err != nil {
 		return nil, err
 	}
+	if err := d.roles.open(cfg, d.log, &d.lan); err != nil {
+		return nil, err
+	}
+	if err := d.sync.open(&cfg.Sync, &d.plane, d.log); err != nil {
+		return nil, err
+	}
 	if d.checks.pinger, err = tunneldial.NewPinger(); err != nil {
 		return nil, err
 	}
-	d.controller = newController(d.log, &d.plane, &d.checks, d.network, d.neighbours, &d.lan)
-	d.checks.monitor = health.New(d.controller.healthChanged)
-	d.checks.notifier = notify.New(func(err error) { d.log.Error("notification failed", "error", err) })
-	d.checks.notifier.Set(cfg.Notify)
-	d.controller.notify = d.checks.notifier.Send
-	if err := d.controller.start(cfg); err != nil {
+	d.wire(cfg)
+	if err := d.start(cfg); err != nil {
 		return nil, err
 	}
-	// The sockets are open. Routes, addresses and sysctls change with every reload, and at the end.
-	if err := daemon.KeepOnly(unix.CAP_NET_ADMIN); err != nil {
-		d.log.Warn("cannot drop all capabilities", "refused", err)
-	}
-	daemon.WarnUnreadable(d.log, file)
-	daemon.LogWarnings(d.log, cfg.Warnings)
+	d.handover.store(&d.plane)
+	d.confine(file, cfg)
 	d.checks.setRoom()
 	d.checks.warnShort(d.log)
 	limitGarbage()
 	return d, nil
 }
 
+// wire makes the controller, the checks and the notifier, and connects them.
+func (d *director) wire(cfg *config.Director) {
+	d.controller = newController(d.log, &d.plane, &d.checks, d.network, d.neighbours, &d.lan)
+	d.checks.monitor = health.New(d.controller.healthChanged)
+	d.checks.notifier = notify.New(func(err error) { d.log.Error("notification failed", "error", err) })
+	d.checks.notifier.Set(cfg.Notify)
+	d.controller.notify, d.roles.notify = d.checks.notifier.Send, d.checks.notifier.Send
+	d.controller.roles = &d.roles
+	d.roles.hold(cfg.Sync.On)
+}
+
+// confine gives up the capabilities that only open needs, and logs what cfg could be warned about. file is the
+// configuration's file.
+func (d *director) confine(file string, cfg *config.Director) {
+	// The sockets are open. Routes, addresses and sysctls change with every reload, and at the end.
+	if err := daemon.KeepOnly(unix.CAP_NET_ADMIN); err != nil {
+		d.log.Warn("cannot drop all capabilities", "refused", err)
+	}
+	daemon.WarnUnreadable(d.log, "the configuration file", file)
+	if m := cfg.Notify.Mail; m != nil && m.PasswordFile != "" {
+		daemon.WarnUnreadable(d.log, "password_file of notify.mail", m.PasswordFile)
+	}
+	daemon.LogWarnings(d.log, cfg.Warnings)
+}
+
+// start puts the first configuration in force, and takes over what a former process has left.
+func (d *director) start(cfg *config.Director) error {
+	weights, states := d.memory.recall()
+	d.checks.monitor.Remember(states)
+	d.controller.note = d.memory.note
+	if err := d.controller.start(cfg, weights); err != nil {
+		return err
+	}
+	d.controller.adopt(d.memory.adopt(&d.plane))
+	return nil
+}
+
 // garbage is the memory that the program may take, in bytes, in addition to its memory at the start, before the limit
 // makes it collect garbage.
 const garbage = 256 << 20
 
-// limitGarbage keeps the garbage from growing as large as the connection table, which lies in the heap too. If
-// GOMEMLIMIT is set, it changes nothing.
+// limitGarbage keeps the garbage from growing as large as the connection table, which lies in the heap too if it does
+// not outlive the process. If GOMEMLIMIT is set, it changes nothing.
 func limitGarbage() {
 	if os.Getenv("GOMEMLIMIT") != "" {
 		return
@@ -133,14 +179,39 @@ const (
 	sweepSlots = 300_000
 )
 
-// run works until ctx is cancelled or something fails, and leaves the machine as it was before open.
+// saveEvery is the period in which counts are copied to the memory that outlives the process.
+const saveEvery = time.Second
+
+// run works until ctx is cancelled or something fails. It leaves the machine as it was before open, or as the next
+// start adopts it.
 func (d *director) run(ctx context.Context, hangup func(fn func()) daemon.Task) error {
+	p := &d.plane
+	d.handover.begin(p)
+	// The workers go on until all else has ended: in the devices packets wait for the next start only from then on.
+	tasks := []daemon.Task{func(ctx context.Context) error {
+		err := d.runControl(ctx, hangup)
+		return errors.Join(err, d.handover.endNetwork(d.network), p.stop())
+	}}
+	for _, w := range p.workers {
+		tasks = append(tasks, func(context.Context) error { return w.Run() })
+	}
+	for _, r := range p.relays {
+		tasks = append(tasks, func(context.Context) error { return r.Run() })
+	}
+	err := daemon.Run(ctx, tasks...)
+	d.notifyManager("STOPPING=1")
+	return errors.Join(err, d.close(d.controller.state().Config))
+}
+
+// runControl runs all but the workers and relays, until ctx is cancelled or something fails. Unless a successor adopts
+// them, it removes the routes that lead to the workers.
+func (d *director) runControl(ctx context.Context, hangup func(fn func()) daemon.Task) error {
 	d.serveControl()
 	updatePage := d.serveHTTP()
 	p := &d.plane
 	sweeper := p.table.NewSweeper()
 	slots := min(p.table.Slots()*int(sweepEvery)/int(time.Second)+1, sweepSlots)
-	watched, announced := make(chan struct{}), make(chan struct{})
+	watched, announced, succeeded := make(chan struct{}), make(chan struct{}), make(chan struct{})
 	tasks := []daemon.Task{
 		daemon.LogStop(d.log),
 		d.control.Run,
@@ -161,34 +232,45 @@ func (d *director) run(ctx context.Context, hangup func(fn func()) daemon.Task) 
 			p.shared.Sweep(p.now())
 			p.shared.SendResolved(p.balancer.Snapshot(), p.now())
 		}),
+		daemon.Every(saveEvery, func() { d.memory.save(p) }),
 		daemon.Every(repliesEvery, d.followReplies),
 		d.neighbours.Run,
+		func(ctx context.Context) error {
+			defer close(succeeded)
+			return d.roles.run(ctx)
+		},
 		d.controller.run,
+		func(ctx context.Context) error {
+			return d.sync.run(ctx, func() {
+				d.log.Info("connections of peers are here", "connections", p.table.Len())
+				d.controller.endSyncing()
+				d.roles.hold(false)
+				d.notifyManager("READY=1")
+			})
+		},
 		d.checks.monitor.Run,
 		d.checks.notifier.Run,
-		// It ends the workers, but first removes the routes that lead to them. Before that the neighbours' requests
-		// stay without answers.
+		// Before the routes are removed, the neighbours' requests stay without answers, and another director has the
+		// roles of VRRP.
 		func(ctx context.Context) error {
 			<-ctx.Done()
 			<-announced
 			<-watched
-			return errors.Join(d.network.Close(), p.close())
+			<-succeeded
+			if d.handover.end(d.file, d.controller.state().Config.Control); d.handover.leaves {
+				return nil
+			}
+			return d.network.Close()
 		},
-	}
-	for _, w := range p.workers {
-		tasks = append(tasks, func(context.Context) error { return w.Run() })
-	}
-	for _, r := range p.relays {
-		tasks = append(tasks, func(context.Context) error { return r.Run() })
 	}
 	cfg := d.controller.state().Config
 	d.log.Info("ready", "version", daemon.Version(), "tun", p.device.Name(), "queues", cfg.Queues, "offloads",
 		p.device.Offloads(), "services", len(cfg.Services), "control", cfg.Control, "metrics",
 		metrics.Name(cfg.Metrics))
-	d.notifyManager("READY=1")
-	err := daemon.Run(ctx, tasks...)
-	d.notifyManager("STOPPING=1")
-	return errors.Join(err, d.close())
+	if d.sync.Sync == nil { // otherwise the peers' connections come first
+		d.notifyManager("READY=1")
+	}
+	return daemon.Run(ctx, tasks...)
 }
 
 // notifyManager sends the program's state to the service manager.
@@ -211,20 +293,23 @@ func (d *director) serveControl() {
 		return api.Reload{Changes: changed}, err
 	}))
 	d.control.Handle("POST /weight", api.JSON(d.setWeight))
+	d.control.Handle("POST /standby", api.JSON(d.standby))
+	d.control.Handle("POST /active", api.JSON(d.activate))
+	d.control.Handle("GET /peers", api.JSON(func(url.Values) (any, error) { return d.peers(), nil }))
 	d.control.Handle("GET /load", api.JSON(d.usage))
 	d.control.Handle("GET /explain", api.JSON(d.explain))
 	d.control.Handle("GET /capture", api.Stream("application/x-pcapng", d.capture))
 	d.control.Handle("POST /capture/end", api.JSON(d.endCapture))
 }
 
-// close undoes open, also if open has failed half-way. Routes go before the device, so that the kernel never answers
-// for a VIP.
-func (d *director) close() error {
-	errs := []error{d.lan.close()}
+// close undoes open, also if open has failed half-way. cfg is the configuration. Routes go before the device, so that
+// the kernel never answers for a VIP. If the process leaves its devices and changes, they stay.
+func (d *director) close(cfg *config.Director) error {
+	errs := []error{d.roles.close(), d.lan.close(), d.sync.close()}
 	if d.network != nil {
-		errs = append(errs, d.network.Close())
+		errs = append(errs, d.handover.endNetwork(d.network))
 	}
-	errs = append(errs, d.plane.close())
+	errs = append(errs, d.plane.close(), d.handover.close(cfg))
 	if d.neighbours != nil {
 		errs = append(errs, d.neighbours.Close())
 	}
@@ -235,6 +320,7 @@ func (d *director) close() error {
 		errs = append(errs, d.control.Close())
 	}
 	d.http.Close()
+	errs = append(errs, d.memory.close(&d.plane))
 	d.flush()
 	return errors.Join(errs...)
 }

@@ -56,7 +56,7 @@ func (c *controller) reportRealserver(change health.Change, logged bool) {
 	if change.First {
 		old = plan.Unknown
 	}
-	c.notify(notify.Event{Time: change.Time, Kind: "realserver", Service: change.Service,
+	c.notify(notify.Event{Time: change.Time, Kind: notify.KindRealserver, Service: change.Service,
 		Realserver: words.Realserver(change.Realserver), Old: old, New: plan.UpDown(change.Up), Reason: change.Reason})
 }
 
@@ -73,7 +73,7 @@ func (c *controller) reportService(e plan.Event) {
 	default:
 		c.log.Warn("service down", args...)
 	}
-	c.notify(notify.Event{Time: time.Now(), Kind: "service", Service: e.Service, Old: e.Old, New: e.New,
+	c.notify(notify.Event{Time: time.Now(), Kind: notify.KindService, Service: e.Service, Old: e.Old, New: e.New,
 		Reason: e.Reason})
 }
 

@@ -31,7 +31,10 @@ type fakeNetwork struct {
 	set  func(s routing.State) error // nil: it succeeds
 
 	changed chan struct{}
+	adopted netip.Prefix // whose route a predecessor has made
 }
+
+func (n *fakeNetwork) Leads(dst netip.Prefix) bool { return n.adopted == dst }
 
 func (n *fakeNetwork) Changed() <-chan struct{} { return n.changed }
 
@@ -160,7 +163,7 @@ func operate(t *testing.T, cfg *config.Director, prepare func(o *operated)) *ope
 		prepare(o)
 	}
 	o.reloader = reload.New("director", o.file, o.plane.start, o.log)
-	if err := o.controller.start(cfg); err != nil {
+	if err := o.controller.start(cfg, nil); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())

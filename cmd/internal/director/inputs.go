@@ -74,6 +74,23 @@ func (c *controller) resolvePaths(in *plan.Inputs) {
 	}
 }
 
+// adopt keeps what connections of a former process need and the configuration does not have: the routes of their VIPs,
+// the rules of servers of VS/NAT, and the paths to realservers. vips are the VIPs of the connections. retired reports
+// whether there are realservers that are not configured any more.
+func (c *controller) adopt(vips map[netip.Addr]bool, retired bool) {
+	in := c.state().inputs
+	for vip := range vips {
+		retired = retired || !slices.Contains(plan.VIPs(in.Config), vip)
+	}
+	if !retired {
+		return
+	}
+	in = in.Retaining(slices.Collect(maps.Keys(vips)), slices.Collect(maps.Keys(c.ask.usedNAT())))
+	c.resolvePaths(&in)
+	c.awaitNeighbours(&in)
+	c.logFailure(slog.LevelError, "cannot keep what connections of a former process need", c.converge(in))
+}
+
 // listDevices asks the kernel for the host's devices. If the query fails, the known ones stay.
 func (c *controller) listDevices(in *plan.Inputs) {
 	devices, err := c.ask.devices()
@@ -90,10 +107,20 @@ func (c *controller) followDevices() (pause <-chan time.Time) {
 	begin := time.Now()
 	in := c.state().inputs
 	c.listDevices(&in)
-	if !neigh.EqualDevices(plan.Announce(in), c.state().Announce) {
+	c.roles.followDevices(in.Devices)
+	if !neigh.EqualDevices(plan.Announce(in), c.state().Announce) || !in.SameOwned(&c.state().inputs) {
 		c.logFailure(slog.LevelError, "cannot apply a change of devices", c.converge(in))
 	}
 	return time.After(max(devicesAtOnce, pathsShare*time.Since(begin)))
+}
+
+// followRoles puts the roles of VRRP in force: the master announces the VIPs, and this host has its addresses.
+func (c *controller) followRoles() {
+	in := c.state().inputs
+	in.Roles = c.roles.now()
+	if !in.SameRoles(&c.state().inputs) {
+		c.logFailure(slog.LevelError, "cannot apply a role of VRRP", c.converge(in))
+	}
 }
 
 // trim removes from the machine the routes of retired VIPs, and the rules of retired servers of VS/NAT, whose last

@@ -112,7 +112,7 @@ func (l *lan) check(in plan.Inputs, was []neigh.Device) error {
 		return fmt.Errorf("VIP %s is in a subnet of %s, and the director can't answer for it there: %w; or set "+
 			"announce = \"none\"", d.Addrs[0], d.Name, l.missing)
 	}
-	if l.prober == nil {
+	if l.prober == nil || len(in.Config.VRRP) > 0 { // with VRRP another director may have it
 		return nil
 	}
 	if l.ethernet != nil {

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"vstun/cmd/internal/config"
+	"vstun/cmd/internal/director/plan"
 	"vstun/routing/neigh"
 	"vstun/routing/query"
 	"vstun/testdata/testkit"
@@ -82,6 +83,22 @@ func TestLaterDevice(t *testing.T) {
 	all := o.controller.state().Announce
 	if len(all) != 1 || all[0].Name != "eth1" || len(all[0].Addrs) != 1 {
 		t.Errorf("announced: %+v", all)
+	}
+}
+
+// TestAdoptedVIP: a start asks for conflicts about the VIPs that its predecessor has not announced, and about no other.
+func TestAdoptedVIP(t *testing.T) {
+	cfg := withVIP("10.9.0.80")
+	o, later := growing(t, func(o *operated) { o.lan.missing = errors.New("cannot ask") })
+	later.Store(true)
+	for vip, want := range map[string]string{"10.9.0.80/32": "", "10.9.0.81/32": "cannot ask"} {
+		o.network.adopted = netip.MustParsePrefix(vip)
+		in := plan.Inputs{}.Reconfigured(cfg)
+		o.controller.listDevices(&in)
+		err := o.lan.check(in, o.controller.announced(in))
+		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("%s is adopted: %v, want %q", vip, err, want)
+		}
 	}
 }
 

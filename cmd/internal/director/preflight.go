@@ -19,9 +19,14 @@ import (
 	"vstun/routing/query"
 )
 
-// preflight returns the obstacles to a start of the director. It changes nothing.
-func preflight(cfg *config.Director) error {
-	for _, name := range []string{cfg.TUN, cfg.LocalTUN()} {
+// preflight returns the obstacles to a start of the director. With adopted, the devices are there already. It changes
+// nothing.
+func preflight(cfg *config.Director, adopted bool) error {
+	names := []string{cfg.TUN, cfg.LocalTUN()}
+	if adopted {
+		names = nil
+	}
+	for _, name := range names {
 		if taken, err := query.LinkExists(name); err != nil {
 			return err
 		} else if taken {
@@ -46,7 +51,7 @@ func obstacles(cfg *config.Director, running bool) error {
 	if running {
 		return checkAddresses(cfg)
 	}
-	return preflight(cfg)
+	return preflight(cfg, false)
 }
 
 // checkAddresses refuses VIPs that are addresses of this host, since the kernel would take their packets itself;
@@ -66,6 +71,7 @@ func checkAddresses(cfg *config.Director) error {
 	local, broadcast := on.local, on.broadcast
 	var errs []error
 	fault := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	errs = append(errs, checkListed(cfg))
 	six := query.HasIPv6()
 	hasRules := map[bool]bool{false: query.HasRules(false), true: query.HasRules(true)}
 	for _, a := range cfg.Source.List() {
@@ -142,6 +148,24 @@ func checkVIPs(cfg *config.Director) error {
 		for _, vip := range s.VIPs {
 			errs = append(errs, on.taken(s.Name, vip))
 		}
+	}
+	return errors.Join(errs...)
+}
+
+// checkListed refuses VIPs in a subnet of this host that no [[vrrp]] has: every director would answer for them.
+func checkListed(cfg *config.Director) error {
+	if len(cfg.VRRP) == 0 {
+		return nil
+	}
+	devices, err := query.Devices()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	vips, on := plan.Unlisted(cfg, devices)
+	for n, vip := range vips {
+		errs = append(errs, fmt.Errorf("VIP %v is in a subnet of %s, and no [[vrrp]] has it, so that every director "+
+			"would answer for it: add it to the addresses of one", vip, on[n]))
 	}
 	return errors.Join(errs...)
 }

@@ -9,52 +9,58 @@ import (
 
 	"vstun/balancer"
 	"vstun/balancer/health"
+	"vstun/balancer/health/notify"
 	"vstun/balancer/method"
 	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/daemon"
 	"vstun/cmd/internal/director/plan"
 	"vstun/encap/packet"
-	"vstun/encap/packet/stats"
 )
 
 // status is the answer to GET /status.
 func (d *director) status() api.DirectorStatus {
 	p := &d.plane
-	var t stats.Tally
+	t := d.memory.read(p)
 	st := api.DirectorStatus{Program: "director", Version: daemon.Version(), Pid: os.Getpid(),
 		Uptime: time.Since(p.start).Seconds(),
 		TUN:    p.device.Name(), Queues: max(len(p.workers)-1, 0), Offloads: p.device.Offloads(),
 		Connections: api.Connections{Count: p.table.Len(), Max: p.table.Max(), HalfOpen: p.table.HalfOpen(),
-			HalfOpenMax: p.table.HalfOpenMax(), Evicted: p.table.Evicted()}}
+			HalfOpenMax: p.table.HalfOpenMax(), Evicted: t.Evicted}}
+	d.memory.status(&st.Connections)
 	for _, w := range p.workers {
-		w.Read(&t)
 		if err := w.LastError(); err != nil {
 			st.SendError = err.Error()
 		}
 	}
-	for _, r := range p.relays {
-		r.Read(&t)
-	}
-	p.shared.Read(&t)
 	st.Device = "tun"
 	if p.ethernet != nil {
 		st.Device = "tap"
-		p.ethernet.read(&t)
 	}
-	st.In = api.Traffic{Packets: t.InPackets, Bytes: t.InBytes}
-	st.Out = api.Traffic{Packets: t.OutPackets, Bytes: t.OutBytes}
-	st.Drops = api.Drops(&t)
+	st.In, st.Out, st.Drops = t.In, t.Out, t.Drops
 	st.Services = d.servicesStatus(time.Now())
+	p.balancer.Save() // a later process never shows less
 	st.Resets = t.Resets
 	st.Overruns = p.overruns()
 	st.Checks = d.checks.descriptors()
 	st.Configuration = d.reloader.Configuration()
 	st.Waiting = p.shared.Waiting()
 	st.Leaving = leaving(p.balancer.Leaving())
+	st.Sync = d.sync.status()
 	state := d.controller.state()
+	st.Mail = mailStatus(state.Config.Notify.Mail, d.checks.notifier.Mail(), time.Now())
+	st.VRRP = d.roles.status()
 	st.Announced, st.Neighbours = d.lan.status(state.Announce, plan.VIPs(state.Config), time.Now())
 	return st
+}
+
+// mailStatus returns the state of the receiver by mail, or nil if there is none.
+func mailStatus(c *config.Mail, m notify.MailStats, now time.Time) *api.Mail {
+	if c == nil {
+		return nil
+	}
+	return &api.Mail{Server: c.Server, Sent: m.Sent, Failed: m.Failed, Lost: m.Lost, Waiting: m.Waiting, Error: m.Error,
+		Failing: since(m.Since, now)}
 }
 
 // servicesStatus returns the services as they are in force, with the results of their checks. A sorry server is among

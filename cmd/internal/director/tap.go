@@ -35,20 +35,29 @@ type ethernet struct {
 	resolver *neigh.Resolver
 }
 
-// openEthernet opens the TAP device that cfg names. On an error the device, if there is one, is returned, too.
-func openEthernet(cfg *config.Director, log *slog.Logger) (*tundev.Device, *ethernet, error) {
-	own, mac, err := portMACs(cfg)
-	if err != nil {
-		return nil, nil, err
-	}
-	d, err := tundev.Open(cfg.TUN, tundev.Options{Queues: cfg.Queues, Plain: !cfg.Offload, TAP: true, MAC: own})
-	if err != nil {
-		return nil, nil, err
+// openEthernet opens the TAP device that cfg names, unless d is that device. On an error the device, if there is one,
+// is returned, too.
+func openEthernet(cfg *config.Director, d *tundev.Device, log *slog.Logger) (*tundev.Device, *ethernet, error) {
+	if d == nil {
+		own, err := deviceMAC(cfg)
+		if err != nil {
+			return nil, nil, err
+		}
+		o := clientOptions(cfg)
+		o.MAC = own
+		if d, err = tundev.Open(cfg.TUN, o); err != nil {
+			return nil, nil, err
+		}
 	}
 	link, err := net.InterfaceByName(cfg.TUN)
 	if err != nil {
 		return d, nil, fmt.Errorf("TAP device %s: %w", cfg.TUN, err)
 	}
+	if len(link.HardwareAddr) != 6 {
+		return d, nil, fmt.Errorf("TAP device %s: its MAC address is %v, want one of 6 bytes", cfg.TUN,
+			link.HardwareAddr)
+	}
+	mac := portMAC([6]byte(link.HardwareAddr))
 	e := &ethernet{device: d, index: link.Index, mac: mac, senders: new(tap.Senders)}
 	control := neigh.NewSharedPort(e.writer())
 	e.answerer = neigh.OpenOn(control, neigh.LinkLocal(mac), log)
@@ -56,25 +65,31 @@ func openEthernet(cfg *config.Director, log *slog.Logger) (*tundev.Device, *ethe
 	return d, e, nil
 }
 
-// portMACs returns the MAC addresses of the device for its host, and of the port for the network. Both are locally
-// administered. They stay the same after a restart as long as the bridge has its MAC address, which is unique in the
-// network, so that neighbours' entries stay right. The device's begins with fe: a bridge takes the lowest MAC address
-// of its ports for its own, and must not change it.
-func portMACs(cfg *config.Director) (device, port [6]byte, err error) {
+// deviceMAC returns the MAC address of the device for its host. It is locally administered. It stays the same after a
+// restart as long as the bridge has its MAC address, which is unique in the network, so that neighbours' entries of
+// portMAC stay right. It begins with fe: a bridge takes the lowest MAC address of its ports for its own, and must not
+// change it.
+func deviceMAC(cfg *config.Director) (mac [6]byte, err error) {
 	seed := fmt.Sprint("no bridge", rand.Uint64(), rand.Uint64())
 	if cfg.Bridge != "" {
 		b, err := query.FindBridge(cfg.Bridge)
 		if err != nil {
-			return device, port, err
+			return mac, err
 		}
 		if b.MAC != ([6]byte{}) { // as a bridge without ports has it
 			seed = string(b.MAC[:])
 		}
 	}
 	sum := sha256.Sum256([]byte(seed + " " + cfg.TUN))
-	device, port = [6]byte(sum[:]), [6]byte(sum[:])
-	device[0], port[0] = 0xfe, 0x02
-	return device, port, nil
+	mac = [6]byte(sum[:])
+	mac[0] = 0xfe
+	return mac, nil
+}
+
+// portMAC returns the MAC address of the port for the network, made from the device's. It is locally administered, too.
+func portMAC(device [6]byte) [6]byte {
+	device[0] = 0x02
+	return device
 }
 
 // port returns the port of a worker, for one queue.

@@ -25,7 +25,7 @@ func (res *result) neighbours(cfg *config.Director, vips []netip.Addr, st *api.D
 	for _, vip := range vips {
 		for _, d := range devices {
 			subnet, in := subnetOf(d, vip)
-			if !in || d.Name == cfg.TUN || d.Name == cfg.LocalTUN() {
+			if !in || d.Name == cfg.TUN || d.Name == cfg.LocalTUN() || backup(st, vip) {
 				continue
 			}
 			announced := plan.Announces(cfg, d.Name)
@@ -41,13 +41,22 @@ func (res *result) neighbours(cfg *config.Director, vips []netip.Addr, st *api.D
 			good = good && !found
 		}
 	}
-	good = res.impostors(devices, vips) && good
+	if len(cfg.VRRP) == 0 { // else the master is no impostor
+		good = res.impostors(devices, vips) && good
+	}
 	if st != nil {
 		good = res.conflicts(st) && good
 	}
 	if good {
 		res.fine("no other host uses a VIP, and the director alone answers for VIPs in this host's subnets")
 	}
+}
+
+// backup reports whether another director has the VIP, by an election.
+func backup(st *api.DirectorStatus, vip netip.Addr) bool {
+	return st != nil && slices.ContainsFunc(st.VRRP, func(v api.VRRP) bool {
+		return v.Role != "master" && slices.Contains(v.Addresses, vip.String())
+	})
 }
 
 // neighbour examines a VIP in a subnet of the device d, and reports whether it has found a fault.

@@ -16,13 +16,16 @@ import (
 // A file is the lines of TOML of each table: "director", "service.check".
 type file map[string][]string
 
-// with returns f with these lines in a table. Each replaces the line with the same key.
+// with returns f with these lines in a table. Each replaces the line with the same key, or, with the value absent,
+// removes it.
 func (f file) with(table string, lines ...string) file {
 	next := maps.Clone(f)
 	next[table] = slices.Clone(f[table])
 	for _, line := range lines {
 		next[table] = slices.DeleteFunc(next[table], func(l string) bool { return keyOf(l) == keyOf(line) })
-		next[table] = append(next[table], line)
+		if _, value, _ := strings.Cut(line, "= "); value != "absent" {
+			next[table] = append(next[table], line)
+		}
 	}
 	return next
 }
@@ -40,7 +43,7 @@ func (f file) toml(tables ...string) string {
 			continue
 		}
 		header := "[" + table + "]"
-		if table == "service" || table == "service.realserver" {
+		if slices.Contains([]string{"service", "service.realserver", "vrrp", "vrrp.track"}, table) {
 			header = "[" + header + "]"
 		}
 		fmt.Fprintf(&b, "%s\n%s\n", header, strings.Join(f[table], "\n"))
@@ -148,15 +151,25 @@ func TestReloadOfEveryKeyOfDirector(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 2, nil)
 	p := s.prepare(s.Director, "director")
+	hmacKey, otherKey := filepath.Join(s.dir, "vrrp.key"), filepath.Join(s.dir, "other.key")
+	for n, path := range []string{hmacKey, otherKey} {
+		if err := os.WriteFile(path, []byte(strings.Repeat("key", 11+n)), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
 	base := file{
-		"director": {fmt.Sprintf("control = %q", p.socket)},
+		"director":    {fmt.Sprintf("control = %q", p.socket)},
+		"notify.mail": {`to = "ops@example.com"`, `from = "lb@example.com"`, `server = "127.0.0.1:25"`},
 		"service": {`name = "web"`, `vip = "198.51.100.80"`, `protocol = "tcp"`, `port = 80`, `scheduler = "sh"`,
 			`encap = "gre"`, `sorry_server = "10.0.99.9"`},
 		"service.check":      {`type = "http"`},
 		"service.realserver": {`address = "10.0.11.2"`, "weight = 5"},
+		"vrrp": {`name = "VI_1"`, `interface = "eth0"`, "router_id = 51", `addresses = ["198.51.100.80"]`,
+			fmt.Sprintf("key = %q", hmacKey)},
+		"vrrp.track": {`interface = "eth1"`},
 	}
-	tables := []string{"director", "connections", "connections.timeouts", "notify", "service", "service.persistence",
-		"service.check", "service.realserver"}
+	tables := []string{"director", "connections", "connections.timeouts", "notify", "notify.mail", "service",
+		"service.persistence", "service.check", "service.realserver", "vrrp", "vrrp.track", "sync"}
 	cert, key := filepath.Join(s.dir, "client.pem"), filepath.Join(s.dir, "client.key")
 	issueCertificate(t, "director", cert, key)
 	both := filepath.Join(s.dir, "both.pem")
@@ -172,6 +185,17 @@ func TestReloadOfEveryKeyOfDirector(t *testing.T) {
 	if err := os.WriteFile(both, pair, 0o600); err != nil {
 		t.Fatal(err)
 	}
+	password := filepath.Join(s.dir, "password")
+	if err := os.WriteFile(password, []byte("secret\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	syncKey := filepath.Join(s.dir, "sync.key")
+	for _, path := range []string{syncKey, syncKey + "2"} {
+		if err := os.WriteFile(path, []byte(strings.Repeat(path, 32)), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	base["sync"] = []string{`interface = "eth0"`, fmt.Sprintf("key = %q", syncKey)}
 	p.configure(base.toml(tables...))
 	p.start()
 	p.mustChangeEach(base, tables, map[string][]string{
@@ -194,6 +218,7 @@ func TestReloadOfEveryKeyOfDirector(t *testing.T) {
 		"director.announce_conflict": {`announce_conflict = "warn"`},
 
 		"connections.max":                       {"max = 2000"},
+		"connections.keep":                      {`keep = ""`},
 		"connections.sloppy_tcp":                {"sloppy_tcp = true"},
 		"connections.conn_reuse":                {"conn_reuse = 2"},
 		"connections.on_removal":                {`on_removal = "drop"`},
@@ -212,6 +237,26 @@ func TestReloadOfEveryKeyOfDirector(t *testing.T) {
 		"notify.webhook": {`webhook = "http://192.0.2.1/"`},
 		"notify.timeout": {`command = ["/bin/true"]`, `timeout = "1s"`},
 
+		"notify.mail.to":            {`to = "noc@example.com"`},
+		"notify.mail.from":          {`from = "director@example.com"`},
+		"notify.mail.server":        {`server = "127.0.0.1:587"`},
+		"notify.mail.tls":           {`tls = "none"`},
+		"notify.mail.ca":            {fmt.Sprintf("ca = %q", cert)},
+		"notify.mail.user":          {`user = "lb"`, fmt.Sprintf("password_file = %q", password)},
+		"notify.mail.password_file": {`user = "lb"`, fmt.Sprintf("password_file = %q", password)},
+		"notify.mail.helo":          {`helo = "lb.example.com"`},
+		"notify.mail.kinds":         {`kinds = ["service"]`},
+		"notify.mail.services":      {`services = ["web"]`},
+		"notify.mail.gather":        {`gather = "1m"`},
+
+		"sync.mode":      {`mode = "ipvs"`, `key = ""`},
+		"sync.interface": {`interface = "lo"`},
+		"sync.group":     {`group = "224.0.0.82"`},
+		"sync.port":      {"port = 8849"},
+		"sync.peers":     {`peers = ["10.0.2.9"]`},
+		"sync.id":        {"id = 7"},
+		"sync.key":       {fmt.Sprintf("key = %q", syncKey+"2")},
+
 		"service.name":            {`name = "site"`},
 		"service.vip":             {`vip = "198.51.100.81"`},
 		"service.protocol":        {`protocol = "sctp"`},
@@ -229,6 +274,29 @@ func TestReloadOfEveryKeyOfDirector(t *testing.T) {
 		"service.sorry_server":    {`sorry_server = "10.0.99.2"`},
 		"service.sorry_forward":   {`sorry_forward = "nat"`},
 		"service.on_failure":      {`on_failure = "drain"`},
+
+		"vrrp.name":          {`name = "VI_2"`},
+		"vrrp.interface":     {`interface = "eth1"`},
+		"vrrp.router_id":     {"router_id = 52"},
+		"vrrp.version":       {"version = 2"},
+		"vrrp.priority":      {"priority = 7"},
+		"vrrp.interval":      {`interval = "2s"`},
+		"vrrp.addresses":     {`addresses = ["198.51.100.80", "10.0.2.77/24 dev eth0"]`},
+		"vrrp.preempt":       {"preempt = false"},
+		"vrrp.preempt_delay": {`preempt_delay = "5s"`},
+		"vrrp.password":      {`password = "secret"`, "version = 2", `key = ""`},
+		"vrrp.key":           {fmt.Sprintf("key = %q", otherKey)},
+		"vrrp.key_id":        {"key_id = 2"},
+		"vrrp.key_mode":      {`key_mode = "permissive"`},
+		"vrrp.peers":         {`peers = ["10.0.2.3"]`},
+		"vrrp.group":         {`group = "lb"`},
+		"vrrp.checksum":      {`checksum = "rfc9568"`},
+
+		"vrrp.track.interface":  {`interface = "eth2"`},
+		"vrrp.track.service":    {`service = "web"`, "interface = absent"},
+		"vrrp.track.realserver": {`service = "web"`, `realserver = "10.0.11.2"`, "interface = absent"},
+		"vrrp.track.gateway":    {`gateway = "10.0.2.1"`, "interface = absent"},
+		"vrrp.track.weight":     {"weight = -9"},
 
 		"service.persistence.timeout":  {`timeout = "1m"`},
 		"service.persistence.netmask":  {"netmask = 24"},

@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vstun/balancer/keep"
 	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/lab"
 	"vstun/testdata/testkit"
@@ -208,6 +209,11 @@ func (s *site) prepare(h *lab.Host, name string) *program {
 
 func newProgram(t *testing.T, h *lab.Host, name, config, socket string) *program {
 	t.Helper()
+	t.Cleanup(func() { // it outlives the program
+		if err := keep.Remove(keep.Path(socket, ".table")); err != nil {
+			t.Error(err)
+		}
+	})
 	return &program{t: t, host: h, name: name, config: config, socket: socket}
 }
 

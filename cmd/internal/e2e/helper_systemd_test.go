@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vstun/cmd/internal/lab"
 	"vstun/testdata/testkit"
 )
 
@@ -30,6 +31,12 @@ const systemd = "/lib/systemd/systemd"
 
 // boot starts systemd until the test ends, or skips the test if systemd can't be started.
 func boot(t *testing.T) *booted {
+	t.Helper()
+	return bootOn(t, nil)
+}
+
+// bootOn is boot with the network of a lab's host; nil: with a network of its own.
+func bootOn(t *testing.T, h *lab.Host) *booted {
 	t.Helper()
 	if _, err := os.Stat(systemd); err != nil {
 		t.Skip("SKIPPED: needs systemd: apt-get install systemd (or make deps)")
@@ -50,17 +57,28 @@ func boot(t *testing.T) *booted {
 	cmd.Env = append(os.Environ(), helperEnv+"="+bootsSystemd)
 	cmd.Stdout, cmd.Stderr = &out, &out
 	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags:  unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC | unix.CLONE_NEWNET,
+		Cloneflags:  unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC,
 		UseCgroupFD: true, CgroupFD: int(group.Fd()), Pdeathsig: unix.SIGKILL}
+	on := func(fn func() error) error { return fn() }
+	if h != nil {
+		on = h.Do
+	} else {
+		cmd.SysProcAttr.Cloneflags |= unix.CLONE_NEWNET
+	}
 	started, ended := make(chan error), make(chan struct{})
 	go func() {
 		defer close(ended)
 		runtime.LockOSThread() // Pdeathsig depends on the thread; other locked threads end with their goroutines
 		defer runtime.UnlockOSThread()
-		err := cmd.Start()
-		started <- err
-		if err == nil {
-			_ = cmd.Wait() // it is killed
+		if err := on(func() error {
+			err := cmd.Start()
+			started <- err
+			if err == nil {
+				_ = cmd.Wait() // it is killed
+			}
+			return nil
+		}); err != nil {
+			started <- err
 		}
 	}()
 	if err := <-started; err != nil {

@@ -27,11 +27,15 @@ var mayImport = map[string][]string{
 	"encap/endpoint": {
 		"encap", "encap/egress", "encap/packet", "encap/packet/drop", "encap/packet/stats", "encap/query",
 	},
-	"tundev":                  {"encap/packet", "encap/packet/drop", "encap/wire/pollfd"},
-	"tundev/tap":              {"encap/egress", "encap/packet", "encap/packet/drop", "encap/packet/stats", "tundev"},
-	"balancer/conntab":        {"encap/packet"},
-	"balancer/method":         {"encap", "encap/egress", "encap/packet"},
-	"balancer":                {"balancer/conntab", "balancer/method", "encap/packet", "encap/packet/drop"},
+	"tundev":           {"encap/packet", "encap/packet/drop", "encap/wire/pollfd"},
+	"tundev/tap":       {"encap/egress", "encap/packet", "encap/packet/drop", "encap/packet/stats", "tundev"},
+	"balancer/conntab": {"encap/packet"},
+	"balancer/keep":    {},
+	"balancer/method":  {"encap", "encap/egress", "encap/packet"},
+	"balancer":         {"balancer/conntab", "balancer/method", "encap", "encap/packet", "encap/packet/drop"},
+	"balancer/connsync": {
+		"balancer", "balancer/conntab", "balancer/method", "encap/packet",
+	},
 	"balancer/health":         {"balancer/health/command"},
 	"balancer/health/command": {},
 	"balancer/health/notify":  {"balancer/health/command"},
@@ -42,6 +46,7 @@ var mayImport = map[string][]string{
 	"routing":                   {"routing/kernel"},
 	"routing/query":             {"routing/kernel"},
 	"routing/neigh":             {"routing/kernel"},
+	"routing/vrrp":              {},
 	"routing/kernel":            {},
 	"routing/kernel/kerneltest": {"routing/kernel", "testdata/testkit"},
 }
@@ -70,7 +75,7 @@ var onlyBelow = map[string][]string{
 	"github.com/google/nftables/xt":     {"cmd/internal/doctor/nft"},
 	"github.com/mdlayher/netlink":       {"cmd/internal/doctor/nft"},
 	"github.com/mdlayher/packet":        {"routing/neigh"},
-	"github.com/mdlayher/socket":        {"routing/neigh"},
+	"github.com/mdlayher/socket":        {"routing/neigh", "routing/vrrp"},
 	"github.com/prometheus/procfs":      {"cmd/internal/doctor"},
 	"github.com/google/gopacket":        {"cmd/internal/capture"},
 	"github.com/google/gopacket/layers": {"cmd/internal/capture"},
@@ -79,6 +84,9 @@ var onlyBelow = map[string][]string{
 	"C":                                 {},
 
 	"github.com/coreos/go-systemd/v22/daemon": {"cmd/internal/daemon"},
+	"github.com/wneessen/go-mail":             {"balancer/health/notify"},
+	"github.com/wneessen/go-mail/smtp":        {"balancer/health/notify"},
+	"github.com/coreos/go-systemd/v22/dbus":   {"cmd/internal/unit"},
 }
 
 type goPackage struct {

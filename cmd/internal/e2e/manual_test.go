@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"vstun/balancer"
+	"vstun/balancer/connsync"
 	"vstun/cmd/internal/agent"
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/director"
@@ -111,6 +112,10 @@ xxxxxxxxxx = 1
 xxxxxxxxxx = 1
 [notify]
 xxxxxxxxxx = 1
+[notify.mail]
+xxxxxxxxxx = 1
+[sync]
+xxxxxxxxxx = 1
 [[service]]
 xxxxxxxxxx = 1
 [service.persistence]
@@ -118,6 +123,10 @@ xxxxxxxxxx = 1
 [service.check]
 xxxxxxxxxx = 1
 [[service.realserver]]
+xxxxxxxxxx = 1
+[[vrrp]]
+xxxxxxxxxx = 1
+[[vrrp.track]]
 xxxxxxxxxx = 1
 `,
 	"realserver": `xxxxxxxxxx = 1
@@ -194,14 +203,24 @@ func TestManualDefaults(t *testing.T) {
 	literal, ofTypes := regexp.MustCompile("^`(.*)`$"), regexp.MustCompile(`^([a-z]+)[a-z, ]*: `)
 	required := map[string]string{"dns": `query = "example.com"`, "exec": `command = ["/bin/true"]`,
 		"file": `path = "/run/x"`}
+	key := filepath.Join(t.TempDir(), "sync.key")
+	if err := os.WriteFile(key, make([]byte, 32), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	base := file{
+		"sync":     {`interface = "eth0"`, fmt.Sprintf("key = %q", key)},
 		"director": {`log = "info"`}, "connections": {"sloppy_tcp = false"}, "notify": {`command = ["/bin/true"]`},
+		"notify.mail":        {`to = ["ops@example.com"]`, `from = "lb@example.com"`, `server = "192.0.2.25:587"`},
 		"service":            {`name = "web"`, `vip = "198.51.100.80"`, `protocol = "tcp"`, "port = 80"},
 		"service.realserver": {`address = "10.0.11.2"`},
-		"realserver":         {`vips = "198.51.100.80"`, `directors = "10.0.2.2"`},
+		"vrrp": {`name = "VI_1"`, `interface = "eth0"`, "router_id = 51",
+			`addresses = ["198.51.100.80"]`},
+		"vrrp.track": {`interface = "eth1"`},
+		"realserver": {`vips = "198.51.100.80"`, `directors = "10.0.2.2"`},
 	}
 	order := map[string][]string{"realserver": {"realserver"}, "director": {"director", "connections",
-		"connections.timeouts", "notify", "service", "service.persistence", "service.check", "service.realserver"}}
+		"connections.timeouts", "notify", "notify.mail", "service", "service.persistence", "service.check",
+		"service.realserver", "vrrp", "vrrp.track", "sync"}}
 	defaults, must := 0, 0
 	for program, tables := range order {
 		for table, rows := range manualKeys(t, program) {
@@ -252,6 +271,11 @@ func TestManualIsComplete(t *testing.T) {
 	for _, s := range balancer.Schedulers() {
 		if !strings.Contains(text, "`"+s+"`") {
 			t.Errorf("scheduler %s is not in the manual", s)
+		}
+	}
+	for _, reason := range connsync.FaultNames() {
+		if !strings.Contains(text, "| `"+reason+"` |") {
+			t.Errorf("reason %s of a refused record is not in the manual", reason)
 		}
 	}
 	for _, c := range config.CheckTypes() {

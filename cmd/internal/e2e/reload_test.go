@@ -113,6 +113,7 @@ port = 53
 func TestReloadOfConnections(t *testing.T) {
 	t.Parallel()
 	const services = `
+connections.keep = ""
 [[service]]
 name = "web"
 vip = "198.51.100.80"

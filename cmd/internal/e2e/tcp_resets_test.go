@@ -38,7 +38,7 @@ func TestUnknownConnectionsAreReset(t *testing.T) {
 		s.speak(ipv6)
 		s.startAgents("")
 		s.namedEcho(s.Webs[0], 80)
-		const timeouts = "[connections]\ntimeouts = { tcp = \"1s\", tcp_syn = \"1s\" }\n"
+		const timeouts = "[connections]\nkeep = \"\"\ntimeouts = { tcp = \"1s\", tcp_syn = \"1s\" }\n"
 		web := service{"tcp", "80", "rr", []int{1}}
 		s.startDirector("", web)
 		var old []net.Conn

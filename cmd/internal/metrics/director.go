@@ -75,10 +75,26 @@ var directorSeries = []series[api.DirectorStatus]{
 		func(st *api.DirectorStatus) float64 { return float64(st.Neighbours.Conflicts) }),
 	counter(nil, "vstun_director_neighbour_send_errors_total", "Answers and announcements that the kernel refused to "+
 		"send.", func(st *api.DirectorStatus) float64 { return float64(st.Neighbours.Failed) }),
+	counter(nil, "vstun_director_mails_sent_total", "Mails about changes of health that the server has taken.",
+		mail(func(m *api.Mail) float64 { return float64(m.Sent) })),
+	counter(nil, "vstun_director_mails_failed_total", "Failed attempts at a mail.",
+		mail(func(m *api.Mail) float64 { return float64(m.Failed) })),
+	counter(nil, "vstun_director_mail_lost_changes_total", "Changes of health that no mail has.",
+		mail(func(m *api.Mail) float64 { return float64(m.Lost) })),
 	gauge(nil, "vstun_director_config_last_reload_successful", "Whether the last reload of the configuration went "+
 		"well: 1 or 0.", func(st *api.DirectorStatus) float64 { return boolean(st.Configuration.Error == "") }),
 	gauge(nil, "vstun_director_config_last_reload_success_timestamp_seconds", "When the configuration in force was "+
 		"read.", func(st *api.DirectorStatus) float64 { return unixTime(st.Configuration.Read) }),
+}
+
+// mail returns the value of a metric of mail, which is absent without notify.mail.
+func mail(value func(*api.Mail) float64) func(*api.DirectorStatus) float64 {
+	return func(st *api.DirectorStatus) float64 {
+		if st.Mail == nil {
+			return absent()
+		}
+		return value(st.Mail)
+	}
 }
 
 // serviceSeries is the metrics of a service.
@@ -146,7 +162,10 @@ func (c *director) Describe(ch chan<- *prometheus.Desc) {
 	describe(ch, directorSeries)
 	describe(ch, serviceSeries)
 	describe(ch, realserverSeries)
-	for _, d := range []*prometheus.Desc{buildDesc, directorDrops, directorBatches, serviceInfo, current} {
+	describe(ch, vrrpSeries)
+	describe(ch, syncSeries)
+	for _, d := range []*prometheus.Desc{buildDesc, directorDrops, directorBatches, serviceInfo, current, vrrpRefused,
+		syncRefused} {
 		ch <- d
 	}
 }
@@ -167,8 +186,12 @@ func (c *director) Collect(ch chan<- prometheus.Metric) {
 	sendDrops(ch, directorDrops, drop.Reason.Director, st.Drops)
 	sendBatches(ch, directorBatches, c.batches)
 	sendBatch(ch, directorBatches, "local", c.local)
+	sendSync(ch, st.Sync)
 	for i := range st.Services {
 		sendService(ch, &st.Services[i])
+	}
+	for i := range st.VRRP {
+		sendVRRP(ch, &st.VRRP[i])
 	}
 }
 

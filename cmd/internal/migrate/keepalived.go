@@ -138,7 +138,7 @@ func (k *keepalived) other(s *statement) {
 // maxGlobals is how many keywords of global_defs a note names.
 const maxGlobals = 100
 
-// globals reads global_defs. Only the timeouts of connections have a counterpart.
+// globals reads global_defs. The timeouts of connections and mail have counterparts.
 func (k *keepalived) globals(block *statement) {
 	var others []string
 	said := map[string]bool{}
@@ -151,9 +151,11 @@ func (k *keepalived) globals(block *statement) {
 		case "lvs_sync_daemon":
 			k.note(s.Place, "lvs_sync_daemon: connections are not synchronised between directors: a failover ends "+
 				"those that another realserver gets")
-		case "notification_email", "smtp_server", "smtp_alert", "smtp_alert_checker":
-			k.note(s.Place, "%s: no counterpart: let the command of [notify] send mail", name)
 		default:
+			if mailStatements[name] != nil {
+				k.mailStatement(s)
+				continue
+			}
 			if !said[name] {
 				said[name] = true
 				others = append(others, name)

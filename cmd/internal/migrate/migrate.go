@@ -50,6 +50,7 @@ type plan struct {
 	marks     []*service // services of firewall marks, without VIPs and ports
 	timeouts  timeouts
 	scripts   []script
+	mail      mail
 	notes     []Note
 	said      map[Note]bool
 	noted     int   // notes, repeated ones included
@@ -120,7 +121,7 @@ func shorten(text string) string {
 // finish makes the plan consistent and writes it. It returns an error if the file is too large for the director.
 func (p *plan) finish(source string) (*Import, error) {
 	p.settle()
-	notify := p.dispatcher()
+	script, mail := p.dispatcher(), p.mailKeys()
 	kept := map[*service]bool{nil: true}
 	for _, s := range slices.Concat(p.services, p.marks) {
 		kept[s] = true
@@ -137,7 +138,7 @@ func (p *plan) finish(source string) (*Import, error) {
 		}
 	}
 	slices.SortStableFunc(p.notes, func(a, b Note) int { return cmp.Or(files[a.File]-files[b.File], a.Line-b.Line) })
-	toml := p.write(source, notify)
+	toml := p.write(source, script, mail)
 	if len(toml) > maxFile {
 		return nil, Place{source, 1}.fault("becomes a configuration larger than the %d MiB that the director reads: "+
 			"import less, and shorten the payloads of checks", maxFile>>20)

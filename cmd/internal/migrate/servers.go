@@ -131,7 +131,7 @@ var serviceKeywords = map[string]func(*keepalived, *service, *statement){
 		"unit (ExecStopPost=)"),
 	"ha_suspend": without("ha_suspend: no counterpart: checks run on every director, also on one that " +
 		"no VIP is routed to"),
-	"smtp_alert": (*keepalived).smtpAlert,
+	"smtp_alert": func(k *keepalived, s *service, st *statement) { k.setAlert(s, st, &s.alert) },
 	"persistence_engine": func(k *keepalived, s *service, st *statement) {
 		k.noteOf(s, st.Place, "persistence_engine %s: no counterpart: left out: clients stay by their address",
 			st.arg(1))
@@ -209,12 +209,6 @@ func (k *keepalived) sorryMethod(s *service, st *statement, general tunnel) meth
 	return forward
 }
 
-func (k *keepalived) smtpAlert(s *service, st *statement) {
-	if isTrue(st.arg(1)) {
-		k.noteOf(s, st.Place, "smtp_alert: no counterpart: let the command of [notify] send mail")
-	}
-}
-
 // realServer reads a real_server.
 func (k *keepalived) realServer(s *service, block *statement, general settings) {
 	a, err := server(block.arg(1))
@@ -242,7 +236,7 @@ func (k *keepalived) realServer(s *service, block *statement, general settings) 
 		case "notify_down":
 			k.script(s, st, r, "down")
 		case "smtp_alert":
-			k.smtpAlert(s, st)
+			k.setAlert(s, st, &r.alert)
 		case "snmp_name":
 			k.noteOf(s, st.Place, "snmp_name %s: no counterpart: a realserver is known by its address", st.arg(1))
 		default:

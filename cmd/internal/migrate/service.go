@@ -32,6 +32,7 @@ type service struct {
 	forward     method.Kind // of keepalived's virtual_server
 	sorry       *realserver // nil: none
 	realservers []*realserver
+	alert       *bool // its own smtp_alert; nil: not set
 }
 
 // persistence has the values of IPVS's persistence; the zero value means none.
@@ -52,6 +53,7 @@ type realserver struct {
 	tunnel       tunnel
 	drain        bool   // on_failure
 	check        *check // nil: none
+	alert        *bool  // its own smtp_alert; nil: not set
 }
 
 // name returns the realserver's name in messages: its address, and its own port, where it has one.

@@ -1,6 +1,7 @@
 package migrate
 
 import (
+	"cmp"
 	"fmt"
 	"path/filepath"
 	"reflect"
@@ -61,8 +62,9 @@ func (w *writer) notes(indent string, notes []Note) {
 	}
 }
 
-// write writes the director.toml. notify is the shell script for [notify], or "".
-func (p *plan) write(source, notify string) []byte {
+// write writes the director.toml. script is the shell script for [notify], or "". mail is the keys of
+// [notify.mail].
+func (p *plan) write(source, script string, mail []key) []byte {
 	w := &writer{}
 	w.line("# From %s, by director import %s.", printable(filepath.Base(source)), p.program)
 	if len(p.notes) > 0 {
@@ -103,15 +105,7 @@ func (p *plan) write(source, notify string) []byte {
 		w.line("")
 		w.table("", "[connections]", []key{{"timeouts", "{ " + strings.Join(list, ", ") + " }", ""}})
 	}
-	if notify != "" {
-		w.line("")
-		w.line("# keepalived's scripts. The director runs this for every change of state, with these arguments " +
-			"behind it: service or realserver, the")
-		w.line("# service's name, the realserver's address (ADDRESS:PORT, if it has a port of its own) or -, the old " +
-			"state, the new state, why. It runs")
-		w.line("# with the director's rights, which are few.")
-		w.table("", "[notify]", []key{{"command", `["/bin/sh", "-c", ` + block(notify) + `, "notify"]`, ""}})
-	}
+	w.notify(script, mail, p.mail.timeout)
 	for _, s := range p.services {
 		w.line("")
 		w.notes("", of[s])
@@ -127,6 +121,32 @@ func (p *plan) write(source, notify string) []byte {
 		w.prefix = ""
 	}
 	return []byte(w.String())
+}
+
+// notify writes [notify] with a shell script and [notify.mail], if there are any.
+func (w *writer) notify(script string, mail []key, timeout time.Duration) {
+	if script == "" && mail == nil {
+		return
+	}
+	var keys []key
+	w.line("")
+	if script != "" {
+		w.line("# keepalived's scripts. The director runs this for every change of state, with these arguments " +
+			"behind it: service or realserver, the")
+		w.line("# service's name, the realserver's address (ADDRESS:PORT, if it has a port of its own) or -, the old " +
+			"state, the new state, why. It runs")
+		w.line("# with the director's rights, which are few.")
+		keys = append(keys, key{"command", `["/bin/sh", "-c", ` + block(script) + `, "notify"]`, ""})
+	}
+	if mail != nil {
+		keys = append(keys, key{"timeout", quote(duration(cmp.Or(timeout, usualMailTimeout))), ""})
+	}
+	w.table("", "[notify]", keys)
+	if mail != nil {
+		w.line("")
+		w.line("# keepalived's mail, which is neither encrypted nor has a login: tls, user and password_file do that.")
+		w.table("", "[notify.mail]", mail)
+	}
 }
 
 func (p *plan) hasChecks() bool {

@@ -19,6 +19,7 @@ type answer struct {
 	Drops    []drop          `json:"drops"`
 	Leaving  leaving         `json:"leaving"`
 	Claimed  []conflict      `json:"conflicts"`
+	Roles    []role          `json:"roles"`
 	Services []serviceUpdate `json:"services"`
 }
 
@@ -48,7 +49,7 @@ func (p *Page) live(since uint64, now time.Time) *answer {
 	}
 	a := &answer{Boot: p.boot, Number: s.number, Full: since == 0, Now: now.UnixMilli(), Age: now.Sub(s.at).Seconds(),
 		Step: s.step, Director: s.director,
-		Totals: s.totals, Drops: s.drops, Leaving: s.leaving, Claimed: s.claimed}
+		Totals: s.totals, Drops: s.drops, Leaving: s.leaving, Claimed: s.claimed, Roles: s.roles}
 	for _, svc := range s.services {
 		u := serviceUpdate{ID: svc.id}
 		if svc.stateAt > since {

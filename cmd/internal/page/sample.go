@@ -23,6 +23,7 @@ type sample struct {
 	drops    []drop
 	leaving  leaving
 	claimed  []conflict
+	roles    []role
 	services []*service
 	nextID   int
 
@@ -317,6 +318,7 @@ func (s *sample) takeTotals(st *api.DirectorStatus, scheduled uint64) {
 		TUN: st.TUN, Queues: st.Queues,
 		Offloads: st.Offloads, SendError: st.SendError}
 	s.claimed = s.conflicts(st.Announced, s.claimed)
+	s.roles = s.rolesOf(st.VRRP, s.roles)
 	s.leaving = leaving{Realservers: st.Leaving.Realservers, Connections: st.Leaving.Connections}
 	for _, r := range st.Leaving.List[:min(len(st.Leaving.List), leavingShown)] {
 		s.leaving.List = append(s.leaving.List, leavingRealserver{r.Name(), r.Service, r.Method(), r.Active,

@@ -39,10 +39,25 @@ func (f *FD) Acquire() (uintptr, error) {
 }
 
 // Wait waits, between Acquire and Release, until the descriptor is ready for events (unix.POLLIN, unix.POLLOUT) or has
-// an error, which the next call on it returns. It returns os.ErrClosed once Close has been called.
+// an error, which the next call on it returns. It returns os.ErrClosed once Close or EndWaits has been called.
 func (f *FD) Wait(events int16) error {
 	fds := [2]unix.PollFd{{Fd: int32(f.bell), Events: unix.POLLIN}, {Fd: int32(f.num), Events: events}}
-	return f.wait(fds[:])
+	err := f.wait(fds[:])
+	if err == ErrChanged { // only EndWaits rings the bell of an open FD
+		return os.ErrClosed
+	}
+	return err
+}
+
+// EndWaits ends all waiting, now and later. The descriptor stays open for other use. It returns os.ErrClosed after
+// Close.
+func (f *FD) EndWaits() error {
+	f.changes.Lock() // Close closes the bell
+	defer f.changes.Unlock()
+	if f.closed.Load() {
+		return os.ErrClosed
+	}
+	return f.ring()
 }
 
 // Close ends all waiting, waits for users of the descriptor, and closes it.
@@ -131,7 +146,7 @@ type gate struct {
 	bell    int // an eventfd(2): readable once shut has been called, or while Change waits
 	use     sync.RWMutex
 	closed  atomic.Bool
-	changes sync.Mutex // of a Group; not taken under use
+	changes sync.Mutex // for users of the bell; not taken under use
 }
 
 // open makes the descriptors nums non-blocking, or closes them.

@@ -87,6 +87,39 @@ func TestCloseEndsWaits(t *testing.T) {
 	}
 }
 
+// EndWaits ends waiting, also that to come, and leaves the descriptor open.
+func TestEndWaits(t *testing.T) {
+	f, w := pipe(t)
+	fd, err := f.Acquire()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error)
+	go func() { ended <- f.Wait(unix.POLLIN) }()
+	if err := f.EndWaits(); err != nil {
+		t.Fatal(err)
+	}
+	for _, err := range []error{<-ended, f.Wait(unix.POLLIN)} {
+		if !errors.Is(err, os.ErrClosed) {
+			t.Errorf("got %v", err)
+		}
+	}
+	if _, err := unix.Write(w, []byte{1}); err != nil {
+		t.Fatal(err)
+	}
+	var b [1]byte
+	if n, err := unix.Read(int(fd), b[:]); n != 1 || err != nil {
+		t.Errorf("%d bytes are read, %v", n, err)
+	}
+	f.Release()
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.EndWaits(); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("after Close: %v", err)
+	}
+}
+
 func TestCloseWaitsForUser(t *testing.T) {
 	f, _ := pipe(t)
 	fd, err := f.Acquire()

@@ -12,20 +12,24 @@ import (
 
 // Announce returns the devices on which the director answers ARP and neighbour discovery, with the VIPs in their
 // subnets. Neighbours there look for the VIPs themselves, and send no packets for them to a router. Retired VIPs are
-// given up: another host may have them now.
+// given up: another host may have them now. With [[vrrp]] the director's roles decide.
 func Announce(in Inputs) (all []neigh.Device) {
 	cfg := in.Config
 	if cfg.TAP {
 		return announceOnPort(in)
 	}
-	vips, own := VIPs(cfg), ownMACs(in.Devices)
+	vips, own := in.active(VIPs(cfg)), ownMACs(in.Devices)
 	for i := range in.Devices {
 		d := &in.Devices[i]
-		if !d.Running || !d.Neighbours || !Announces(cfg, d.Name) {
+		if !d.Running || !d.Neighbours {
 			continue
 		}
 		row := neigh.Device{Name: d.Name, Index: d.Index, MAC: d.MAC, Own: own, Losses: d.Losses,
-			Addrs: onLink(d, vips), Former: onLink(d, in.RetiredVIPs)}
+			Addrs: in.elected(d.Name), Elected: len(cfg.VRRP) > 0}
+		if Announces(cfg, d.Name) {
+			row.Addrs = unique(append(row.Addrs, onLink(d, vips)...))
+			row.Former = onLink(d, in.RetiredVIPs)
+		}
 		if len(row.Addrs)+len(row.Former) > 0 {
 			all = append(all, row)
 		}

@@ -64,6 +64,7 @@ func Machine(in Inputs) routing.State {
 			s.Routes = append(s.Routes, routing.Route{Dst: dst, Link: cfg.LocalTUN(), Table: cfg.Table})
 		}
 	}
+	s.Addrs = append(s.Addrs, in.owned()...)
 	s.Tables = map[int]string{cfg.Table: "set another table in [director]"}
 	addReplies(&s, &in)
 	return s
@@ -72,7 +73,8 @@ func Machine(in Inputs) routing.State {
 // SameMachine reports whether in and o need the same machine, without a comparison of different configurations.
 func (in *Inputs) SameMachine(o *Inputs) bool {
 	return in.Config == o.Config && in.Rules == o.Rules && slices.Equal(in.RetiredVIPs, o.RetiredVIPs) &&
-		slices.Equal(in.ReplyLinks, o.ReplyLinks) && slices.Equal(in.RetiredNAT, o.RetiredNAT) && in.sameReplyPaths(o)
+		slices.Equal(in.ReplyLinks, o.ReplyLinks) && slices.Equal(in.RetiredNAT, o.RetiredNAT) && in.SameOwned(o) &&
+		in.sameReplyPaths(o)
 }
 
 // deviceSysctls returns the sysctls of a TUN device, with IPv6 or without. The device never has an IPv6 address: with

@@ -16,6 +16,7 @@ import (
 	"vstun/routing"
 	"vstun/routing/neigh"
 	"vstun/routing/query"
+	"vstun/routing/vrrp"
 )
 
 // RealserverID names a realserver of a service.
@@ -45,10 +46,14 @@ type Inputs struct {
 	// Retired are the addresses of realservers that are not configured any more, and still have connections.
 	Retired []netip.Addr
 
+	// Syncing is set while connections of other directors are missing. Their clients get no RST meanwhile.
+	Syncing bool
+
 	ReplyLinks []string // see ReplyLinks
 	Port       Port     // of a TAP device
 	Devices    []query.Device
 	Rules      Rules
+	Roles      vrrp.Roles // of [[vrrp]]
 }
 
 // Rules reports for which families the kernel has policy rules (CONFIG_IP_MULTIPLE_TABLES,
@@ -100,9 +105,8 @@ func Plan(in Inputs, before map[string]ServiceState) (Desired, []Event) {
 		Config:   cfg,
 		Machine:  Machine(in),
 		Announce: Announce(in),
-		Balancer: balancer.Config{Probed: in.Neighbours.linkTargets(in.Paths.targets(cfg)), Options: options(cfg),
-			Table:    &table,
-			LeftVIPs: in.RetiredVIPs},
+		Balancer: balancer.Config{Probed: in.Neighbours.linkTargets(in.Paths.targets(cfg)),
+			Options: options(cfg, in.Syncing), Table: &table, LeftVIPs: in.RetiredVIPs},
 		Reroute:     in.Neighbours.linkPaths(in.Paths.reroute(cfg.Source, in.Retired), in.Retired),
 		Services:    make(map[string]ServiceState, len(cfg.Services)),
 		Down:        map[RealserverID]bool{},
@@ -155,6 +159,24 @@ func (in Inputs) Reconfigured(cfg *config.Director) Inputs {
 		return found
 	})
 	in.Config, in.Weights = cfg, in.Weights.kept(cfg)
+	return in
+}
+
+// Retaining returns in with further retired VIPs, and servers of VS/NAT: those of vips and servers that are not
+// configured. Each server has one port.
+func (in Inputs) Retaining(vips []netip.Addr, servers []NATServer) Inputs {
+	configured := VIPs(in.Config)
+	in.RetiredVIPs = slices.DeleteFunc(unique(slices.Concat(vips, in.RetiredVIPs)),
+		func(vip netip.Addr) bool { return slices.Contains(configured, vip) })
+	all := NATServers(in.Config)
+	in.RetiredNAT = slices.Clone(in.RetiredNAT)
+	for _, n := range servers {
+		covers := func(o NATServer) bool { return o.In(map[NATServer]bool{n: true}) }
+		if !slices.ContainsFunc(all, covers) && !slices.ContainsFunc(in.RetiredNAT, covers) {
+			in.RetiredNAT = append(in.RetiredNAT, n)
+		}
+	}
+	slices.SortFunc(in.RetiredNAT, NATServer.compare)
 	return in
 }
 

@@ -50,6 +50,11 @@ func TestPlan(t *testing.T) {
 			ServiceState{Up: true, UpWeight: 2, Known: true}, nil, func(d Desired) bool {
 				return len(d.Down)+len(d.Unreachable)+len(d.Reroute)+len(d.Balancer.LeftVIPs) == 0
 			}},
+		{"connections of peers are missing", ServiceState{Up: true, Known: true}, func(in *Inputs, _ *config.Service) {
+			in.Syncing = true
+		}, "1 1", ServiceState{Up: true, UpWeight: 2, Known: true}, nil, func(d Desired) bool {
+			return d.Balancer.Options.NoResets
+		}},
 		{"one is down", ServiceState{Up: true, Known: true}, func(in *Inputs, _ *config.Service) {
 			in.Health = []health.State{state(first, false, 0), state(second, true, 0)}
 		}, "1! 1", ServiceState{Up: true, UpWeight: 1, Known: true}, nil, func(d Desired) bool {

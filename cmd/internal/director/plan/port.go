@@ -27,9 +27,9 @@ const portMTU = 65535 - 14
 // are. They find the director's own addresses in any case.
 func announceOnPort(in Inputs) []neigh.Device {
 	d := neigh.Device{Name: in.Config.TUN, Index: in.Port.Device, MAC: in.Port.MAC,
-		Addrs: unique(slices.Clone(in.Port.Own))}
+		Addrs: unique(slices.Clone(in.Port.Own)), Elected: len(in.Config.VRRP) > 0}
 	if !in.Config.Announce.Off {
-		d.Addrs, d.Former = unique(slices.Concat(VIPs(in.Config), in.Port.Own)), in.RetiredVIPs
+		d.Addrs, d.Former = unique(slices.Concat(in.active(VIPs(in.Config)), in.Port.Own)), in.RetiredVIPs
 	}
 	for _, on := range []string{in.Config.TUN, in.Config.Bridge} {
 		if i := slices.IndexFunc(in.Devices, func(d query.Device) bool { return d.Name == on }); i >= 0 {
@@ -48,7 +48,8 @@ func portMachine(in Inputs) routing.State {
 	if cfg.Bridge != "" {
 		port.MTU = portMTU
 	}
-	s := routing.State{Links: []routing.Link{port}, Sysctls: deviceSysctls(cfg.TUN, false), Loose: in.ReplyLinks}
+	s := routing.State{Links: []routing.Link{port}, Sysctls: deviceSysctls(cfg.TUN, false), Loose: in.ReplyLinks,
+		Addrs: in.owned()}
 	var vips []netip.Addr // that are checked
 	tunnelChecks(cfg, func(s *config.Service, _ *config.RealserverRef) { vips = append(vips, s.VIPs...) })
 	if len(vips) == 0 {

@@ -44,10 +44,10 @@ func Table(c config.Connections) conntab.Config {
 	return t
 }
 
-// options returns the settings of cfg for all services.
-func options(cfg *config.Director) balancer.Options {
+// options returns the settings of cfg for all services. syncing is Inputs.Syncing.
+func options(cfg *config.Director, syncing bool) balancer.Options {
 	return balancer.Options{ExpireQuiescentTemplate: cfg.Connections.ExpireQuiescentTemplate, Silent: cfg.Silent,
-		NoResets: cfg.NoResets}
+		NoResets: cfg.NoResets || syncing}
 }
 
 // service returns s as the balancer takes it.

@@ -78,6 +78,7 @@ export class Overview {
     this.#tally(m);
     this.#refused(m);
     this.#conflicts(m);
+    this.#roles(m);
     this.#leaving(m.leaving);
   }
 
@@ -97,6 +98,7 @@ export class Overview {
     if (c.count >= 0.9 * c.max) notices.push(["bad", `The connection table is ${percent(c.count, c.max)} full: raise connections.max, or shorten its timeouts`, false]);
     if (c.half_open_max && c.half_open * 2 > c.half_open_max) notices.push(["warn", `${count(c.half_open)} half-open connections, of ${count(c.half_open_max)} at most: a SYN flood?`, false]);
     if (m.conflicts.length) notices.push(["bad", `${plural(new Set(m.conflicts.map((x) => x.vip)).size, "VIP")} used by another host, too: see Conflicts`, false]);
+    for (const x of m.roles.filter((r) => r.trouble)) notices.push(["bad", `${x.name}: ${x.note}`, false]);
     const key = JSON.stringify(notices);
     if (key === this.#notices) return;
     this.#notices = key;
@@ -144,6 +146,19 @@ export class Overview {
     while (body.rows.length < m.conflicts.length) body.append(row(5, "", 3)[0].parentNode);
     m.conflicts.forEach((x, i) => {
       [x.vip, x.device, x.mac, count(x.packets), `${span(m.now() - x.last)} ago`].forEach((words, j) => text(body.rows[i].cells[j], words));
+    });
+  }
+
+  #roles(m) {
+    $("roles").hidden = !m.roles.length;
+    const body = $("roles").querySelector("tbody");
+    while (body.rows.length > m.roles.length) body.deleteRow(-1);
+    while (body.rows.length < m.roles.length) {
+      body.append(row(6, "", 3)[0].parentNode);
+      body.rows[body.rows.length - 1].cells[5].className = "";
+    }
+    m.roles.forEach((x, i) => {
+      [x.name, x.interface, x.conflict ? `${x.role}, CONFLICT` : x.role, x.priority, span(m.now() - x.since), x.note].forEach((words, j) => text(body.rows[i].cells[j], words));
     });
   }
 

@@ -1,0 +1,107 @@
+package connsync
+
+import (
+	"encoding/binary"
+	"time"
+
+	"vstun/balancer/conntab"
+)
+
+// bulk is a transfer of the whole table to all peers, a part at a time.
+type bulk struct {
+	walker   *conntab.Walker
+	entries  []conntab.Conn // that have been visited and not sent yet
+	halfOpen bool           // with half-open connections
+	due      float64        // records that may be sent
+	records  uint64
+	sessions []uint64      // of the peers that have asked for it
+	done     chan struct{} // closed at its end
+	again    bool          // a peer has missed its beginning; in the mode IPVS
+}
+
+// SendTable sends the whole table to the peers, at a limited rate. Half-open connections are part of it with halfOpen,
+// in the mode VSTUN: before a planned switch. The channel is closed when all is sent.
+func (s *Sync) SendTable(halfOpen bool) <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.begin(halfOpen && s.sealer != nil).done
+}
+
+// begin begins a bulk transfer, in place of one that is going on. Its peers and waiters are taken over.
+func (s *Sync) begin(halfOpen bool) *bulk {
+	b := &bulk{walker: s.table.NewWalker(), halfOpen: halfOpen, done: make(chan struct{})}
+	if s.bulk != nil {
+		b.halfOpen, b.sessions, b.done = halfOpen || s.bulk.halfOpen, s.bulk.sessions, s.bulk.done
+	}
+	s.bulk = b
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+	return b
+}
+
+// sendBulk sends the part of a bulk transfer that is due.
+func (s *Sync) sendBulk(now, elapsed conntab.Ticks) {
+	b := s.bulk
+	if b == nil {
+		return
+	}
+	rate := float64(s.cfg.BulkRate)
+	b.due = min(b.due+rate*float64(max(elapsed, 1))/conntab.PerSecond, rate/10)
+	snapshot := s.balancer.Snapshot()
+	slots := s.table.Slots() / 20 // a sparse table is passed in a second or more
+	for {
+		before := s.counts.sent.Records
+		for len(b.entries) > 0 && b.due > 0 {
+			if c := &b.entries[0]; s.inBulk(c) {
+				s.repeat(snapshot, c)
+			}
+			b.entries = b.entries[1:]
+			b.due -= float64(s.counts.sent.Records - before)
+			b.records += s.counts.sent.Records - before
+			before = s.counts.sent.Records
+		}
+		if len(b.entries) > 0 || slots < 0 {
+			return
+		}
+		if b.walker == nil {
+			break
+		}
+		entries, n, more := b.walker.Next(now)
+		b.entries = entries
+		if slots -= n; !more {
+			b.walker = nil // the entries are still to be sent
+		}
+	}
+	s.out.flush()
+	for _, session := range b.sessions {
+		body := binary.BigEndian.AppendUint64(make([]byte, 0, 16), session)
+		s.out.send(bulkEnd, binary.BigEndian.AppendUint64(body, b.records), 0)
+		if p := s.peers[peerID{session: session}]; p != nil {
+			p.given, p.gave = true, now
+		}
+	}
+	s.bulk = nil
+	s.counts.bulks++
+	close(b.done)
+	if b.again {
+		s.begin(false)
+	}
+}
+
+// inBulk reports whether c is part of the bulk transfer. In the mode IPVS, records do not say that they are hearsay: a
+// peer would take the old end of its own connection for a new one.
+func (s *Sync) inBulk(c *conntab.Conn) bool {
+	switch {
+	case c.Reported && s.sealer == nil && !c.Template && !c.State.Active() && c.State != conntab.UDP:
+		return false
+	case c.Template:
+		return true
+	case s.bulk.halfOpen && (c.State == conntab.SynRecv || c.State == conntab.SynAck):
+		return true
+	case c.State == conntab.UDP && c.Packets < threshold:
+		return false
+	}
+	return synced(c.State) && c.Expires >= time.Second
+}

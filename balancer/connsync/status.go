@@ -1,0 +1,103 @@
+package connsync
+
+import (
+	"net/netip"
+	"time"
+
+	"vstun/balancer"
+	"vstun/balancer/conntab"
+)
+
+// Traffic counts datagrams, their records, and their bytes without IP and UDP headers.
+type Traffic struct{ Datagrams, Records, Bytes uint64 }
+
+// counts are the counts of a Sync.
+type counts struct {
+	sent, received      Traffic // received records are those that were taken
+	refused             [numFaults]uint64
+	lost, resent, bulks uint64
+	inexpressible       uint64
+	sendErrors          uint64
+	lastError           string
+}
+
+func (c *counts) refuse(f Fault) { c.refused[f]++ }
+
+func (c *counts) failed(err error) { c.lastError = err.Error() }
+
+// Status is the state of a Sync.
+type Status struct {
+	Sent, Received Traffic
+	Refused        map[string]uint64 // datagrams and records, by reason; only reasons that occurred
+	Lost           uint64            // datagrams of peers that did not come; mode VSTUN
+	Resent         uint64            // datagrams that peers had lost
+	// ChangesLost are changes of this director's connections that came faster than they could be sent. A bulk transfer
+	// makes up for them.
+	ChangesLost uint64
+	// Inexpressible are records that the mode IPVS has no form for.
+	Inexpressible uint64
+	SendErrors    uint64
+	LastError     string // of the link
+	Bulks         uint64 // bulk transfers that were sent
+	Sending       bool   // a bulk transfer is going on
+	Ready         bool   // see Sync.Ready
+	Peers         []PeerStatus
+}
+
+// PeerStatus is the state of a peer.
+type PeerStatus struct {
+	Addr  netip.Addr
+	Alive bool          // it has been heard within three seconds; in the mode IPVS a silent one may be alive
+	Heard time.Duration // since the last datagram
+	// Received is the traffic from it.
+	Received Traffic
+	// Lost are its datagrams that did not come, Recovered gaps that datagrams sent again have closed.
+	Lost, Recovered uint64
+	// Complete reports whether it has sent its whole table; Age is the time since. Mode VSTUN.
+	Complete bool
+	Age      time.Duration
+	// Given reports whether it has got the whole table of this director; GivenAge is the time since. Mode VSTUN.
+	Given    bool
+	GivenAge time.Duration
+}
+
+// Status returns the state of s.
+func (s *Sync) Status() Status {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c, now := &s.counts, s.now()
+	st := Status{Sent: c.sent, Received: c.received, Lost: c.lost, Resent: c.resent, Inexpressible: c.inexpressible,
+		SendErrors: c.sendErrors, LastError: c.lastError, Bulks: c.bulks, Sending: s.bulk != nil, Ready: s.isReady,
+		ChangesLost: s.feed.Lost(), Refused: map[string]uint64{}}
+	for f, n := range c.refused {
+		if n > 0 {
+			st.Refused[Fault(f).String()] = n
+		}
+	}
+	for _, p := range s.list() {
+		st.Peers = append(st.Peers, PeerStatus{Addr: p.addr, Alive: now-p.heard < aliveFor, Heard: since(p.heard, now),
+			Received: p.received, Lost: p.lost, Recovered: p.recovered, Complete: p.hasSent && !p.wanted,
+			Age: since(p.sentAt, now), Given: p.given, GivenAge: since(p.gave, now)})
+	}
+	return st
+}
+
+// since returns the time from t to now.
+func since(t, now conntab.Ticks) time.Duration {
+	return time.Duration(now-t) * time.Second / conntab.PerSecond
+}
+
+// faultOf returns the fault that a report's outcome is.
+func faultOf(r balancer.Reported) Fault {
+	switch r {
+	case balancer.ReportUnknownService:
+		return UnknownService
+	case balancer.ReportUnknownRealserver:
+		return UnknownRealserver
+	case balancer.ReportFull:
+		return TableFull
+	case balancer.ReportRefused:
+		return BadState
+	}
+	return Accepted
+}

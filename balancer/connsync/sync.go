@@ -1,0 +1,210 @@
+package connsync
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"vstun/balancer"
+	"vstun/balancer/conntab"
+)
+
+// Config is the settings of a Sync.
+type Config struct {
+	// Key is the key of the mode VSTUN, of at least MinKey bytes. Nil is the mode IPVS.
+	Key []byte
+	// ID is IPVS's syncid: with 0 a director takes the datagrams of all, with another one those with the same.
+	ID uint8
+	// Size is the largest datagram, without IP and UDP headers, in bytes.
+	Size int
+	// Peers are the directors whose datagrams the mode IPVS takes; none: of all.
+	Peers []netip.Addr
+	// BulkRate is the number of records a second that a bulk transfer sends; 0: BulkRate.
+	BulkRate int
+}
+
+// BulkRate is the default of Config.BulkRate: a million connections in 17 s, with 19 Mbit/s.
+const BulkRate = 60_000
+
+// MaxSize is the largest Config.Size: a kernel director drops longer datagrams (ip_vs_sync.c, set_sync_mesg_maxlen).
+const MaxSize = 1472
+
+// A Link carries datagrams between this director and its peers.
+type Link interface {
+	// Send sends b to all peers. It does not keep b.
+	Send(b []byte) error
+	// Receive reads a datagram into b. After Close it returns net.ErrClosed; other errors are temporary.
+	Receive(b []byte) (n int, from netip.Addr, err error)
+	Close() error
+}
+
+// Periods.
+const (
+	flushEvery = 100 * time.Millisecond // a change waits no longer
+	bulkEvery  = 10 * time.Millisecond  // between the parts of a bulk transfer
+	// a peer that has not been heard for aliveFor is silent, one for forgetAfter is forgotten
+	aliveFor    = 3 * conntab.PerSecond
+	forgetAfter = 600 * conntab.PerSecond
+	helloEvery  = conntab.PerSecond
+)
+
+// Sync keeps the connection table in step with those of the peers. All its methods may be called by any number of
+// goroutines. Workers never wait for it.
+type Sync struct {
+	cfg      Config
+	link     Link
+	table    *conntab.Table
+	balancer *balancer.Balancer
+	now      func() conntab.Ticks
+	feed     *conntab.Feed
+	ready    chan struct{}
+	wake     chan struct{} // a bulk transfer begins
+	closing  sync.Once
+	closed   error // of the link's Close
+
+	mu      sync.Mutex // guards the fields below
+	sealer  *sealer    // nil: mode IPVS
+	session uint64
+	out     outgoing
+	changes changes
+	refresh refresh
+	bulk    *bulk // nil: none is going on
+	peers   map[peerID]*peer
+	nonces  [2]uint64 // of the last hellos, the newest first
+	hello   conntab.Ticks
+	asked   bool // an early hello is due
+	hellos  int  // that have been sent, in the mode IPVS
+
+	answered conntab.Ticks // a session that was no peer
+	begun    conntab.Ticks
+	isReady  bool
+	counts   counts
+}
+
+// New makes a Sync of the table, whose services are b's, over a link. clock is the table's clock. The Sync owns the
+// link. Changes of the table are noted from here on.
+func New(cfg Config, link Link, table *conntab.Table, b *balancer.Balancer, clock func() conntab.Ticks) *Sync {
+	if cfg.BulkRate == 0 {
+		cfg.BulkRate = BulkRate
+	}
+	cfg.Size = min(cfg.Size, MaxSize)
+	s := &Sync{cfg: cfg, link: link, table: table, balancer: b, now: clock, ready: make(chan struct{}),
+		wake: make(chan struct{}, 1), peers: map[peerID]*peer{}, session: random(), begun: clock(),
+		feed: table.OwnChanges(feedSize, conntab.Assured, conntab.Moved, conntab.Repeated)}
+	s.hello = clock() - helloEvery
+	if cfg.Key != nil {
+		s.sealer = newSealer(cfg.Key)
+	}
+	s.changes.init()
+	s.refresh.walker = table.NewWalker()
+	s.refresh.walker.Own = true
+	s.out.init(s)
+	return s
+}
+
+// Run sends and receives until ctx is cancelled, and closes the link.
+func (s *Sync) Run(ctx context.Context) error {
+	received := make(chan struct{})
+	go func() {
+		defer close(received)
+		s.receive()
+	}()
+	if s.sealer == nil {
+		s.SendTable(false) // there may be kept connections
+	}
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	last := s.now()
+	for ctx.Err() == nil {
+		select {
+		case <-ctx.Done():
+		case <-s.wake:
+			timer.Reset(0)
+		case <-timer.C:
+			now := s.now()
+			if s.work(now, now-last) {
+				timer.Reset(bulkEvery)
+			} else {
+				timer.Reset(flushEvery)
+			}
+			last = now
+		}
+	}
+	err := s.Close()
+	<-received
+	return err
+}
+
+// Close closes the link and ends Run. It may be called several times.
+func (s *Sync) Close() error {
+	s.closing.Do(func() {
+		s.feed.Close()
+		s.closed = s.link.Close()
+	})
+	return s.closed
+}
+
+// work does what is due, and reports whether it is due again soon: during a bulk transfer, and while datagrams are
+// missing. elapsed is the time since the last call.
+func (s *Sync) work(now, elapsed conntab.Ticks) (soon bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.sendChanges(now)
+	s.sendRefresh(now, elapsed)
+	s.sendBulk(now, elapsed)
+	missing := s.control(now)
+	s.out.flush()
+	if !s.isReady && !s.incomplete(now) {
+		s.isReady = true
+		close(s.ready)
+	}
+	return s.bulk != nil || missing
+}
+
+// Ready returns a channel that is closed when the table has the connections of all peers, or no peer has been heard for
+// three seconds. In the mode IPVS, which has no bulk transfer on demand, the three seconds are all.
+func (s *Sync) Ready() <-chan struct{} { return s.ready }
+
+// incomplete reports whether connections of a peer are still missing.
+func (s *Sync) incomplete(now conntab.Ticks) bool {
+	if now-s.begun < aliveFor && !slices.ContainsFunc(s.list(), func(p *peer) bool { return p.hasSent }) {
+		return true
+	}
+	return slices.ContainsFunc(s.list(), func(p *peer) bool { return p.wanted && now-p.heard < aliveFor })
+}
+
+// receive takes datagrams until the link is closed.
+func (s *Sync) receive() {
+	b := make([]byte, 1<<16)
+	for {
+		n, from, err := s.link.Receive(b)
+		switch {
+		case errors.Is(err, net.ErrClosed):
+			return
+		case err != nil:
+			s.mu.Lock()
+			s.counts.failed(err)
+			s.mu.Unlock()
+			time.Sleep(bulkEvery) // the link's error may last
+		default:
+			s.take(b[:n], from, s.now())
+		}
+	}
+}
+
+// take processes a datagram.
+func (s *Sync) take(b []byte, from netip.Addr, now conntab.Ticks) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.counts.received.Datagrams++
+	s.counts.received.Bytes += uint64(len(b))
+	if s.sealer == nil {
+		s.takeKernel(b, from, now)
+	} else {
+		s.takeEnvelope(b, from, now)
+	}
+}

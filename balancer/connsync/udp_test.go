@@ -1,0 +1,149 @@
+package connsync
+
+import (
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"vstun/testdata/testkit"
+)
+
+// openPair opens a link on each end of a veth pair, e0 and e1.
+func openPair(t *testing.T, config func(device string, peer netip.Addr) UDPConfig, six bool) (one, two Link, size int) {
+	t.Helper()
+	testkit.NewNamespace(t)
+	addrs := [2]netip.Addr{netip.MustParseAddr("10.0.2.2"), netip.MustParseAddr("10.0.2.3")}
+	if six {
+		addrs = [2]netip.Addr{netip.MustParseAddr("2001:db8::2"), netip.MustParseAddr("2001:db8::3")}
+	}
+	ip := func(args ...string) {
+		t.Helper()
+		if out, err := exec.Command("ip", args...).CombinedOutput(); err != nil {
+			t.Fatalf("ip %v: %v: %s", args, err, out)
+		}
+	}
+	ip("link", "add", "e0", "mtu", "1400", "type", "veth", "peer", "name", "e1", "mtu", "1400")
+	ip("link", "set", "e0", "up")
+	ip("link", "set", "e1", "up")
+	for i, a := range addrs {
+		dev := []string{"e0", "e1"}[i]
+		if six {
+			ip("addr", "add", a.String()+"/64", "dev", dev, "nodad")
+		} else {
+			ip("addr", "add", a.String()+"/24", "dev", dev)
+		}
+	}
+	for _, key := range []string{"all/rp_filter=0", "e0/rp_filter=0", "e1/rp_filter=0", "e0/accept_local=1",
+		"e1/accept_local=1"} { // both ends are in one namespace
+		name, value, _ := strings.Cut(key, "=")
+		if err := os.WriteFile("/proc/sys/net/ipv4/conf/"+name, []byte(value), 0); err != nil {
+			t.Skip("SKIPPED: ", err)
+		}
+	}
+	one, size, err := OpenUDP(config("e0", addrs[1]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { one.Close() })
+	two, _, err = OpenUDP(config("e1", addrs[0]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { two.Close() })
+	return one, two, size
+}
+
+// TestMulticast: datagrams of the size that fits the device reach the other end of a link, and do not come back.
+func TestMulticast(t *testing.T) {
+	for name, group := range map[string]string{"ipv4": "224.0.0.81", "ipv6": "ff02::81"} {
+		t.Run(name, func(t *testing.T) {
+			g := netip.MustParseAddr(group)
+			one, two, size := openPair(t, func(device string, _ netip.Addr) UDPConfig {
+				return UDPConfig{Interface: device, Group: g, Port: 8848}
+			}, g.Is6())
+			if want := map[string]int{"ipv4": 1372, "ipv6": 1352}[name]; size != want {
+				t.Errorf("size %d, want %d", size, want)
+			}
+			got := make(chan int, 10)
+			back := make(chan int, 10)
+			go receiveAll(two, got)
+			go receiveAll(one, back)
+			// Until its address is settled an IPv6 device sends nothing.
+			testkit.Eventually(t, "a datagram arrives", func() bool {
+				if one.Send(make([]byte, size)) != nil {
+					return false
+				}
+				select {
+				case n := <-got:
+					return n == size
+				case <-time.After(50 * time.Millisecond):
+					return false
+				}
+			})
+			if err := two.Send(make([]byte, 7)); err != nil {
+				t.Fatal(err)
+			}
+			if n := testkit.Receive(t, "the other direction", back); n != 7 {
+				t.Errorf("a datagram of %d bytes, want 7: its own ones come back", n)
+			}
+		})
+	}
+}
+
+// receiveAll sends the lengths of all datagrams to got until the link is closed.
+func receiveAll(l Link, got chan<- int) {
+	b := make([]byte, 1<<16)
+	for {
+		n, _, err := l.Receive(b)
+		if err != nil {
+			return
+		}
+		got <- n
+	}
+}
+
+// TestNoInterface: the error names the device.
+func TestNoInterface(t *testing.T) {
+	_, _, err := OpenUDP(UDPConfig{Interface: "none9", Group: netip.MustParseAddr("224.0.0.81"), Port: 8848})
+	if err == nil || err.Error() != "interface none9: route ip+net: no such network interface" {
+		t.Errorf("%v", err)
+	}
+}
+
+// TestUnicast: datagrams go to each peer, and a peer that does not run is no error.
+func TestUnicast(t *testing.T) {
+	testkit.NewNamespace(t)
+	if out, err := exec.Command("ip", "link", "set", "lo", "up").CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	l, size, err := OpenUDP(UDPConfig{Port: 8848, Peers: []netip.Addr{netip.MustParseAddr("127.0.0.2"),
+		netip.MustParseAddr("127.0.0.3")}})
+	if err != nil || size != MaxSize {
+		t.Fatal(size, err)
+	}
+	got := make(chan int, 10)
+	go receiveAll(l, got)
+	if err := l.Send(make([]byte, 9)); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // both peers are this socket
+		if n := testkit.Receive(t, "a datagram", got); n != 9 {
+			t.Errorf("%d bytes, want 9", n)
+		}
+	}
+	if err := l.Close(); err != nil {
+		t.Error(err)
+	}
+	if _, _, err := l.Receive(make([]byte, 10)); err == nil || !isClosed(err) {
+		t.Errorf("after Close: %v", err)
+	}
+}
+
+func isClosed(err error) bool {
+	op, ok := err.(*net.OpError)
+	return ok && op.Err == net.ErrClosed
+}

@@ -1,0 +1,214 @@
+package notify
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"net/textproto"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/wneessen/go-mail/smtp"
+)
+
+// maxAnswers bounds what a server may send in one connection, in bytes.
+const maxAnswers = 1 << 20
+
+// refusal is an error that is the message's own: another attempt at it can't succeed.
+type refusal struct{ err error }
+
+func (r *refusal) Error() string { return r.err.Error() }
+func (r *refusal) Unwrap() error { return r.err }
+
+// isRefusal reports whether another attempt can't succeed.
+func isRefusal(err error) bool {
+	_, ok := errors.AsType[*refusal](err)
+	return ok
+}
+
+// refused makes a refusal of the server's answer to a message, if it is one of class 5 (RFC 5321, section 4.2.1).
+func refused(err error) error {
+	if answer, ok := errors.AsType[*textproto.Error](err); ok && answer.Code >= 500 {
+		return &refusal{err}
+	}
+	return err
+}
+
+// deliver sends the mail of r. ctx bounds it. delivered reports whether a recipient gets the mail. With delivered, err
+// names the recipients that the server has refused.
+func deliver(ctx context.Context, c *Mail, r *report) (delivered bool, err error) {
+	message, err := r.message(c)
+	if err != nil {
+		return false, &refusal{err}
+	}
+	conn, err := dial(ctx, c.Server)
+	if err != nil {
+		return false, err
+	}
+	defer func() { _ = conn.Close() }()
+	defer context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Now()) })()
+	client, err := c.connect(ctx, conn, r.host)
+	if err != nil {
+		return false, err
+	}
+	refusals, err := c.envelope(client)
+	if err != nil {
+		return false, err
+	}
+	w, err := client.Data()
+	if err != nil {
+		return false, err
+	}
+	if _, err := message.WriteTo(w); err != nil {
+		return false, err
+	}
+	if err := w.Close(); err != nil {
+		return false, refused(err)
+	}
+	_ = client.Quit() // the server has the mail
+	return true, refusals
+}
+
+// dial connects to an SMTP server within the time of ctx.
+func dial(ctx context.Context, server string) (net.Conn, error) {
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, "tcp", server)
+	if err != nil {
+		return nil, err
+	}
+	if end, ok := ctx.Deadline(); ok {
+		_ = conn.SetDeadline(end)
+	}
+	return &boundedConn{Conn: conn, left: maxAnswers}, nil
+}
+
+// boundedConn bounds what is read from a connection.
+type boundedConn struct {
+	net.Conn
+	left int
+}
+
+func (c *boundedConn) Read(b []byte) (int, error) {
+	if c.left <= 0 {
+		return 0, fmt.Errorf("the server's answers are longer than %d KiB", maxAnswers>>10)
+	}
+	n, err := c.Conn.Read(b)
+	c.left -= n
+	return n, err
+}
+
+// connect greets the server on conn, encrypts the connection and logs in, as c says.
+func (c *Mail) connect(ctx context.Context, conn net.Conn, host string) (*smtp.Client, error) {
+	name, _, err := net.SplitHostPort(c.Server)
+	if err != nil {
+		return nil, err
+	}
+	secure := &tls.Config{ServerName: name, MinVersion: tls.VersionTLS12}
+	if c.CA != "" {
+		secure.RootCAs = x509.NewCertPool()
+		secure.RootCAs.AppendCertsFromPEM([]byte(c.CA))
+	}
+	if c.TLS == TLSDirect {
+		encrypted := tls.Client(conn, secure)
+		if err := encrypted.HandshakeContext(ctx); err != nil {
+			return nil, advised(err)
+		}
+		conn = encrypted
+	}
+	client, err := smtp.NewClient(conn, name)
+	if err != nil {
+		return nil, err
+	}
+	client.SkipSMTPUTF8(true)
+	if c.Helo != "" {
+		host = c.Helo
+	}
+	if err := client.Hello(host); err != nil {
+		return nil, err
+	}
+	if c.TLS == TLSStart {
+		if has, _ := client.Extension("STARTTLS"); !has {
+			return nil, errors.New(`the server offers no STARTTLS: want tls = "tls" or "none", or another port`)
+		}
+		if err := client.StartTLS(secure); err != nil {
+			return nil, advised(err)
+		}
+	}
+	if c.User == "" {
+		return client, nil
+	}
+	return client, c.login(client, name)
+}
+
+// login proves to the server that the client is User. The connection is encrypted.
+func (c *Mail) login(client *smtp.Client, name string) error {
+	_, list := client.Extension("AUTH")
+	offered := strings.Fields(strings.ToUpper(list))
+	var by smtp.Auth
+	switch {
+	case slices.Contains(offered, "PLAIN"):
+		by = smtp.PlainAuth("", c.User, c.Password, name, false)
+	case slices.Contains(offered, "LOGIN"):
+		by = smtp.LoginAuth(c.User, c.Password, name, false)
+	case slices.Contains(offered, "CRAM-MD5"):
+		by = smtp.CRAMMD5Auth(c.User, c.Password)
+	default:
+		return fmt.Errorf("the server offers no login by PLAIN, LOGIN or CRAM-MD5, but %q: leave user out, or take "+
+			"another port", list)
+	}
+	err := client.Auth(by)
+	if _, answered := errors.AsType[*textproto.Error](err); answered {
+		return fmt.Errorf("the server refuses the login as %q: %w: look at user and password_file", c.User, err)
+	}
+	return err
+}
+
+// envelope names sender and recipients to the server. refusals is nil, or names the recipients that the server refuses.
+// err is the error of the sender, of the connection, or of all recipients.
+func (c *Mail) envelope(client *smtp.Client) (refusals, err error) {
+	from, err := ParseAddress(c.From)
+	if err != nil {
+		return nil, err
+	}
+	if err := client.Mail("<" + from + ">"); err != nil {
+		return nil, fmt.Errorf("from %s: %w", from, err)
+	}
+	var all []error
+	for _, text := range c.To {
+		to, err := ParseAddress(text)
+		if err != nil {
+			return nil, err
+		}
+		if err := client.Rcpt("<" + to + ">"); err != nil {
+			err = fmt.Errorf("to %s: %w", to, err)
+			if _, answered := errors.AsType[*textproto.Error](err); !answered {
+				return nil, err
+			}
+			all = append(all, err)
+		}
+	}
+	if refusals = errors.Join(all...); len(all) == len(c.To) {
+		return nil, refusals
+	}
+	return refusals, nil
+}
+
+// advised adds the remedy to an error of TLS.
+func advised(err error) error {
+	remedy := ""
+	if _, ok := errors.AsType[tls.RecordHeaderError](err); ok {
+		remedy = `: the server does not speak TLS first: want tls = "starttls", or its port for TLS`
+	} else if _, ok := errors.AsType[x509.UnknownAuthorityError](err); ok {
+		remedy = ": name its authority, or its own certificate, as ca"
+	} else if _, ok := errors.AsType[x509.HostnameError](err); ok {
+		remedy = ": write the name in its certificate as server"
+	}
+	if remedy == "" {
+		return err
+	}
+	return fmt.Errorf("%w%s", err, remedy)
+}

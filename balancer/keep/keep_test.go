@@ -1,0 +1,312 @@
+package keep
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// folder returns an empty folder on a tmpfs of size bytes (0: as large as the machine lets it be).
+func folder(t *testing.T, size string) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := unix.Mount("none", dir, "tmpfs", 0, "size="+size); errors.Is(err, unix.EPERM) {
+		t.Skip("SKIPPED: no right to mount a tmpfs")
+	} else if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
+}
+
+// create makes a file in which every section has room.
+func create(t *testing.T, path string, former *Former) *File {
+	t.Helper()
+	f, err := Create(path, "1.2.3", former, func(err error) { t.Errorf("no room: %v", err) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
+func reopen(t *testing.T, path string) *Former {
+	t.Helper()
+	f, err := Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := f.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return f
+}
+
+// TestSections: what is written is there for the next process, under its name and layout alone.
+func TestSections(t *testing.T) {
+	path := filepath.Join(folder(t, "64m"), "t.table")
+	f := create(t, path, nil)
+	contents := map[string][]byte{}
+	for name, size := range map[string]int{"small": 10, "page": 4096, "large": 5<<20 + 1, "last": 1} {
+		b := f.Section(name, 7, size)
+		if len(b) != size || bytes.Count(b, []byte{0}) != size {
+			t.Fatalf("%s has %d bytes", name, len(b))
+		}
+		for i := range b {
+			b[i] = byte(i*31) + name[0]
+		}
+		contents[name] = bytes.Clone(b)
+	}
+	f.SetBase(time.Minute)
+	if _, err := Open(path); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("before Commit the path has a file: %v", err)
+	}
+	if err := f.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(path); !errors.Is(err, ErrInUse) {
+		t.Errorf("while it is in use: %v", err)
+	}
+	f.Section("late", 7, 3)[2] = 9
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	former := reopen(t, path)
+	for name, want := range contents {
+		if !bytes.Equal(former.Section(name, 7), want) {
+			t.Errorf("%s is not what was written", name)
+		}
+		if former.Section(name, 8) != nil {
+			t.Errorf("%s has another layout, too", name)
+		}
+	}
+	if b := former.Section("late", 7); !bytes.Equal(b, []byte{0, 0, 9}) {
+		t.Errorf("a section after Commit: %v", b)
+	}
+	if former.Section("other", 7) != nil || former.Version() != "1.2.3" {
+		t.Errorf("other %v, version %q", former.Section("other", 7), former.Version())
+	}
+	if now := former.Now(); now < time.Minute || now > 2*time.Minute {
+		t.Errorf("the former clock is at %v, and was at 1m", now)
+	}
+}
+
+// TestSuccession: until Commit the former file is there, whatever happens to the new one.
+func TestSuccession(t *testing.T) {
+	path := filepath.Join(folder(t, "64m"), "t.table")
+	for i := range 3 {
+		var former *Former
+		if i > 0 {
+			former = reopen(t, path)
+			if b := former.Section("n", 1); len(b) != 1 || b[0] != byte(i) {
+				t.Fatalf("start %d finds %v", i, b)
+			}
+			// a start that fails
+			if f := create(t, path, former); f.Section("n", 1, 1) == nil || f.Close() != nil {
+				t.Fatal("the second file")
+			}
+			// and one that is killed: only its lock goes
+			if f := create(t, path, former); unlock(f.file) != nil {
+				t.Fatal("the third file")
+			}
+		}
+		f := create(t, path, former)
+		f.Section("n", 1, 1)[0] = byte(i + 1)
+		if _, err := Create(path, "", nil, nil); !errors.Is(err, ErrInUse) {
+			t.Errorf("a second process at the same time: %v", err)
+		}
+		if err := f.Commit(); err != nil {
+			t.Fatal(err)
+		}
+		if former != nil && former.Close() != nil {
+			t.Error("the former file")
+		}
+		if err := f.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	if left, err := os.ReadDir(filepath.Dir(path)); err != nil || len(left) != 1 {
+		t.Errorf("left: %v, %v", left, err)
+	}
+}
+
+// TestNoRoom: a section is given or refused at once, and what is refused takes no space.
+func TestNoRoom(t *testing.T) {
+	path := filepath.Join(folder(t, "8m"), "t.table")
+	var failures []error
+	f, err := Create(path, "", nil, func(err error) { failures = append(failures, err) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if b := f.Section("fits", 1, 1<<20); b == nil {
+		t.Fatal("no room for 1 MB of 8")
+	}
+	for range 2 {
+		if b := f.Section("not", 1, 16<<20); b != nil {
+			t.Fatal("16 MB of 8")
+		}
+	}
+	if len(failures) != 1 || !errors.Is(failures[0], unix.ENOSPC) {
+		t.Errorf("failures: %v", failures)
+	}
+	if err := errors.Join(f.Commit(), f.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if st, err := os.Stat(path); err != nil || st.Size() > 4<<20 {
+		t.Errorf("the file has %d bytes, %v", st.Size(), err)
+	}
+	if former := reopen(t, path); len(former.Section("fits", 1)) != 1<<20 || former.Section("not", 1) != nil {
+		t.Error("other sections")
+	}
+}
+
+// TestRoomForOne: where there is no room for two files, the former one makes room, and its sections stay readable.
+func TestRoomForOne(t *testing.T) {
+	path := filepath.Join(folder(t, "12m"), "t.table")
+	f := create(t, path, nil)
+	b := f.Section("a", 1, 5<<20)
+	for i := range b {
+		b[i] = byte(i * 7)
+	}
+	want := bytes.Clone(b)
+	must(t, errors.Join(f.Commit(), f.Close()))
+	must(t, errors.Join(unix.Munmap(f.header), unix.MunmapPtr(unsafe.Pointer(&b[0]), 5<<20))) // the process's end
+	former := reopen(t, path)
+	before := former.Section("a", 1)
+	next := create(t, path, former)
+	if next.Section("a", 1, 7<<20) == nil {
+		t.Fatal("no room")
+	}
+	if !bytes.Equal(before, want) || !bytes.Equal(former.Section("a", 1), want) {
+		t.Error("the former section has changed")
+	}
+	if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the former file takes space: %v", err)
+	}
+	if err := errors.Join(next.Commit(), next.Close()); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestUnusable: a file that is not this process's own, or damaged, is no reason to fail.
+func TestUnusable(t *testing.T) {
+	for name, c := range map[string]struct {
+		spoil  func(t *testing.T, path string)
+		reason string
+	}{
+		"empty":   {func(t *testing.T, path string) { must(t, os.Truncate(path, 0)) }, "too short"},
+		"cut off": {func(t *testing.T, path string) { must(t, os.Truncate(path, 3*pageSize)) }, "cut off"},
+		"other":   {func(t *testing.T, path string) { overwrite(t, path, 0, "something else") }, "no such file"},
+		"layout":  {func(t *testing.T, path string) { overwrite(t, path, offLayout, "\x77") }, "another layout"},
+		"boot":    {func(t *testing.T, path string) { overwrite(t, path, offBoot, "00000000-1111") }, "another boot"},
+		"size":    {func(t *testing.T, path string) { overwrite(t, path, pageSize+offSecSize+5, "\x01") }, "damaged"},
+		"start": {func(t *testing.T, path string) { overwrite(t, path, pageSize+offSecStart, "\x00\x00") },
+			"damaged"},
+		"writable": {func(t *testing.T, path string) { must(t, os.Chmod(path, 0o666)) }, "another user"},
+		"foreign":  {func(t *testing.T, path string) { must(t, os.Chown(path, 65534, 65534)) }, "another user"},
+		"linked":   {func(t *testing.T, path string) { must(t, os.Link(path, path+"2")) }, "one name"},
+		"symbolic": {func(t *testing.T, path string) {
+			must(t, os.Rename(path, path+"2"))
+			must(t, os.Symlink(path+"2", path))
+		}, "symbolic link"},
+		"folder": {func(t *testing.T, path string) { must(t, os.Remove(path)); must(t, os.Mkdir(path, 0o700)) },
+			"no regular file"},
+		"fifo": {func(t *testing.T, path string) { must(t, os.Remove(path)); must(t, unix.Mkfifo(path, 0o600)) },
+			"no regular file"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := filepath.Join(folder(t, "8m"), "t.table")
+			f := create(t, path, nil)
+			f.Section("a", 1, 100_000)
+			must(t, errors.Join(f.Commit(), f.Close()))
+			c.spoil(t, path)
+			former, err := Open(path)
+			var unusable *UnusableError
+			if !errors.As(err, &unusable) || !strings.Contains(unusable.Reason, c.reason) {
+				t.Errorf("%v, %v; want an UnusableError: %s", former, err, c.reason)
+			}
+		})
+	}
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func overwrite(t *testing.T, path string, at int64, text string) {
+	t.Helper()
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	must(t, err)
+	_, err = f.WriteAt([]byte(text), at)
+	must(t, errors.Join(err, f.Close()))
+}
+
+// TestBlob: a text replaces the one before, of whatever size, and a damaged text gives way to that.
+func TestBlob(t *testing.T) {
+	path := filepath.Join(folder(t, "64m"), "t.table")
+	f := create(t, path, nil)
+	b := f.Blob("text")
+	must(t, f.Commit())
+	read := func() string {
+		if f.file != nil {
+			must(t, unlock(f.file)) // as if it were killed
+		}
+		former, err := Open(path)
+		must(t, err)
+		text := string(former.Blob("text"))
+		must(t, former.Close())
+		f.file, err = os.OpenFile(path, os.O_RDWR, 0)
+		must(t, err)
+		return text
+	}
+	if got := read(); got != "" {
+		t.Errorf("an empty blob has %q", got)
+	}
+	for _, n := range []int{1, 0, 10, 5000, 20, 30, 9000, 9000, 40_000, 1} {
+		text := strings.Repeat("x", n) + time.Now().String()
+		b.Set([]byte(text))
+		if got := read(); got != text {
+			t.Errorf("of %d bytes %d are there", len(text), len(got))
+		}
+	}
+	b.Set([]byte("before"))
+	b.Set([]byte("after"))
+	b.own[(b.seq+1)%2][blobHeader] = '!'
+	if got := read(); got != "before" {
+		t.Errorf("with a damaged text there is %q", got)
+	}
+	must(t, f.Close())
+}
+
+// TestPath: beside the socket on tmpfs, else in /dev/shm.
+func TestPath(t *testing.T) {
+	dir := folder(t, "1m")
+	for socket, want := range map[string]string{
+		dir + "/director.sock": dir + "/director.table",
+		dir + "/c":             dir + "/c.table",
+		"/proc/a%b/c.sock":     "/dev/shm/vstun%proc%a%%b%c.table",
+		"/not/there/c.sock":    "/dev/shm/vstun%not%there%c.table",
+	} {
+		if got := Path(socket, ".table"); got != want {
+			t.Errorf("%s: %s, want %s", socket, got, want)
+		}
+	}
+	if _, err := Create("/proc/t.table", "", nil, nil); !errors.Is(err, ErrNoTmpfs) {
+		t.Errorf("a file elsewhere: %v", err)
+	}
+}

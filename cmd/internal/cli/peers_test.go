@@ -1,0 +1,39 @@
+package cli
+
+import (
+	"strings"
+	"testing"
+
+	"vstun/cmd/internal/api"
+)
+
+// TestPrintPeers prints each state of the exchange.
+func TestPrintPeers(t *testing.T) {
+	age := 7.0
+	for name, c := range map[string]struct {
+		sync *api.Sync
+		want string
+	}{
+		"none": {nil, "no [sync]: connections are not exchanged with other directors\n"},
+		"complete": {&api.Sync{Mode: "vstun", Ready: true, Lost: 2, Refused: map[string]uint64{"forged": 3},
+			Sent: api.SyncTraffic{Datagrams: 1, Records: 40, Bytes: 1448}, Peers: []api.SyncPeer{
+				{Address: "10.0.2.3", State: "alive", Received: api.SyncTraffic{Records: 5}, Bulk: &age},
+				{Address: "10.0.2.4", State: "silent", Heard: 61}}},
+			"sync vstun, the peers' connections are complete\n" +
+				"sent             1 datagram   40 records  1448 bytes\n" +
+				"received         0 datagrams  0 records   0 bytes\n" +
+				"lost             2 datagrams\n" +
+				"refused: forged  3\n" +
+				"peer 10.0.2.3    alive, heard 0s ago     5 records  0 lost  table complete 7s ago\n" +
+				"peer 10.0.2.4    silent, heard 1m1s ago  0 records  0 lost  table incomplete\n"},
+		"ipvs": {&api.Sync{Mode: "ipvs", Ready: true}, "sync ipvs, without authentication\n" +
+			"sent      0 datagrams  0 records  0 bytes\n" +
+			"received  0 datagrams  0 records  0 bytes\n" +
+			"no peer has been heard\n"},
+	} {
+		var out strings.Builder
+		if err := printSync(&out, c.sync); err != nil || out.String() != c.want {
+			t.Errorf("%s: %v\n%s\nwant\n%s", name, err, out.String(), c.want)
+		}
+	}
+}

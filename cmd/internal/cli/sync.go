@@ -1,0 +1,82 @@
+package cli
+
+import (
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"text/tabwriter"
+
+	"vstun/cmd/internal/api"
+	"vstun/cmd/internal/words"
+)
+
+// printSync writes the exchange of connections. nil: there is none.
+func printSync(out io.Writer, s *api.Sync) error {
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	if s == nil {
+		fmt.Fprintln(w, "no [sync]: connections are not exchanged with other directors")
+		return w.Flush()
+	}
+	state := "the peers' connections are complete"
+	switch {
+	case !s.Ready:
+		state = "waiting for the peers' connections"
+	case s.Sending:
+		state = "sending the whole table"
+	case s.Mode == "ipvs":
+		state = "without authentication"
+	}
+	fmt.Fprintf(w, "sync %s, %s\n", s.Mode, state)
+	fmt.Fprintf(w, "sent\t%s\t%s\t%s\n", words.Count(s.Sent.Datagrams, "datagram"),
+		words.Count(s.Sent.Records, "record"), words.Count(s.Sent.Bytes, "byte"))
+	fmt.Fprintf(w, "received\t%s\t%s\t%s\n", words.Count(s.Received.Datagrams, "datagram"),
+		words.Count(s.Received.Records, "record"), words.Count(s.Received.Bytes, "byte"))
+	for _, c := range []struct {
+		name string
+		n    uint64
+		what string
+	}{{"lost", s.Lost, "datagram"}, {"resent", s.Resent, "datagram"}, {"changes lost", s.ChangesLost, "change"},
+		{"inexpressible", s.Inexpressible, "record"}, {"send errors", s.SendErrors, "datagram"}} {
+		if c.n > 0 {
+			fmt.Fprintf(w, "%s\t%s\n", c.name, words.Count(c.n, c.what))
+		}
+	}
+	for _, reason := range slices.Sorted(maps.Keys(s.Refused)) {
+		fmt.Fprintf(w, "refused: %s\t%d\n", reason, s.Refused[reason])
+	}
+	if s.Error != "" {
+		fmt.Fprintf(w, "last error\t%s\n", s.Error)
+	}
+	for i := range s.Peers {
+		printSyncPeer(w, &s.Peers[i], s.Mode)
+	}
+	if len(s.Peers) == 0 {
+		fmt.Fprintln(w, "no peer has been heard")
+	}
+	return w.Flush()
+}
+
+// printSyncLine writes a summary of s.
+func printSyncLine(w io.Writer, s *api.Sync) {
+	alive := 0
+	for i := range s.Peers {
+		if s.Peers[i].State == "alive" {
+			alive++
+		}
+	}
+	fmt.Fprintf(w, "\nsync %s\t%s alive\t%s sent\t%s received\n", s.Mode, words.Count(alive, "peer"),
+		words.Count(s.Sent.Records, "record"), words.Count(s.Received.Records, "record"))
+}
+
+func printSyncPeer(w io.Writer, p *api.SyncPeer, mode string) {
+	fmt.Fprintf(w, "peer %s\t%s, heard %v ago\t%s\t%d lost", p.Address, p.State, uptime(p.Heard),
+		words.Count(p.Received.Records, "record"), p.Lost)
+	switch {
+	case p.Bulk != nil:
+		fmt.Fprintf(w, "\ttable complete %v ago", uptime(*p.Bulk))
+	case mode == "vstun":
+		fmt.Fprintf(w, "\ttable incomplete")
+	}
+	fmt.Fprintln(w)
+}

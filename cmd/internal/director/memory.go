@@ -1,0 +1,291 @@
+package director
+
+import (
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"os"
+	"slices"
+	"sync"
+	"time"
+
+	"vstun/balancer/conntab"
+	"vstun/balancer/health"
+	"vstun/balancer/keep"
+	"vstun/cmd/internal/api"
+	"vstun/cmd/internal/config"
+	"vstun/cmd/internal/daemon"
+	"vstun/cmd/internal/director/plan"
+	"vstun/encap/packet/drop"
+	"vstun/encap/packet/stats"
+)
+
+// memory is the part of the director's state that outlives the process, in the file connections.keep: the connection
+// table and what its numbers mean, the counts, the weights that operators have set, and the health of the realservers.
+type memory struct {
+	log    *slog.Logger
+	file   *keep.File   // nil: nothing outlives the process
+	former *keep.Former // what a former process has left, until adopt; nil: nothing
+	path   string       // of file
+	lost   bool         // a part of the memory is private
+
+	inputs, totals *keep.Blob
+	mu             sync.Mutex   // guards the fields below
+	before         keptTotals   // of the former process
+	noted          *plan.Inputs // in inputs
+	adopted        *api.Adopted // nil: nothing was taken over
+}
+
+// Names of blobs.
+const (
+	inputsBlob = "inputs"
+	totalsBlob = "totals"
+)
+
+// keptInputs is the blob "inputs": the inputs of the plan that no file has.
+type keptInputs struct {
+	Weights []keptWeight `json:"weights"`
+	Health  []keptHealth `json:"health"`
+}
+
+type keptWeight struct {
+	Service    string         `json:"service"`
+	Realserver netip.AddrPort `json:"realserver"`
+	Weight     int            `json:"weight"`
+	Configured int            `json:"configured"`
+}
+
+type keptHealth struct {
+	Service    string         `json:"service"`
+	Realserver netip.AddrPort `json:"realserver"`
+	Up         bool           `json:"up"`
+	Offset     int            `json:"offset,omitempty"`
+}
+
+// keptTotals is the blob "totals": the counts that belong to no realserver.
+type keptTotals struct {
+	In      api.Traffic       `json:"in"`
+	Out     api.Traffic       `json:"out"`
+	Resets  uint64            `json:"resets"`
+	Evicted uint64            `json:"evicted"`
+	Drops   map[string]uint64 `json:"drops"`
+}
+
+// open makes the memory, and opens what a former process has left. It fails only if another process uses the file. With
+// any other obstacle the memory is private, and there is a warning.
+func (m *memory) open(cfg *config.Director, log *slog.Logger) error {
+	m.log = log
+	if cfg.Connections.Keep == "" {
+		return nil
+	}
+	m.path = cfg.Connections.Keep
+	if cfg.Connections.KeepBeside {
+		m.path = keep.Path(cfg.Control, ".table")
+	}
+	var err error
+	m.former, err = keep.Open(m.path)
+	var unusable *keep.UnusableError
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+	case errors.Is(err, keep.ErrInUse):
+		return inUse(err)
+	case errors.As(err, &unusable):
+		log.Warn("connections of the former director are not taken over", "file", unusable.Path, "reason",
+			unusable.Reason)
+	case err != nil:
+		log.Warn("connections of the former director are not taken over", "error", err)
+	}
+	m.file, err = keep.Create(m.path, daemon.Version(), m.former, m.fail)
+	if errors.Is(err, keep.ErrInUse) {
+		return inUse(err)
+	}
+	if err != nil {
+		m.file = nil
+		m.fail(err)
+		return nil
+	}
+	m.inputs, m.totals = m.file.Blob(inputsBlob), m.file.Blob(totalsBlob)
+	return nil
+}
+
+func inUse(err error) error {
+	return errors.Join(errors.New("connections.keep: set another file, or stop the director that uses this one"), err)
+}
+
+// fail notes that a part of the memory is private, once.
+func (m *memory) fail(err error) {
+	if !m.lost {
+		m.lost = true
+		m.log.Warn("connections will not outlive the director: there is no room for them on a tmpfs", "error", err,
+			"fix", "set connections.keep to a file on a tmpfs with room, or a smaller connections.max, or keep = \"\"")
+	}
+}
+
+// sections returns the memory for the connection table and the balancer, nil for private memory.
+func (m *memory) sections() conntab.Memory {
+	if m.file == nil {
+		return nil
+	}
+	return m.file
+}
+
+// recall returns the weights and the health that the former process knew.
+func (m *memory) recall() (weights plan.Weights, states []health.State) {
+	if m.former == nil {
+		return nil, nil
+	}
+	var k keptInputs
+	if text := m.former.Blob(inputsBlob); text == nil || json.Unmarshal(text, &k) != nil {
+		return nil, nil
+	}
+	weights = plan.Weights{}
+	for _, w := range k.Weights {
+		weights[plan.RealserverID{Service: w.Service, Realserver: w.Realserver}] = plan.Override{Weight: w.Weight,
+			Configured: w.Configured}
+	}
+	for _, h := range k.Health {
+		states = append(states, health.State{Service: h.Service, Realserver: h.Realserver, Up: h.Up, Offset: h.Offset})
+	}
+	return weights, states
+}
+
+// note writes the weights and the health of in, if they have changed.
+func (m *memory) note(in *plan.Inputs) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.file == nil || m.noted != nil && sameKept(m.noted, in) {
+		return
+	}
+	k := keptInputs{}
+	for id, o := range in.Weights {
+		k.Weights = append(k.Weights, keptWeight{id.Service, id.Realserver, o.Weight, o.Configured})
+	}
+	for _, st := range in.Health {
+		if st.Checked && st.Known {
+			k.Health = append(k.Health, keptHealth{st.Service, st.Realserver, st.Up, st.Offset})
+		}
+	}
+	if text, err := json.Marshal(k); err == nil {
+		m.inputs.Set(text)
+		m.noted = in
+	}
+}
+
+// sameKept reports whether a and b have the same keptInputs.
+func sameKept(a, b *plan.Inputs) bool {
+	return maps.Equal(a.Weights, b.Weights) && slices.EqualFunc(a.Health, b.Health, func(x, y health.State) bool {
+		return x.Service == y.Service && x.Realserver == y.Realserver && x.Checked == y.Checked && x.Known == y.Known &&
+			x.Up == y.Up && x.Offset == y.Offset
+	})
+}
+
+// adopt takes over what the former process has left, once p has its first configuration, and gives the file its path.
+// No worker runs yet. It returns the VIPs of the connections that it has taken over, and whether there are realservers
+// that are not configured any more.
+func (m *memory) adopt(p *dataPlane) (vips map[netip.Addr]bool, retired bool) {
+	if m.former != nil {
+		vips, retired = m.takeOver(p)
+	}
+	if m.file != nil {
+		m.file.SetBase(time.Since(p.start))
+		m.save(p)
+		if err := m.file.Commit(); err != nil {
+			m.fail(err)
+		}
+	}
+	if m.former == nil {
+		return vips, retired
+	}
+	if m.file == nil { // it would be out of date at the next start
+		_ = os.Remove(m.path)
+	}
+	if err := m.former.Close(); err != nil {
+		m.log.Warn("the former director's memory stays mapped", "error", err)
+	}
+	m.former = nil
+	return vips, retired
+}
+
+// takeOver is the part of adopt about the former process.
+func (m *memory) takeOver(p *dataPlane) (vips map[netip.Addr]bool, retired bool) {
+	begin := time.Now()
+	if text := m.former.Blob(totalsBlob); text != nil {
+		_ = json.Unmarshal(text, &m.before) // without them counts begin anew
+	}
+	if !conntab.Knows(m.former) {
+		m.log.Warn("connections of the former director are not taken over: its version has another layout of the table",
+			"version", m.former.Version())
+	}
+	a := p.balancer.Adopt(m.former, ticks(m.former.Now()), p.now())
+	m.adopted = &api.Adopted{Connections: a.Connections, Templates: a.Templates, Expired: a.Expired,
+		Dropped: a.Unknown + a.Full + a.Invalid}
+	m.log.Info("connections taken over", "connections", a.Connections, "templates", a.Templates, "expired", a.Expired,
+		"unknown", a.Unknown, "beyond_max", a.Full, "invalid", a.Invalid, "former_realservers", a.Retired, "version",
+		m.former.Version(), "took", time.Since(begin).Round(time.Millisecond))
+	return a.VIPs, a.Retired > 0
+}
+
+// save copies the present counts to the file.
+func (m *memory) save(p *dataPlane) {
+	if m.file == nil {
+		return
+	}
+	m.file.SetBase(time.Since(p.start))
+	p.balancer.Save()
+	m.read(p)
+}
+
+// read returns the counts that belong to no realserver, those of the former process included. What is read is in the
+// file before: a later process never has less.
+func (m *memory) read(p *dataPlane) keptTotals {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var t stats.Tally
+	p.tally(&t)
+	k := keptTotals{In: api.Traffic{Packets: t.InPackets, Bytes: t.InBytes}, Resets: t.Resets,
+		Out: api.Traffic{Packets: t.OutPackets, Bytes: t.OutBytes}, Drops: api.Drops(&t), Evicted: p.table.Evicted()}
+	b := &m.before
+	k.In.Packets, k.In.Bytes = k.In.Packets+b.In.Packets, k.In.Bytes+b.In.Bytes
+	k.Out.Packets, k.Out.Bytes = k.Out.Packets+b.Out.Packets, k.Out.Bytes+b.Out.Bytes
+	k.Resets, k.Evicted = k.Resets+b.Resets, k.Evicted+b.Evicted
+	for r := range drop.NumReasons {
+		if n := b.Drops[r.String()]; n > 0 { // another version may have other reasons
+			k.Drops[r.String()] += n
+		}
+	}
+	if m.file != nil {
+		if text, err := json.Marshal(k); err == nil {
+			m.totals.Set(text)
+		}
+	}
+	return k
+}
+
+// status adds what is known about the memory to the status.
+func (m *memory) status(st *api.Connections) {
+	st.Adopted = m.adopted
+	if m.file != nil && !m.lost {
+		st.Keep = m.path
+	}
+}
+
+// close saves the counts for the next start, and gives up the file.
+func (m *memory) close(p *dataPlane) error {
+	var errs []error
+	if m.file != nil {
+		if p.balancer != nil {
+			m.save(p)
+		}
+		m.mu.Lock()
+		errs = append(errs, m.file.Close())
+		m.file = nil
+		m.mu.Unlock()
+	}
+	if m.former != nil {
+		errs = append(errs, m.former.Close())
+		m.former = nil
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,138 @@
+package plan
+
+import (
+	"maps"
+	"net/netip"
+	"slices"
+
+	"vstun/cmd/internal/config"
+	"vstun/routing"
+	"vstun/routing/query"
+	"vstun/routing/vrrp"
+)
+
+// mastered returns the instances of VRRP whose master this director is.
+func (in *Inputs) mastered() (all []*config.VRRP) {
+	for i := range in.Config.VRRP {
+		if v := &in.Config.VRRP[i]; in.Roles[v.Name] == vrrp.Master {
+			all = append(all, v)
+		}
+	}
+	return all
+}
+
+// active returns those of vips that this director has the role for: all without [[vrrp]].
+func (in *Inputs) active(vips []netip.Addr) []netip.Addr {
+	if len(in.Config.VRRP) == 0 {
+		return vips
+	}
+	var all []netip.Addr
+	for _, v := range in.mastered() {
+		all = append(all, v.VIPs...)
+	}
+	all = unique(all)
+	return slices.DeleteFunc(slices.Clone(vips), func(vip netip.Addr) bool {
+		_, found := slices.BinarySearchFunc(all, vip, netip.Addr.Compare)
+		return !found
+	})
+}
+
+// elected returns the addresses of VRRP that neighbours on a device are to learn of: VIPs of the instances there, also
+// those outside of its subnets, and the addresses that this host has as the master.
+func (in *Inputs) elected(device string) (all []netip.Addr) {
+	for _, v := range in.mastered() {
+		if v.Device == device && Announces(in.Config, device) {
+			all = append(all, v.VIPs...)
+		}
+		for _, o := range v.Owned {
+			if o.Device == device {
+				all = append(all, o.Prefix.Addr())
+			}
+		}
+	}
+	return all
+}
+
+// owned returns the addresses that this host has as the master, on devices that exist.
+func (in *Inputs) owned() (all []routing.Addr) {
+	for _, v := range in.mastered() {
+		for _, o := range v.Owned {
+			if slices.ContainsFunc(in.Devices, func(d query.Device) bool { return d.Name == o.Device }) {
+				all = append(all, routing.Addr{Link: o.Device, Prefix: o.Prefix, Global: true})
+			}
+		}
+	}
+	return all
+}
+
+// SameOwned reports whether in and o need the same addresses of this host.
+func (in *Inputs) SameOwned(o *Inputs) bool { return slices.Equal(in.owned(), o.owned()) }
+
+// SameRoles reports whether in and o have the same roles.
+func (in *Inputs) SameRoles(o *Inputs) bool { return maps.Equal(in.Roles, o.Roles) }
+
+// Unlisted returns the VIPs in a subnet of this host, or in the network of the TAP device, that no instance of VRRP
+// has, in ascending order, with the device of the subnet. There are none without [[vrrp]]. Each director would answer
+// for such a VIP.
+func Unlisted(cfg *config.Director, devices []query.Device) (all []netip.Addr, on []string) {
+	if len(cfg.VRRP) == 0 || cfg.Announce.Off {
+		return nil, nil
+	}
+	var listed []netip.Addr
+	for i := range cfg.VRRP {
+		listed = append(listed, cfg.VRRP[i].VIPs...)
+	}
+	for _, vip := range VIPs(cfg) {
+		if cfg.TAP && !slices.Contains(listed, vip) {
+			all, on = append(all, vip), append(on, cfg.TUN)
+			continue
+		}
+		at := slices.IndexFunc(devices, func(d query.Device) bool {
+			return d.Neighbours && Announces(cfg, d.Name) && len(onLink(&d, []netip.Addr{vip})) > 0
+		})
+		if at >= 0 && !slices.Contains(listed, vip) {
+			all, on = append(all, vip), append(on, devices[at].Name)
+		}
+	}
+	return all, on
+}
+
+// Tracks returns the states of what the instances depend on, by the instances' names. gateway reports whether a gateway
+// answers.
+func Tracks(cfg *config.Director, devices []query.Device, d *Desired,
+	gateway func(netip.Addr) bool) map[string][]vrrp.Track {
+	all := map[string][]vrrp.Track{}
+	for i := range cfg.VRRP {
+		v := &cfg.VRRP[i]
+		for n := range v.Track {
+			k := &v.Track[n]
+			t := vrrp.Track{Name: k.Name(), Weight: k.Weight}
+			switch {
+			case k.Device != "":
+				t.Up = slices.ContainsFunc(devices, func(d query.Device) bool {
+					return d.Name == k.Device && d.Running
+				})
+			case k.Realserver.IsValid():
+				t.Up = !d.Down[RealserverID{k.Service, k.Realserver}]
+			case k.Service != "":
+				t.Up = d.Services[k.Service].Up
+			default:
+				t.Up = gateway(k.Gateway)
+			}
+			all[v.Name] = append(all[v.Name], t)
+		}
+	}
+	return all
+}
+
+// Gateways returns the gateways that instances depend on, in ascending order, each once.
+func Gateways(cfg *config.Director) (all []netip.Addr) {
+	for i := range cfg.VRRP {
+		for _, k := range cfg.VRRP[i].Track {
+			if k.Gateway.IsValid() {
+				all = append(all, k.Gateway)
+			}
+		}
+	}
+	return unique(all)
+}

@@ -1,0 +1,297 @@
+package director
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/netip"
+	"net/url"
+	"slices"
+	"time"
+
+	"vstun/balancer/health/notify"
+	"vstun/cmd/internal/api"
+	"vstun/cmd/internal/config"
+	"vstun/cmd/internal/director/plan"
+	"vstun/routing/neigh"
+	"vstun/routing/query"
+	"vstun/routing/vrrp"
+)
+
+// roles is the director's part in the election of VRRP. The zero value has no sockets: the director is always active.
+// The controller's goroutine calls its methods, unless they say otherwise.
+type roles struct {
+	log      *slog.Logger
+	notify   func(events ...notify.Event)
+	lan      *lan
+	router   *vrrp.Router   // nil: none
+	gateways *neigh.Watcher // nil: none
+	asked    []neigh.Neighbour
+	devices  []query.Device
+}
+
+// open opens the sockets, if cfg has [[vrrp]].
+func (r *roles) open(cfg *config.Director, log *slog.Logger, lan *lan) (err error) {
+	r.log, r.lan, r.notify = log, lan, func(...notify.Event) {}
+	if len(cfg.VRRP) == 0 {
+		return nil
+	}
+	if r.router, err = vrrp.Open(r.report); err != nil {
+		return err
+	}
+	r.gateways, err = neigh.NewWatcher()
+	return err
+}
+
+// now returns the present roles.
+func (r *roles) now() vrrp.Roles {
+	if r.router == nil {
+		return nil
+	}
+	return r.router.Roles()
+}
+
+// changed returns the channel of changes of roles.
+func (r *roles) changed() <-chan struct{} {
+	if r.router == nil {
+		return nil
+	}
+	return r.router.Changed()
+}
+
+// gatewayChanged returns the channel of changes of gateways.
+func (r *roles) gatewayChanged() <-chan struct{} {
+	if r.gateways == nil {
+		return nil
+	}
+	return r.gateways.Changed()
+}
+
+// set puts the instances of a new configuration in force.
+func (r *roles) set(st *state) {
+	if r.router == nil {
+		return
+	}
+	r.follow(st)
+	r.router.Set(st.Config.Instances())
+	if err := r.router.JoinError(); err != nil {
+		r.log.Error("VRRP packets of other directors may not come in", "error", err)
+	}
+}
+
+// follow passes the state of the devices, services and gateways to the election.
+func (r *roles) follow(st *state) {
+	if r.router == nil {
+		return
+	}
+	r.followDevices(st.inputs.Devices)
+	r.askGateways(st.Config)
+	r.router.SetTracks(plan.Tracks(st.Config, r.devices, &st.Desired, r.gatewayUp))
+}
+
+// followDevices passes the host's devices to the election.
+func (r *roles) followDevices(all []query.Device) {
+	if r.router == nil {
+		return
+	}
+	r.devices = all
+	devices := make([]vrrp.Device, len(all))
+	for i := range all {
+		d := &all[i]
+		devices[i] = vrrp.Device{Name: d.Name, Index: d.Index, Running: d.Running, Addrs: d.Addrs}
+	}
+	r.router.SetDevices(devices)
+}
+
+// askGateways keeps the tracked gateways resolved, on the devices in whose subnets they are.
+func (r *roles) askGateways(cfg *config.Director) {
+	var all []neigh.Neighbour
+	for _, gateway := range plan.Gateways(cfg) {
+		for _, d := range r.devices {
+			if slices.ContainsFunc(d.Addrs, func(p netip.Prefix) bool { return p.Contains(gateway) }) {
+				all = append(all, neigh.Neighbour{Device: d.Index, Address: gateway})
+			}
+		}
+	}
+	if slices.Equal(all, r.asked) {
+		return
+	}
+	r.asked = all
+	if err := r.gateways.Set(all); err != nil {
+		r.log.Error("cannot watch the gateways of [[vrrp]]", "error", err)
+	}
+}
+
+// gatewayUp reports whether a gateway answers on any device.
+func (r *roles) gatewayUp(gateway netip.Addr) bool {
+	for n, st := range r.gateways.States() {
+		if n.Address == gateway && st.MAC != [6]byte{} && !st.Silent {
+			return true
+		}
+	}
+	return false
+}
+
+// report logs and notifies an event of the election. The Router calls it.
+func (r *roles) report(e vrrp.Event) {
+	args := []any{"instance", e.Instance}
+	switch e.Kind {
+	case vrrp.RoleChanged:
+		args = append(args, "old", e.Old, "new", e.New, "reason", e.Reason)
+		level := slog.LevelInfo
+		if e.New == vrrp.Fault {
+			level = slog.LevelWarn
+		}
+		r.log.Log(context.Background(), level, "VRRP role", args...)
+		r.notify(notify.Event{Time: time.Now(), Kind: notify.KindVRRP, Service: e.Instance, Old: e.Old.String(),
+			New: e.New.String(), Reason: e.Reason})
+	case vrrp.Reannounce:
+		if r.lan.answerer != nil {
+			r.lan.answerer.Reannounce(e.Addrs)
+		}
+	case vrrp.TwoMasters:
+		r.log.Error("two directors are master, and neighbours may send packets to either: "+remedy(e.Refusal),
+			append(args, "peer", e.Peer)...)
+	case vrrp.OneMaster:
+		r.log.Info("one director is master again", append(args, "peer", e.Peer)...)
+	case vrrp.Differs:
+		r.log.Warn("another director has other addresses in the instance, and keepalived 2.2 ignores such packets: "+
+			"write the same addresses there and here", append(args, "peer", e.Peer, "addresses", names(e.Addrs))...)
+	case vrrp.Ignored:
+		r.log.Warn("VRRP packets are ignored: "+remedy(e.Refusal),
+			append(args, "peer", e.Peer, "refused", e.Refusal)...)
+	}
+}
+
+// remedies says by the reason of a refusal what to do.
+var remedies = map[vrrp.Refusal]string{
+	vrrp.Accepted:    "it does not hear or refuses the packets of this one: see its log, and the network between both",
+	vrrp.BadVersion:  "set the same version at both",
+	vrrp.BadCast:     "list peers at both, or at neither",
+	vrrp.BadAuthType: "set the same password at both, or none",
+	vrrp.BadPassword: "set the same password at both",
+	vrrp.BadInterval: "set the same interval at both, which version 2 requires",
+	vrrp.BadTTL:      "they come from another network: list peers, or look for the sender",
+	vrrp.BadSource:   "add the sender to peers, or look for it",
+	vrrp.NoTrailer:   "they have no HMAC: set the same key at both; until then key_mode = \"permissive\"",
+	vrrp.BadTrailer:  "they have an HMAC and this director has no key: set the same key at both",
+	vrrp.BadKey:      "set the same key and key_id at both",
+	vrrp.BadHMAC:     "set the same key at both",
+	vrrp.Stale:       "set both hosts' clocks",
+	vrrp.Replayed:    "look for a sender that repeats old packets",
+}
+
+func remedy(r vrrp.Refusal) string {
+	if s, ok := remedies[r]; ok {
+		return s
+	}
+	return "look for a faulty sender"
+}
+
+// hold keeps the director from taking a role from another master, or no longer.
+func (r *roles) hold(held bool) {
+	if r.router != nil {
+		r.router.SetHeld(held)
+	}
+}
+
+// standby is POST /standby. It may be called from any goroutine.
+func (d *director) standby(url.Values) (any, error) {
+	if d.roles.router == nil {
+		return nil, errAlone
+	}
+	d.sync.giveTable()
+	d.roles.router.Standby()
+	return d.peers(), nil
+}
+
+// activate is POST /active. It may be called from any goroutine.
+func (d *director) activate(url.Values) (any, error) {
+	if d.roles.router == nil {
+		return nil, errAlone
+	}
+	d.roles.router.Activate()
+	return d.peers(), nil
+}
+
+var errAlone = errors.New("this director has no [[vrrp]], so that it has no peers: it is always active")
+
+// peers is the answer to GET /peers. It may be called from any goroutine.
+func (d *director) peers() api.Peers { return api.Peers{VRRP: d.roles.status(), Sync: d.sync.status()} }
+
+// status returns the instances. It may be called from any goroutine.
+func (r *roles) status() (all []api.VRRP) {
+	if r.router == nil {
+		return nil
+	}
+	list := r.router.Status()
+	for i := range list {
+		all = append(all, vrrpStatus(&list[i]))
+	}
+	return all
+}
+
+func vrrpStatus(s *vrrp.Status) api.VRRP {
+	v := api.VRRP{Name: s.Name, Interface: s.Device, RouterID: s.RouterID, Version: s.Version, Group: s.Group,
+		Role: s.Role.String(), Since: s.Since.Seconds(), Reason: s.Reason, Fault: s.Fault, Standby: s.Standby,
+		Held: s.Held, Priority: s.InForce, Configured: s.Priority, Interval: s.MasterInterval.Seconds(),
+		Addresses: names(s.Addrs), Sent: s.Counts.Sent, Received: s.Counts.Received, Elected: s.Counts.Elected,
+		Conflicts: s.Counts.Conflicts, Paused: s.Counts.Paused, Failed: s.Counts.Failed, Refused: map[string]uint64{}}
+	s.Counts.Refused.All(func(r vrrp.Refusal, n uint64) {
+		if n > 0 {
+			v.Refused[r.String()] = n
+		}
+	})
+	if s.SendError != nil {
+		v.SendError = s.SendError.Error()
+	}
+	for _, t := range s.Tracks {
+		v.Tracks = append(v.Tracks, api.Track{Name: t.Name, Up: t.Up, Weight: t.Weight})
+	}
+	for _, p := range s.Peers {
+		v.Peers = append(v.Peers, api.Peer{Address: p.Addr.String(), Priority: p.Priority, Last: p.Age.Seconds(),
+			Refused: p.Refusal.String(), Differs: p.Differs})
+	}
+	if s.Rival.IsValid() {
+		v.OtherMaster = &api.OtherMaster{Address: s.Rival.String(), Refused: s.RivalRefused.String(),
+			Fix: remedy(s.RivalRefused)}
+	}
+	return v
+}
+
+// run takes part in the election until ctx is cancelled. Then it gives the roles up, and returns when another director
+// has them: neighbours still send packets here until then.
+func (r *roles) run(ctx context.Context) error {
+	if r.router == nil {
+		<-ctx.Done()
+		return nil
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	electing, end := context.WithCancel(context.WithoutCancel(ctx))
+	defer end()
+	failed := make(chan error, 2)
+	go func() {
+		defer cancel()
+		failed <- r.gateways.Run(ctx)
+	}()
+	go func() {
+		defer cancel()
+		failed <- r.router.Run(electing)
+	}()
+	<-ctx.Done()
+	r.router.HandOver()
+	end()
+	return errors.Join(<-failed, <-failed)
+}
+
+// close closes the sockets, also if open has failed half-way.
+func (r *roles) close() (err error) {
+	if r.router != nil {
+		err = r.router.Close()
+	}
+	if r.gateways != nil {
+		err = errors.Join(err, r.gateways.Close())
+	}
+	return err
+}

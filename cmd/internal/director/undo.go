@@ -1,0 +1,104 @@
+package director
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"vstun/cmd/internal/cli"
+	"vstun/cmd/internal/config"
+	"vstun/cmd/internal/daemon"
+	"vstun/cmd/internal/unit"
+	"vstun/routing"
+)
+
+// undoCommand returns the command undo.
+func undoCommand(socket *cli.Socket) *cobra.Command {
+	c := &cobra.Command{Use: "undo", Args: cobra.NoArgs,
+		Short: "Put back what a director that has ended has left for its next start",
+		Long: "undo puts the host's network back as it was before a director that has ended: routes, rules, " +
+			"sysctls and the settings of\ndevices. In ExecStopPost= of a unit it does nothing if systemd starts the " +
+			"unit again.",
+		RunE: func(c *cobra.Command, _ []string) error {
+			control, err := socket.Path()
+			if err != nil && unit.InStopPost() { // a file with faults may be why the unit has failed
+				control = config.DefaultControl("director")
+				fmt.Fprintf(c.ErrOrStderr(), "%v: taking control = %q\n", err, control)
+			} else if err != nil {
+				return err
+			}
+			if unit.InStopPost() && startsAgain(c.Context(), c.OutOrStdout(), c.ErrOrStderr()) {
+				return nil
+			}
+			return undo(c.OutOrStdout(), control)
+		}}
+	return socket.Flag(c)
+}
+
+// systemdAnswers bounds the time in which systemd answers.
+const systemdAnswers = 5 * time.Second
+
+// startsAgain reports whether systemd starts this unit again, and prints that. Without an answer it does not: then the
+// next start finds the host as it was before.
+func startsAgain(ctx context.Context, out, warnings io.Writer) bool {
+	ctx, cancel := context.WithTimeout(ctx, systemdAnswers)
+	defer cancel()
+	state, err := unit.Ask(ctx)
+	if err != nil {
+		fmt.Fprintf(warnings, "undoing the changes, also if the unit starts again: %v\n", err)
+		return false
+	}
+	if state.StartsAgain() {
+		fmt.Fprintf(out, "nothing is undone: %s starts again\n", state.Name)
+		return true
+	}
+	return false
+}
+
+// undo undoes the changes of the director with this control socket, which must have ended.
+func undo(out io.Writer, control string) error {
+	path := journalPath(control)
+	if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
+		_, err := fmt.Fprintf(out, "nothing to undo: there is no %s\n", path)
+		return err
+	}
+	if err := becomeOwner(filepath.Dir(path)); err != nil {
+		return err
+	}
+	log, flush := daemon.Logger(slog.LevelInfo)
+	defer flush()
+	m, err := routing.Open(filepath.Base(path), log)
+	if used, ok := errors.AsType[*routing.InUseError](err); ok {
+		return fmt.Errorf("a director runs (process %s, control socket %s): stop it", used.PID, control)
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", filepath.Dir(path), err)
+	}
+	return m.Close()
+}
+
+// becomeOwner enters a directory. If this process is root's, it becomes the directory's owner's: in a directory of
+// another user it must write no file, since the user may have put a link to any file there, and leave no file that the
+// director can't open. The owner need not be able to enter the directory by its path, which may be below /run/private.
+func becomeOwner(dir string) error {
+	if err := os.Chdir(dir); err != nil {
+		return err
+	}
+	var owner unix.Stat_t
+	if err := unix.Stat(".", &owner); err != nil {
+		return fmt.Errorf("%s: %w", dir, err)
+	}
+	if os.Geteuid() != 0 || owner.Uid == 0 {
+		return nil
+	}
+	return daemon.Become(owner.Uid, owner.Gid, unix.CAP_NET_ADMIN)
+}

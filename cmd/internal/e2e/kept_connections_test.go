@@ -1,0 +1,152 @@
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"vstun/cmd/internal/lab"
+	"vstun/testdata/testkit"
+)
+
+// TestKeptConnections ends the director by SIGTERM and by kill -9 while downloads run, and starts it again by hand: no
+// download breaks, idle connections stay at their realservers, and turns and counts go on. While no director with nat
+// runs, replies get to clients as they are, and end the connections.
+func TestKeptConnections(t *testing.T) {
+	byMethod(t, func(t *testing.T, m method, ipv6 bool) {
+		if m == nat {
+			t.Skip("replies of nat need a director")
+		}
+		s := newMethodSite(t, m, ipv6, 2, nil)
+		s.startAgents("")
+		s.startDirector("", service{"tcp", "80", "rr", []int{1, 1}}, service{"tcp", "81", "rr", []int{1, 1}})
+		for _, web := range s.Webs {
+			s.namedEcho(web, 80)
+			s.pacedDownloads(web, 81)
+		}
+		idle, turn := map[net.Conn]string{}, []string{}
+		for range 3 {
+			c, server := s.whoAnswers(anyPort(s.Client.Addr), s.at(80))
+			idle[c] = server
+			turn = append(turn, server)
+		}
+		downloads := s.download(81, short(50, 10))
+		for _, end := range []struct {
+			name string
+			end  func()
+		}{{"SIGTERM", s.director.stop}, {"kill -9", s.director.kill}} {
+			downloads.mustGoOn(t, "before "+end.name)
+			before := s.director.balance()
+			end.end()
+			s.director.start()
+			downloads.mustGoOn(t, "after "+end.name)
+			for c, server := range idle {
+				mustStay(t, c, server)
+			}
+			s.mustBeServedBy(80, turn[1])
+			s.mustBeServedBy(80, turn[0])
+			after := s.director.balance()
+			if a := after.Connections.Adopted; a == nil || a.Connections < len(idle)+downloads.n || a.Dropped > 0 {
+				t.Errorf("after %s: adopted %+v", end.name, a)
+			}
+			if len(after.Drops) != 0 || after.In.Packets <= before.In.Packets || after.Out.Bytes <= before.Out.Bytes {
+				t.Errorf("after %s: in %+v, out %+v, dropped %v; before: in %+v, out %+v", end.name, after.In,
+					after.Out, after.Drops, before.In, before.Out)
+			}
+			for i, svc := range after.Services {
+				for j, r := range svc.Realservers {
+					was := before.Services[i].Realservers[j]
+					if r.Connections < was.Connections || r.Forwarded.Packets < was.Forwarded.Packets {
+						t.Errorf("after %s: realserver %s has %d connections and %+v, before %d and %+v", end.name,
+							r.Address, r.Connections, r.Forwarded, was.Connections, was.Forwarded)
+					}
+				}
+			}
+		}
+	})
+}
+
+// downloads are downloads without end from servers of pacedDownloads.
+type downloads struct {
+	n    int
+	read []atomic.Int64 // bytes of each, all as they were sent
+	mu   sync.Mutex
+	errs []error
+}
+
+// pacedDownloads sends the stream to each client, slowly.
+func (s *site) pacedDownloads(h *lab.Host, port uint16) {
+	s.t.Helper()
+	s.serveTCP(h, s.behind(h, port), func(c net.Conn) {
+		every := time.NewTicker(20 * time.Millisecond)
+		defer every.Stop()
+		for same := stream(); ; <-every.C {
+			if _, err := io.CopyN(c, same, 4096); err != nil {
+				return
+			}
+		}
+	})
+}
+
+// download starts n downloads from a port of the VIP, which end with the test.
+func (s *site) download(port uint16, n int) *downloads {
+	s.t.Helper()
+	d := &downloads{n: n, read: make([]atomic.Int64, n)}
+	ctx, cancel := context.WithCancel(context.Background())
+	var all sync.WaitGroup
+	s.t.Cleanup(all.Wait)
+	s.t.Cleanup(cancel)
+	for i := range n {
+		c := s.dial("tcp", port)
+		context.AfterFunc(ctx, func() { c.Close() })
+		all.Go(func() {
+			want, got := make([]byte, 4096), make([]byte, 4096)
+			for same := stream(); ; {
+				k, err := c.Read(got)
+				_, _ = io.ReadFull(same, want[:k]) // never fails
+				if err == nil && !bytes.Equal(want[:k], got[:k]) {
+					err = fmt.Errorf("other bytes than were sent, after %d", d.read[i].Load())
+				}
+				if ctx.Err() != nil {
+					return
+				}
+				if err != nil {
+					d.mu.Lock()
+					d.errs = append(d.errs, fmt.Errorf("download %d, after %d bytes: %w", i, d.read[i].Load(), err))
+					d.mu.Unlock()
+					return
+				}
+				d.read[i].Add(int64(k))
+			}
+		})
+	}
+	return d
+}
+
+// mustGoOn fails the test unless each download gets more bytes.
+func (d *downloads) mustGoOn(t *testing.T, when string) {
+	t.Helper()
+	enough := make([]int64, d.n)
+	for i := range enough {
+		enough[i] = d.read[i].Load() + 1<<16
+	}
+	testkit.Within(t, when+" all downloads go on", 4*soon, func() bool {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		for _, err := range d.errs {
+			t.Fatalf("%s: %d downloads are broken: %v", when, len(d.errs), err)
+		}
+		for i := range enough {
+			if d.read[i].Load() < enough[i] {
+				return false
+			}
+		}
+		return true
+	})
+}

@@ -1,0 +1,337 @@
+package vrrp
+
+import (
+	"bytes"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+)
+
+// peer is another router of an instance.
+type peer struct {
+	priority uint8
+	interval time.Duration
+	last     time.Duration // when it was heard
+	refusal  Refusal       // of its last packet
+	differs  bool          // its addresses are not ours
+	reported time.Duration // when its refusal, or its addresses, were last reported; 0: never
+}
+
+const (
+	// maxPeers bounds the routers that an instance remembers. Anyone on the link can send.
+	maxPeers = 32
+	// reportEvery is the least time between two reports of the same about a router, newsEvery between reports of
+	// something else, and anyEvery between any two reports about an instance.
+	reportEvery = 10 * time.Minute
+	newsEvery   = 30 * time.Second
+	anyEvery    = 200 * time.Millisecond
+)
+
+// Receive takes a packet that has come in. It returns why the packet is refused.
+func (e *Election) Receive(now Moment, p Packet) Refusal {
+	multicast := p.Dst.IsMulticast()
+	if len(p.Payload) < headerLen {
+		e.unknown++
+		return BadLength
+	}
+	i := e.find(p, multicast)
+	if i == nil {
+		e.unknown++
+		return NoInstance
+	}
+	if multicast && p.TTL != ttl {
+		e.refuse(i, now, &p, BadTTL)
+		return BadTTL
+	}
+	if i.role == Master && i.late(now) {
+		e.tickMaster(i, now)
+	}
+	a, r := Parse(p.Payload, p.Src, p.Dst)
+	if r == Accepted {
+		r = i.check(&a, &p, now)
+	}
+	if e.own(p.Src) {
+		r = BadSource
+	}
+	if r != Accepted {
+		e.refuse(i, now, &p, r)
+		return r
+	}
+	i.counts.Received++
+	e.note(i, now, &a, p.Src)
+	switch i.role {
+	case Backup:
+		e.receiveBackup(i, now, &a)
+	case Master:
+		e.receiveMaster(i, now, &a, p.Src)
+	}
+	return Accepted
+}
+
+// find returns the instance of a packet, nil if there is none. Unicast packets may come in by any device.
+func (e *Election) find(p Packet, multicast bool) *instance {
+	var other *instance
+	for _, i := range e.all {
+		if i.RouterID != p.Payload[1] || i.is6() != p.Src.Is6() {
+			continue
+		}
+		if i.device != nil && i.device.Index == p.Device && (!multicast || !i.unicast()) {
+			return i
+		}
+		if i.device != nil && i.device.Index == p.Device || !multicast && slices.Contains(i.Peers, p.Src) {
+			other = i
+		}
+	}
+	return other
+}
+
+// own reports whether an address is one of this host.
+func (e *Election) own(a netip.Addr) bool {
+	for d := range e.devices {
+		if slices.ContainsFunc(e.devices[d].Addrs, func(p netip.Prefix) bool { return p.Addr() == a }) {
+			return true
+		}
+	}
+	return false
+}
+
+// check examines what depends on the instance.
+func (i *instance) check(a *Advert, p *Packet, now Moment) Refusal {
+	kind, data := i.auth()
+	switch {
+	case a.Version != i.Version:
+		return BadVersion
+	case p.Dst.IsMulticast() == i.unicast():
+		return BadCast
+	case i.unicast() && !slices.Contains(i.Peers, p.Src):
+		return BadSource
+	case i.Key == nil && a.trailer != nil:
+		return BadTrailer
+	case a.Version == Version2 && a.AuthType != kind:
+		return BadAuthType
+	case a.Version == Version2 && kind == AuthPassword && !bytes.Equal(a.AuthData[:], data[:]):
+		return BadPassword
+	case a.Version == Version2 && a.Interval != i.Interval:
+		return BadInterval
+	}
+	if i.Key == nil {
+		return Accepted
+	}
+	return i.Key.verify(a, p.Src, now.Wall, window(max(i.Interval, a.Interval)), i.replays)
+}
+
+// receiveBackup: RFC 9568, section 6.4.2.
+func (e *Election) receiveBackup(i *instance, now Moment, a *Advert) {
+	if a.Priority == 0 {
+		if !i.ready {
+			i.deadline = now.Boot + i.skew()
+		}
+		return
+	}
+	if !i.yields(a.Priority, now) {
+		return
+	}
+	i.ready, i.listening = false, false
+	if i.Version == Version3 {
+		i.masterInterval = a.Interval
+	}
+	i.deadline = now.Boot + i.masterDown()
+}
+
+// yields reports whether a backup leaves the role to a master with a priority.
+func (i *instance) yields(priority uint8, now Moment) bool {
+	own := i.priority()
+	switch {
+	case priority >= own && own != Owner:
+		i.preemptAt = 0
+		return true
+	case i.election.held:
+		return true
+	case i.forced, own == Owner:
+		return false
+	case !i.Preempt:
+		return true
+	case i.PreemptDelay == 0:
+		return false
+	case i.preemptAt == 0:
+		i.preemptAt = now.Boot + i.PreemptDelay
+	}
+	return now.Boot < i.preemptAt
+}
+
+// receiveMaster: RFC 9568, section 6.4.3.
+func (e *Election) receiveMaster(i *instance, now Moment, a *Advert, src netip.Addr) {
+	if i.doubt && a.Priority > 0 {
+		e.resign(i, now)
+		e.yield(i, now, fmt.Sprintf("paused, and %v is master", src))
+		e.receiveBackup(i, now, a)
+		return
+	}
+	own := i.priority()
+	address := i.device.source(&i.Instance, i.towards(src))
+	if a.Priority > own || a.Priority == own && src.Compare(address) > 0 {
+		// The better master announces the addresses again when it hears a lower priority. Neighbours may have this
+		// one's announcement, if a link that was cut is whole again: higher_prio_send_advert of keepalived.
+		e.send(i, now, own)
+		e.yield(i, now, fmt.Sprintf("%v has priority %d", src, a.Priority))
+		if i.Version == Version3 {
+			i.masterInterval = a.Interval
+		}
+		i.deadline = now.Boot + i.masterDown()
+		return
+	}
+	if now.Boot-i.answered >= i.Interval { // two routers never answer each other without end
+		i.answered = now.Boot
+		e.advertise(i, now)
+	}
+	if a.Priority == 0 {
+		if i.rival.addr == src {
+			e.endRival(i, now, true)
+		}
+	} else {
+		e.meetRival(i, now, src, Accepted)
+	}
+	if now.Boot-i.again >= announceEvery { // the sender was master, and may have answered for the addresses
+		for _, o := range e.members(i) {
+			o.again = now.Boot
+			e.events = append(e.events, Event{Kind: Reannounce, Instance: o.Name, Peer: src, Addrs: o.Addrs})
+		}
+	}
+}
+
+// announceEvery is the least time between two Reannounce events: vrrp_garp_lower_prio_delay of keepalived.
+const announceEvery = 5 * time.Second
+
+// towards returns where i sends for a router with the address src to receive it.
+func (i *instance) towards(src netip.Addr) netip.Addr {
+	if i.unicast() {
+		return src
+	}
+	return group(i.is6())
+}
+
+// peerOf returns what is known of a router of i.
+func (i *instance) peerOf(src netip.Addr, now Moment) *peer {
+	p := i.peers[src]
+	if p != nil {
+		return p
+	}
+	if len(i.peers) >= maxPeers {
+		var oldest netip.Addr
+		for a, o := range i.peers {
+			if !oldest.IsValid() || o.last < i.peers[oldest].last {
+				oldest = a
+			}
+		}
+		delete(i.peers, oldest)
+	}
+	p = &peer{}
+	i.peers[src] = p
+	return p
+}
+
+// note takes note of an accepted advertisement.
+func (e *Election) note(i *instance, now Moment, a *Advert, src netip.Addr) {
+	p := i.peerOf(src, now)
+	differs := !sameAddrs(a.Addrs, i.Addrs)
+	if differs && !p.differs && i.reports(p, now, true) {
+		e.events = append(e.events, Event{Kind: Differs, Instance: i.Name, Peer: src, Addrs: slices.Clone(a.Addrs)})
+	}
+	if differs {
+		i.counts.Differing++
+	}
+	p.priority, p.interval, p.last, p.refusal, p.differs = a.Priority, a.Interval, now.Boot, Accepted, differs
+}
+
+// sameAddrs reports whether two lists have the same addresses, in any order.
+func sameAddrs(a, b []netip.Addr) bool {
+	a, b = slices.Clone(a), slices.Clone(b)
+	slices.SortFunc(a, netip.Addr.Compare)
+	slices.SortFunc(b, netip.Addr.Compare)
+	return slices.Equal(a, b)
+}
+
+// refuse takes note of a refused packet. A router whose packets are refused while this one is master is a second
+// master: backups send nothing.
+func (e *Election) refuse(i *instance, now Moment, p *Packet, r Refusal) {
+	i.counts.Refused[r]++
+	if r == BadSource || r == BadTTL || r == BadLength || r == BadChecksum {
+		return
+	}
+	o := i.peerOf(p.Src, now)
+	if i.reports(o, now, o.refusal != r) {
+		e.events = append(e.events, Event{Kind: Ignored, Instance: i.Name, Peer: p.Src, Refusal: r})
+	}
+	o.priority, o.last, o.refusal = p.Payload[2], now.Boot, r
+	switch {
+	case i.role != Master:
+	case p.Payload[2] != 0:
+		e.meetRival(i, now, p.Src, r)
+	case i.rival.addr == p.Src:
+		e.endRival(i, now, true)
+	}
+}
+
+// reports reports whether an event about a router, news or the same again, is reported. Anyone on the link can
+// from many addresses: the log does not grow with each packet.
+func (i *instance) reports(p *peer, now Moment, news bool) bool {
+	pause := reportEvery
+	if news {
+		pause = newsEvery
+	}
+	if p.reported != 0 && now.Boot-p.reported < pause || i.reported != 0 && now.Boot-i.reported < anyEvery {
+		return false
+	}
+	p.reported, i.reported = now.Boot, now.Boot
+	return true
+}
+
+// rival is another master beside this one.
+type rival struct {
+	addr        netip.Addr // the zero Addr: there is none
+	refusal     Refusal    // why its packets are refused, or Accepted
+	first, last time.Duration
+	reported    bool
+}
+
+// refusedRival is how long a router whose packets are refused counts as a master after its last packet: keepalived
+// puts its own advertisement off with each packet of others that it refuses, and is heard rarely.
+const refusedRival = time.Minute
+
+// meetRival takes note of another master. One that gives way at this master's next advertisement is not reported.
+func (e *Election) meetRival(i *instance, now Moment, src netip.Addr, r Refusal) {
+	v := &i.rival
+	if v.addr != src {
+		if v.reported { // one at a time
+			return
+		}
+		*v = rival{addr: src, first: now.Boot}
+	}
+	v.last, v.refusal = now.Boot, r
+	i.counts.Rivals++
+	if !v.reported && (r != Accepted || now.Boot-v.first > i.Interval) {
+		v.reported = true
+		i.counts.Conflicts++
+		e.events = append(e.events, Event{Kind: TwoMasters, Instance: i.Name, Peer: src, Refusal: r, Addrs: i.Addrs})
+	}
+}
+
+// endRival forgets another master that is not heard any more, or at once if this one is not master any more.
+func (e *Election) endRival(i *instance, now Moment, atOnce bool) {
+	v := &i.rival
+	silence := 3 * max(i.Interval, i.masterInterval)
+	if p := i.peers[v.addr]; p != nil {
+		silence = max(silence, 3*p.interval)
+	}
+	if v.refusal != Accepted {
+		silence = max(silence, refusedRival)
+	}
+	if !v.addr.IsValid() || !atOnce && now.Boot-v.last <= silence {
+		return
+	}
+	if v.reported {
+		e.events = append(e.events, Event{Kind: OneMaster, Instance: i.Name, Peer: v.addr})
+	}
+	*v = rival{}
+}
