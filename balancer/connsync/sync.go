@@ -169,6 +169,15 @@ func (s *Sync) work(now, elapsed conntab.Ticks) (soon bool) {
 // three seconds. In the mode IPVS, which has no bulk transfer on demand, the three seconds are all.
 func (s *Sync) Ready() <-chan struct{} { return s.ready }
 
+// Complete reports whether the table has the connections of all peers that have been heard within three seconds. It
+// reports false again when datagrams of a peer are lost, until that has sent its whole table: 2 s after the end of an
+// outage at the latest.
+func (s *Sync) Complete() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return !s.incomplete(s.now())
+}
+
 // incomplete reports whether connections of a peer are still missing.
 func (s *Sync) incomplete(now conntab.Ticks) bool {
 	if now-s.begun < aliveFor && !slices.ContainsFunc(s.list(), func(p *peer) bool { return p.hasSent }) {

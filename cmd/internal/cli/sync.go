@@ -20,7 +20,9 @@ func printSync(out io.Writer, s *api.Sync) error {
 	}
 	state := "the peers' connections are complete"
 	switch {
-	case !s.Ready:
+	case !s.Ready, slices.ContainsFunc(s.Peers, func(p api.SyncPeer) bool {
+		return s.Mode == "vstun" && p.State == "alive" && p.Bulk == nil
+	}):
 		state = "waiting for the peers' connections"
 	case s.Sending:
 		state = "sending the whole table"

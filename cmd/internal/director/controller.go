@@ -209,12 +209,12 @@ func (c *controller) takeHealth(changes []health.Change) {
 	c.logFailure(slog.LevelError, "cannot apply the health of realservers", c.converge(c.state().inputs))
 }
 
-// endSyncing notes that the connections of other directors are there.
-func (c *controller) endSyncing() {
+// peersComplete notes that the connections of other directors are here, or that some are missing.
+func (c *controller) peersComplete(complete bool) {
 	_ = c.do(func() {
 		in := c.state().inputs
-		in.Syncing = false
-		c.logFailure(slog.LevelError, "cannot answer packets of unknown connections", c.converge(in))
+		in.Syncing = !complete
+		c.logFailure(slog.LevelError, "cannot change the answer to packets of unknown connections", c.converge(in))
 	})
 }
 

@@ -127,7 +127,7 @@ func (d *director) wire(cfg *config.Director) {
 	d.checks.notifier = notify.New(func(err error) { d.log.Error("notification failed", "error", err) })
 	d.checks.notifier.Set(cfg.Notify)
 	d.controller.notify, d.roles.notify = d.checks.notifier.Send, d.checks.notifier.Send
-	d.controller.roles = &d.roles
+	d.controller.roles, d.roles.rejoined = &d.roles, d.sync.rejoin
 	d.roles.hold(cfg.Sync.On)
 }
 
@@ -241,12 +241,10 @@ func (d *director) runControl(ctx context.Context, hangup func(fn func()) daemon
 		},
 		d.controller.run,
 		func(ctx context.Context) error {
-			return d.sync.run(ctx, func() {
+			return d.sync.run(ctx, syncing{complete: d.controller.peersComplete, hold: d.roles.hold, ready: func() {
 				d.log.Info("connections of peers are here", "connections", p.table.Len())
-				d.controller.endSyncing()
-				d.roles.hold(false)
 				d.notifyManager("READY=1")
-			})
+			}})
 		},
 		d.checks.monitor.Run,
 		d.checks.notifier.Run,

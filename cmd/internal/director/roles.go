@@ -23,6 +23,7 @@ import (
 type roles struct {
 	log      *slog.Logger
 	notify   func(events ...notify.Event)
+	rejoined func() // an instance takes part again after a fault
 	lan      *lan
 	router   *vrrp.Router   // nil: none
 	gateways *neigh.Watcher // nil: none
@@ -32,7 +33,7 @@ type roles struct {
 
 // open opens the sockets, if cfg has [[vrrp]].
 func (r *roles) open(cfg *config.Director, log *slog.Logger, lan *lan) (err error) {
-	r.log, r.lan, r.notify = log, lan, func(...notify.Event) {}
+	r.log, r.lan, r.notify, r.rejoined = log, lan, func(...notify.Event) {}, func() {}
 	if len(cfg.VRRP) == 0 {
 		return nil
 	}
@@ -143,6 +144,9 @@ func (r *roles) report(e vrrp.Event) {
 			level = slog.LevelWarn
 		}
 		r.log.Log(context.Background(), level, "VRRP role", args...)
+		if e.Old == vrrp.Fault && e.New == vrrp.Backup {
+			r.rejoined()
+		}
 		r.notify(notify.Event{Time: time.Now(), Kind: notify.KindVRRP, Service: e.Instance, Old: e.Old.String(),
 			New: e.New.String(), Reason: e.Reason})
 	case vrrp.Reannounce:
