@@ -74,7 +74,8 @@ type Sync struct {
 	refresh refresh
 	bulk    *bulk // nil: none is going on
 	peers   map[peerID]*peer
-	nonces  [2]uint64 // of the last hellos, the newest first
+	senders map[netip.Addr]sender // of refused datagrams
+	nonces  [2]uint64             // of the last hellos, the newest first
 	hello   conntab.Ticks
 	asked   bool // an early hello is due
 	hellos  int  // that have been sent, in the mode IPVS
@@ -93,7 +94,7 @@ func New(cfg Config, link Link, table *conntab.Table, b *balancer.Balancer, cloc
 	}
 	cfg.Size = min(cfg.Size, MaxSize)
 	s := &Sync{cfg: cfg, link: link, table: table, balancer: b, now: clock, ready: make(chan struct{}),
-		wake: make(chan struct{}, 1), peers: map[peerID]*peer{}, session: random(), begun: clock(),
+		wake: make(chan struct{}, 1), peers: map[peerID]*peer{}, senders: map[netip.Addr]sender{}, session: random(), begun: clock(),
 		feed: table.OwnChanges(feedSize, conntab.Assured, conntab.Moved, conntab.Repeated)}
 	s.hello = clock() - helloEvery
 	if cfg.Key != nil {

@@ -253,8 +253,12 @@ func vrrpStatus(s *vrrp.Status) api.VRRP {
 		v.Tracks = append(v.Tracks, api.Track{Name: t.Name, Up: t.Up, Weight: t.Weight})
 	}
 	for _, p := range s.Peers {
-		v.Peers = append(v.Peers, api.Peer{Address: p.Addr.String(), Priority: p.Priority, Last: p.Age.Seconds(),
-			Refused: p.Refusal.String(), Differs: p.Differs})
+		peer := api.Peer{Address: p.Addr.String(), Priority: p.Priority, Last: p.Age.Seconds(),
+			Refused: p.Refusal.String(), Differs: p.Differs}
+		if p.Refusal != vrrp.Accepted {
+			peer.Fix = remedy(p.Refusal)
+		}
+		v.Peers = append(v.Peers, peer)
 	}
 	if s.Rival.IsValid() {
 		v.OtherMaster = &api.OtherMaster{Address: s.Rival.String(), Refused: s.RivalRefused.String(),

@@ -181,6 +181,10 @@ func (s *peerSync) status() *api.Sync {
 	out := &api.Sync{Mode: s.mode, Ready: st.Ready, Sending: st.Sending, Sent: syncTraffic(st.Sent),
 		Received: syncTraffic(st.Received), Lost: st.Lost, Resent: st.Resent, ChangesLost: st.ChangesLost,
 		Inexpressible: st.Inexpressible, SendErrors: st.SendErrors, Error: st.LastError, Refused: st.Refused}
+	for _, r := range st.Senders {
+		out.Senders = append(out.Senders, api.SyncSender{Address: r.Addr.String(), Reason: r.Fault.String(), Count: r.N,
+			Last: r.Age.Seconds(), Fix: s.remedy(r.Fault)})
+	}
 	for _, p := range st.Peers {
 		peer := api.SyncPeer{Address: p.Addr.String(), State: "silent", Heard: p.Heard.Seconds(),
 			Received: syncTraffic(p.Received), Lost: p.Lost, Recovered: p.Recovered}
@@ -202,4 +206,25 @@ func (s *peerSync) status() *api.Sync {
 
 func syncTraffic(t connsync.Traffic) api.SyncTraffic {
 	return api.SyncTraffic{Datagrams: t.Datagrams, Records: t.Records, Bytes: t.Bytes}
+}
+
+// remedy says what to do about datagrams that are refused.
+func (s *peerSync) remedy(f connsync.Fault) string {
+	switch f {
+	case connsync.BadHeader:
+		return "set the same mode in [sync] of both directors"
+	case connsync.OldVersion:
+		return "at the kernel director: sysctl -w net.ipv4.vs.sync_version=1"
+	case connsync.OtherID:
+		return "set the same id in [sync] of both directors"
+	case connsync.Stranger:
+		return "add the sender to peers in [sync], or look for it"
+	case connsync.Forged:
+		return "copy the file key of [sync] to both directors, and restart the changed one; or look for the sender"
+	case connsync.Replayed:
+		return "a few are usual; if they are many, look for a sender that repeats old datagrams"
+	case connsync.Unverified:
+		return "its table follows"
+	}
+	return "look for a faulty sender"
 }
