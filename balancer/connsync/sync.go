@@ -94,8 +94,9 @@ func New(cfg Config, link Link, table *conntab.Table, b *balancer.Balancer, cloc
 	}
 	cfg.Size = min(cfg.Size, MaxSize)
 	s := &Sync{cfg: cfg, link: link, table: table, balancer: b, now: clock, ready: make(chan struct{}),
-		wake: make(chan struct{}, 1), peers: map[peerID]*peer{}, senders: map[netip.Addr]sender{}, session: random(), begun: clock(),
-		feed: table.OwnChanges(feedSize, conntab.Assured, conntab.Moved, conntab.Repeated)}
+		wake: make(chan struct{}, 1), peers: map[peerID]*peer{}, senders: map[netip.Addr]sender{}, session: random(),
+		begun: clock(),
+		feed:  table.OwnChanges(feedSize, conntab.Assured, conntab.Moved, conntab.Repeated)}
 	s.hello = clock() - helloEvery
 	if cfg.Key != nil {
 		s.sealer = newSealer(cfg.Key)

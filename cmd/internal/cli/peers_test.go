@@ -28,7 +28,8 @@ func TestPrintPeers(t *testing.T) {
 				"refused of 10.0.2.9  3 datagrams, last 2s ago: forged: copy the key\n" +
 				"peer 10.0.2.3        alive, heard 0s ago     5 records  0 lost  table complete 7s ago\n" +
 				"peer 10.0.2.4        silent, heard 1m1s ago  0 records  0 lost  table incomplete\n"},
-		"incomplete": {&api.Sync{Mode: "vstun", Ready: true, Peers: []api.SyncPeer{{Address: "10.0.2.3", State: "alive"}}},
+		"incomplete": {&api.Sync{Mode: "vstun", Ready: true,
+			Peers: []api.SyncPeer{{Address: "10.0.2.3", State: "alive"}}},
 			"sync vstun, waiting for the peers' connections\n" +
 				"sent           0 datagrams          0 records  0 bytes\n" +
 				"received       0 datagrams          0 records  0 bytes\n" +

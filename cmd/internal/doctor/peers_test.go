@@ -23,8 +23,9 @@ func TestVRRPFindings(t *testing.T) {
 	}{
 		{"a master", api.VRRP{Role: "master", Peers: []api.Peer{{Address: "10.0.2.3", Priority: 90}}}, "eth1", nil},
 		{"a backup", api.VRRP{Role: "backup", Peers: []api.Peer{{Address: "10.0.2.3", Priority: 90}}}, "", nil},
-		{"two masters", api.VRRP{Role: "master", OtherMaster: &api.OtherMaster{Address: "10.0.2.3", Refused: "password",
-			Fix: "set the same password at both"}, Peers: []api.Peer{{Address: "10.0.2.3", Refused: "password"}}}, "eth1",
+		{"two masters", api.VRRP{Role: "master", OtherMaster: &api.OtherMaster{Address: "10.0.2.3",
+			Refused: "password", Fix: "set the same password at both"},
+			Peers: []api.Peer{{Address: "10.0.2.3", Refused: "password"}}}, "eth1",
 			[]string{"error vrrp VI_1: 10.0.2.3 is master, too [set the same password at both]"}},
 		{"a fault", api.VRRP{Role: "fault", Fault: "eth0 has no link"}, "",
 			[]string{"error vrrp VI_1: it takes no part in the election: eth0 has no link []"}},

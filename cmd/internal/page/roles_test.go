@@ -49,8 +49,8 @@ func TestShowsExchange(t *testing.T) {
 				{Address: "10.0.2.3", State: "alive", Received: api.SyncTraffic{Records: 5}, Lost: 3, Bulk: &age},
 				{Address: "10.0.2.4", State: "silent", Heard: 7300}}}
 	})
-	waitText(tab, "#exchanged", "Connections are exchanged in the mode vstun: 40 records sent, 5 received, 3 datagrams "+
-		"lost.")
+	waitText(tab, "#exchanged", "Connections are exchanged in the mode vstun: 40 records sent, 5 received, "+
+		"3 datagrams lost.")
 	waitText(tab, "#exchange tbody tr:nth-of-type(1)", "10.0.2.3 alive 0 s ago 5 3 complete 2 h ago")
 	waitText(tab, "#exchange tbody tr:nth-of-type(2)", "10.0.2.4 silent 2 h ago 0 0 incomplete")
 	src.change(func(st *api.DirectorStatus) {
