@@ -302,7 +302,8 @@ type groupPart struct {
 	ports []uint16
 }
 
-var errManyAddresses = errors.New("the groups make too many services: write fewer addresses and ports")
+var errManyAddresses = errors.New("the groups make too many services or tracks: write fewer addresses, ports and " +
+	"members")
 
 // maxGroup is the maximum number of addresses in one line of a group: an IPv4 /20.
 const maxGroup = 4096

@@ -13,15 +13,15 @@ import (
 
 // mail is the mail of global_defs.
 type mail struct {
-	Place          // of notification_email, or of the first other statement
-	to             []string
-	from           string
-	server         string // HOST:PORT; "": keepalived sends no mail
-	helo           string
-	timeout        time.Duration // of each attempt; 0: the default
-	alert          *bool         // smtp_alert; nil: not set
-	checker, vrrp  *bool         // smtp_alert_checker and smtp_alert_vrrp
-	noFaults       Place         // of no_email_faults
+	Place         // of notification_email, or of the first other statement
+	to            []string
+	from          string
+	server        string // HOST:PORT; "": keepalived sends no mail
+	helo          string
+	timeout       time.Duration // of each attempt; 0: the default
+	alert         *bool         // smtp_alert; nil: not set
+	checker, vrrp *bool         // smtp_alert_checker and smtp_alert_vrrp
+	noFaults      Place         // of no_email_faults
 }
 
 // usualMailTimeout is keepalived's default of smtp_connect_timeout, DEFAULT_SMTP_CONNECTION_TIMEOUT.

@@ -2,7 +2,6 @@ package migrate
 
 import (
 	"net/netip"
-	"slices"
 	"strconv"
 
 	"vstun/cmd/internal/config"
@@ -111,7 +110,8 @@ func (p *plan) settleSync(byTitle map[string]*instance) {
 	v := byTitle[d.instance]
 	switch {
 	case v == nil:
-		p.note(d.Place, "lvs_sync_daemon: there is no vrrp_instance %s: its virtual_router_id is not the ID: write id in "+
+		p.note(d.Place, "lvs_sync_daemon: there is no vrrp_instance %s: its virtual_router_id is not the ID: write "+
+			"id in "+
 			"[sync]", d.instance)
 	case !d.hasID:
 		d.id = int(v.routerID)
@@ -159,7 +159,7 @@ func (p *ipvsadm) startDaemon(at Place, r rule) {
 	}
 	same := d
 	same.Place = p.sync.Place
-	if slices.Contains([]string{"master", "backup"}, r.options["start-daemon"]) && same == p.sync {
+	if d.device != "" && same == p.sync {
 		return // of the other role
 	}
 	p.setSync(d, "--start-daemon")

@@ -1,6 +1,7 @@
 package migrate
 
 import (
+	"net/netip"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -10,11 +11,13 @@ import (
 	"vstun/routing/vrrp"
 )
 
-// track is a future track of an instance: a device.
+// track is a future track of an instance: a device, or a gateway that a script pings.
 type track struct {
 	Place
-	device string
-	weight int
+	device  string     // "": a gateway
+	gateway netip.Addr // a track if it is in a subnet of the instance's addresses
+	script  string     // its name and command, for notes
+	weight  int
 }
 
 // syncGroup is a vrrp_sync_group. Its tracks and scripts are those of its members.
@@ -40,7 +43,7 @@ var groupKeywords = map[string]func(*keepalived, *syncGroup, *statement){
 		g.members = st.block
 	},
 	"track_interface": func(k *keepalived, g *syncGroup, st *statement) { k.trackInterfaces(nil, st, &g.tracks) },
-	"track_script":    func(k *keepalived, _ *syncGroup, st *statement) { k.trackScripts(nil, st) },
+	"track_script":    func(k *keepalived, g *syncGroup, st *statement) { k.trackScripts(nil, st, &g.tracks) },
 	"track_file":      func(k *keepalived, _ *syncGroup, st *statement) { trackNothing(k, nil, st) },
 	"track_process":   func(k *keepalived, _ *syncGroup, st *statement) { trackNothing(k, nil, st) },
 	"track_bfd":       func(k *keepalived, _ *syncGroup, st *statement) { trackNothing(k, nil, st) },
@@ -49,13 +52,16 @@ var groupKeywords = map[string]func(*keepalived, *syncGroup, *statement){
 	"global_tracking":            func(_ *keepalived, g *syncGroup, _ *statement) { g.weights = true },
 	"smtp_alert":                 func(k *keepalived, g *syncGroup, st *statement) { k.setAlert(nil, st, &g.alert) },
 
-	"notify_master":           func(k *keepalived, g *syncGroup, st *statement) { k.groupScript(g, st, vrrp.Master) },
-	"notify_backup":           func(k *keepalived, g *syncGroup, st *statement) { k.groupScript(g, st, vrrp.Backup) },
-	"notify_fault":            func(k *keepalived, g *syncGroup, st *statement) { k.groupScript(g, st, vrrp.Fault) },
-	"notify":                  func(k *keepalived, g *syncGroup, st *statement) { k.groupScript(g, st, anyRole...) },
-	"notify_stop":             func(k *keepalived, _ *syncGroup, st *statement) { noCounterpart(noStop)(k, nil, st) },
-	"notify_deleted":          func(k *keepalived, _ *syncGroup, st *statement) { noCounterpart(noStop)(k, nil, st) },
-	"notify_priority_changes": func(k *keepalived, _ *syncGroup, st *statement) { noCounterpart(noneNeeded)(k, nil, st) },
+	"notify_master":  func(k *keepalived, g *syncGroup, st *statement) { k.groupScript(g, st, vrrp.Master) },
+	"notify_backup":  func(k *keepalived, g *syncGroup, st *statement) { k.groupScript(g, st, vrrp.Backup) },
+	"notify_fault":   func(k *keepalived, g *syncGroup, st *statement) { k.groupScript(g, st, vrrp.Fault) },
+	"notify":         func(k *keepalived, g *syncGroup, st *statement) { k.groupScript(g, st, anyRole...) },
+	"notify_stop":    func(k *keepalived, _ *syncGroup, st *statement) { noCounterpart(noStop)(k, nil, st) },
+	"notify_deleted": func(k *keepalived, _ *syncGroup, st *statement) { noCounterpart(noStop)(k, nil, st) },
+	"notify_priority_changes": func(k *keepalived, _ *syncGroup, st *statement) {
+		noCounterpart(noneNeeded)(k, nil,
+			st)
+	},
 }
 
 // vrrpGroup reads a vrrp_sync_group.
@@ -89,7 +95,8 @@ func (k *keepalived) joinGroups() {
 				case v == nil:
 					k.note(line.Place, "vrrp_sync_group %s: there is no vrrp_instance %s: left out", g.name, title)
 				case v.group != nil:
-					k.noteOn(v, line.Place, "vrrp_sync_group %s: %s is in %s already: left out, as by keepalived: keep "+
+					k.noteOn(v, line.Place, "vrrp_sync_group %s: %s is in %s already: left out, as by keepalived: "+
+						"keep "+
 						"one of them", g.name, title, v.group.name)
 				default:
 					v.group = g
@@ -103,6 +110,14 @@ func (k *keepalived) joinGroups() {
 // joinGroup gives an instance the tracks of its group, and the first one its scripts. As in keepalived its own tracks
 // have no weights.
 func (k *keepalived) joinGroup(v *instance) {
+	v.tracks = slices.DeleteFunc(v.tracks, func(t track) bool {
+		ignored := t.device == "" && t.weight != 0 && !v.group.weights
+		if ignored {
+			k.noteOn(v, t.Place, "track_script %s: keepalived ignores it with a weight in a vrrp_sync_group, and so "+
+				"does the import", t.script)
+		}
+		return ignored
+	})
 	for i, t := range v.tracks {
 		if t.weight != 0 && !v.group.weights {
 			k.noteOn(v, t.Place, "track_interface %s: keepalived ignores the weight in a vrrp_sync_group: so does the "+
@@ -171,8 +186,9 @@ func (k *keepalived) defineScript(block *statement) {
 	k.vrrpScripts[block.arg(1)] = s
 }
 
-// trackScripts notes the scripts of track_script. The director tracks what most of them look at without a script.
-func (k *keepalived) trackScripts(v *instance, block *statement) {
+// trackScripts reads track_script. The director runs no scripts for that. It tracks a gateway, which a script with ping
+// looks at.
+func (k *keepalived) trackScripts(v *instance, block *statement, to *[]track) {
 	list := block.block
 	if block.arg(1) != "" { // "track_script NAME" is one of keepalived's forms
 		list = append(slices.Clone(list), &statement{Place: block.Place, text: block.text, words: block.words[1:]})
@@ -185,32 +201,53 @@ func (k *keepalived) trackScripts(v *instance, block *statement) {
 			continue
 		}
 		s.used = true
-		weight, _ := trackWeight(st)
-		if in := s.of.find("weight"); weight == "" && in != nil {
-			weight = in.arg(1)
+		t := s.track(st)
+		if t.gateway.IsValid() {
+			*to = append(*to, t)
+			continue
 		}
-		if n, err := strconv.Atoi(weight); err == nil && n != 0 {
-			weight = ", weight = " + strconv.Itoa(n)
-		} else {
-			weight = ""
-		}
-		k.noteOn(v, st.Place, "track_script %s: %s: no counterpart: left out: %s", st.name(),
-			strings.Join(s.command, " "), insteadOf(s.command, weight))
+		k.noteOn(v, st.Place, "track_script %s: no counterpart: left out: track = [{ service = NAME%s }], or its "+
+			"realserver, by whose check of type exec the script can run", t.script, t.weightKey())
 	}
 }
 
-// insteadOf returns what to do in place of a script. weight is the end of a track.
-func insteadOf(command []string, weight string) string {
-	if len(command) > 1 && slices.Contains([]string{"ping", "ping6", "fping", "arping"}, filepath.Base(command[0])) {
-		for _, w := range command[1:] {
-			if a, err := unicast(w); err == nil {
-				return "track = [{ gateway = " + quote(a.String()) + weight + " }] does that, if it is in a subnet of " +
-					"this host"
-			}
+// track returns the track of a line of track_script. It has a gateway if the script pings an address.
+func (s *vrrpScript) track(st *statement) track {
+	t := track{Place: st.Place, script: st.name() + ": " + strings.Join(s.command, " ")}
+	weight, reverse := trackWeight(st)
+	if in := s.of.find("weight"); weight == "" && in != nil {
+		weight, reverse = in.arg(1), reverse || in.arg(2) == "reverse"
+	}
+	if n, err := strconv.Atoi(weight); err == nil && n >= -253 && n <= 253 {
+		t.weight = n
+	}
+	pings := len(s.command) > 0 && slices.Contains([]string{"ping", "ping6", "fping", "arping"},
+		filepath.Base(s.command[0]))
+	if !pings || reverse {
+		return t
+	}
+	for _, w := range s.command[1:] {
+		if a, err := unicast(w); err == nil {
+			t.gateway = a
 		}
 	}
-	return "track = [{ service = NAME" + weight + " }], or its realserver, by whose check of type exec the script " +
-		"can run"
+	return t
+}
+
+// weightKey returns the end of a track in TOML.
+func (t *track) weightKey() string {
+	if t.weight == 0 {
+		return ""
+	}
+	return ", weight = " + strconv.Itoa(t.weight)
+}
+
+// key returns the track in TOML.
+func (t *track) key() string {
+	if t.device == "" {
+		return "{ gateway = " + quote(t.gateway.String()) + t.weightKey() + " }"
+	}
+	return "{ interface = " + quote(t.device) + t.weightKey() + " }"
 }
 
 // trackNothing notes tracks without a counterpart.

@@ -94,7 +94,7 @@ var instanceKeywords = map[string]func(*keepalived, *instance, *statement){
 	"lvs_sync_daemon_interface":  (*keepalived).syncInterface,
 
 	"track_interface": func(k *keepalived, v *instance, st *statement) { k.trackInterfaces(v, st, &v.tracks) },
-	"track_script":    func(k *keepalived, v *instance, st *statement) { k.trackScripts(v, st) },
+	"track_script":    func(k *keepalived, v *instance, st *statement) { k.trackScripts(v, st, &v.tracks) },
 	"track_file":      trackNothing, "track_process": trackNothing, "track_bfd": trackNothing,
 
 	"notify_master": func(k *keepalived, v *instance, st *statement) { k.roleScript(v, st, vrrp.Master) },
@@ -295,7 +295,7 @@ var addressOptions = map[string]int{"dev": 1, "brd": 1, "broadcast": 1, "scope":
 	"preferred_lft": 1, "valid_lft": 1, "track_group": 1, "home": 0, "nodad": 0, "-nodad": 0, "mngtmpaddr": 0,
 	"noprefixroute": 0, "autojoin": 0, "no_track": 0, "use_vmac": 0}
 
-// addresses reads virtual_ipaddress and virtual_ipaddress_excluded: "10.0.2.10/24 brd 10.0.2.255 dev eth1 label eth1:1".
+// addresses reads virtual_ipaddress and virtual_ipaddress_excluded: "10.0.2.10/24 brd 10.0.2.255 dev eth1".
 func (k *keepalived) addresses(v *instance, block *statement, to *[]moving) {
 	for _, st := range block.block {
 		text, length, hasLength := strings.Cut(st.name(), "/")

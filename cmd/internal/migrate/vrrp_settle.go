@@ -41,7 +41,8 @@ func (p *plan) noteUnlisted(s *service, owners map[netip.Addr]*instance) {
 		all = append(all[:4], strconv.Itoa(n)+" more")
 	}
 	if len(all) > 0 {
-		p.noteOf(s, s.Place, "no vrrp_instance has the VIP %s: director check refuses it in a subnet of the host: write "+
+		p.noteOf(s, s.Place, "no vrrp_instance has the VIP %s: director check refuses it in a subnet of the host: "+
+			"write "+
 			"it in addresses of a [[vrrp]], unless it is routed", strings.Join(all, ", "))
 	}
 }
@@ -69,7 +70,8 @@ func (r *vrrpSettler) settle(v *instance) bool {
 		if m.address.Is6() == first.Is6() {
 			return false
 		}
-		r.noteOn(v, m.Place, "virtual_ipaddress %v: is of another family than %v: left out, as by keepalived: write it "+
+		r.noteOn(v, m.Place, "virtual_ipaddress %v: is of another family than %v: left out, as by keepalived: write "+
+			"it "+
 			"in virtual_ipaddress_excluded", m.address, first)
 		return true
 	})
@@ -113,7 +115,8 @@ func (r *vrrpSettler) unowned(v *instance, list []moving) []moving {
 		}
 		r.owners[m.address] = v
 		if r.vips[m.address] && m.device != "" && m.device != v.device {
-			r.noteOn(v, m.Place, "VIP %v dev %s: devices with its subnet and %s announce it: look whether %s is one of "+
+			r.noteOn(v, m.Place, "VIP %v dev %s: devices with its subnet and %s announce it: look whether %s is one "+
+				"of "+
 				"them", m.address, m.device, v.device, m.device)
 		}
 		return false
@@ -171,7 +174,8 @@ func (r *vrrpSettler) settleAuth(v *instance) {
 	case kind == "AH":
 		r.noteOn(v, a.Place, "auth_type AH: no counterpart: left out: set auth_type PASS at the other directors, too")
 	case v.version == vrrp.Version3 || r.isStrict(v):
-		r.noteOn(v, a.Place, "authentication: keepalived ignores it with version 3 and in strict mode, and so does the "+
+		r.noteOn(v, a.Place, "authentication: keepalived ignores it with version 3 and in strict mode, and so does "+
+			"the "+
 			"import: set a key at all directors once they are of vstun")
 	case kind != "PASS" || password == "":
 		r.noteOn(v, a.Place, "authentication: keepalived ignores it without auth_type PASS and auth_pass, and so does "+
@@ -233,13 +237,34 @@ func (r *vrrpSettler) settlePreemption(v *instance) {
 	}
 }
 
-// settleTracks leaves out the instance's own device, without which it has a fault anyway, and what is there twice.
+// settleTracks leaves out the instance's own device, without which it has a fault anyway, what is there twice, and
+// gateways that may be in no subnet of the host: they would be a fault for ever.
 func (r *vrrpSettler) settleTracks(v *instance) {
-	seen := map[string]bool{v.device: true}
+	type subject struct {
+		device  string
+		gateway netip.Addr
+	}
+	seen := map[subject]bool{{device: v.device}: true}
 	v.tracks = slices.DeleteFunc(v.tracks, func(t track) bool {
-		twice := seen[t.device]
-		seen[t.device] = true
-		return twice
+		of := subject{t.device, t.gateway}
+		if seen[of] {
+			return true
+		}
+		seen[of] = true
+		if t.device != "" || v.isNear(t.gateway) {
+			return false
+		}
+		r.noteOn(v, t.Place, "track_script %s: no counterpart: left out: track = [%s] does that, if it is in a "+
+			"subnet of "+
+			"this host", t.script, t.key())
+		return true
+	})
+}
+
+// isNear reports whether an address is in the subnet of one of the instance's.
+func (v *instance) isNear(a netip.Addr) bool {
+	return slices.ContainsFunc(slices.Concat(v.addresses, v.excluded), func(m moving) bool {
+		return netip.PrefixFrom(m.address, m.length).Contains(a) && m.address != a
 	})
 }
 
@@ -310,12 +335,8 @@ func (v *instance) written(moves []moving, vips map[netip.Addr]bool) (all []stri
 }
 
 func (v *instance) trackKeys() (all []string) {
-	for _, t := range v.tracks {
-		text := "{ interface = " + quote(t.device)
-		if t.weight != 0 {
-			text += ", weight = " + strconv.Itoa(t.weight)
-		}
-		all = append(all, text+" }")
+	for i := range v.tracks {
+		all = append(all, v.tracks[i].key())
 	}
 	return all
 }
