@@ -25,9 +25,9 @@ package:
 	.ci/package bin
 
 # Five hosts in network namespaces, the real programs, requests through the VIP. `make demo STAY=1` leaves it up; IPV6=1 is for IPv6;
-# LAN=1 puts the VIP into the director's subnet.
+# LAN=1 puts the VIP into the director's subnet; HA=1 has two directors there, one of which is killed.
 demo: build
-	bin/lab demo $(if $(STAY),--stay) $(if $(IPV6),--ipv6) $(if $(LAN),--lan)
+	bin/lab demo $(if $(STAY),--stay) $(if $(IPV6),--ipv6) $(if $(LAN),--lan) $(if $(HA),--ha)
 
 # Unit tests, and, as root, the end-to-end tests in network namespaces.
 test: deps
