@@ -187,10 +187,18 @@ func TestReplies(t *testing.T) {
 		!slices.Equal(s.Loose, []string{"eth1", "vs0"}) || len(s.Addrs) != 1 {
 		t.Errorf("sysctls %v, loose %v, addresses %v", values, s.Loose, s.Addrs)
 	}
+	killed := 0 // routes for the time after a kill
 	for _, r := range s.Routes {
-		if r.Table == reply && (r.Link != "vs0" || r.Dst.Bits() != 0 || r.MTU != 1500) {
+		switch {
+		case r.Table != reply:
+		case r.Unreachable && r.Dst.Bits() == 0 && r.Metric == lastResort:
+			killed++
+		case r.Link != "vs0" || r.Dst.Bits() != 0 || r.MTU != 1500:
 			t.Errorf("route of replies: %+v", r)
 		}
+	}
+	if killed != 2 {
+		t.Errorf("%d unreachable routes of replies, want one for each family", killed)
 	}
 	if own := in.OwnServers(); len(own) != 1 || own[0] != netip.MustParseAddr("10.0.2.2") {
 		t.Errorf("own servers %v", own)
