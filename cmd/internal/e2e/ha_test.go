@@ -4,6 +4,8 @@ import (
 	"os"
 	"testing"
 	"time"
+
+	"vstun/testdata/testkit"
 )
 
 // The tests of a pair of directors are small here. `make ha` makes them large.
@@ -98,4 +100,32 @@ func (p *program) mustDo(command string) {
 	if r := p.command(command); r.code != 0 {
 		p.t.Fatalf("%s of %s: exit status %d: %s%s", command, p, r.code, r.stdout, r.stderr)
 	}
+}
+
+// TestTakeoverHoldsBack: in the first three seconds as master, a director answers no packet of an unknown connection:
+// the former master may be about to send that connection. Then it answers.
+func TestTakeoverHoldsBack(t *testing.T) {
+	t.Parallel()
+	p := newSyncedPair(t, tun, "100ms", "")
+	client := beside(p.Client.Addr)
+	end := p.openEnd(p.Client, "eth0", p.mac(p.Router, "client"), single(client))
+	p.neighbour(p.Router, "client", client, p.Client)
+	packet := make([]byte, 64)
+	packet = packet[:segment(packet, client.As4(), p.VIP.As4(), 4711, 80, 1, 1, flagACK, nil)]
+	p.first.mustDo("standby")
+	p.role(p.second, "master")
+	end.send(packet)
+	testkit.Eventually(t, "the packet is dropped", func() bool {
+		return p.second.balance().Drops["no_connection"] > 0
+	})
+	st := p.second.balance()
+	if since := st.VRRP[0].Since; since > 2.5 {
+		t.Logf("a busy machine: the packet came %v s after the switch", since)
+	} else if st.Resets > 0 || len(end.received()) > 0 {
+		t.Errorf("%v s after the switch a packet of an unknown connection is answered", since)
+	}
+	testkit.Eventually(t, "a later packet is answered", func() bool {
+		end.send(packet)
+		return len(end.received()) > 0
+	})
 }
