@@ -37,6 +37,8 @@ type Options struct {
 	NoResets bool // a TCP packet of an unknown connection is dropped without a RST
 	// a scheduler that decides by the packet alone (Scheduler.Hash) decides for TCP packets of unknown connections
 	HashUnknown bool
+	// Connections of other directors may be missing: replies of VS/NAT's realservers of unknown connections wait.
+	Incomplete bool
 }
 
 // Target is the reachability part of a Realserver. Checks that take the path of clients' packets are sent to it.

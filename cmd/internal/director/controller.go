@@ -37,6 +37,7 @@ type controller struct {
 	neighbours neighbours
 	notify     func(events ...notify.Event) // notifies
 	note       func(in *plan.Inputs)        // of inputs in force, for the next process
+	handed     bool                         // the devices, with the routes by them, are a predecessor's
 
 	requests chan func()   // that run calls, one after the other
 	ended    chan struct{} // closed when run has ended
@@ -46,6 +47,8 @@ type controller struct {
 	unreported []health.Change      // that are not in force yet
 	failures   map[string]string    // the last error by activity, see logFailure
 	places     map[netip.Addr]place // of realservers of VS/DR
+	incomplete bool                 // the peers' connections are not here yet
+	takeover   <-chan time.Time     // the end of takingOver; nil: this director has got no role just now
 }
 
 // network is the part of a routing.Manager that the controller needs.
@@ -75,7 +78,7 @@ func newController(log *slog.Logger, plane *dataPlane, checks *checks, network n
 // start puts the first configuration in force, with weights that operators have set before.
 func (c *controller) start(cfg *config.Director, weights plan.Weights) error {
 	in := plan.Inputs{Weights: weights}.Reconfigured(cfg)
-	in.Syncing = cfg.Sync.On
+	c.incomplete, in.Syncing = cfg.Sync.On, cfg.Sync.On
 	in.Rules = c.ask.rules()
 	c.resolvePaths(&in)
 	if cfg.TAP { // its workers do not read the answers yet
@@ -95,9 +98,12 @@ func (c *controller) start(cfg *config.Director, weights plan.Weights) error {
 	return nil
 }
 
-// announced returns the part of in's announcements that a predecessor has made: the VIPs whose routes were adopted. The
-// question whether another host has them would take a third of a second, in which their packets wait.
+// announced returns the part of in's announcements that a predecessor has made: the VIPs whose routes were adopted with
+// their device. The question whether another host has them would take a third of a second, in which their packets wait.
 func (c *controller) announced(in plan.Inputs) []neigh.Device {
+	if !c.handed {
+		return nil
+	}
 	all := plan.Announce(in)
 	for i := range all {
 		all[i].Addrs = slices.DeleteFunc(slices.Clone(all[i].Addrs), func(a netip.Addr) bool {
@@ -172,6 +178,9 @@ func (c *controller) run(ctx context.Context) error {
 			devicesPause = nil
 		case <-c.roles.changed():
 			c.followRoles()
+		case <-c.takeover:
+			c.takeover = nil
+			c.answerUnknown()
 		case <-c.roles.gatewayChanged():
 			c.roles.follow(c.state())
 		}
@@ -212,10 +221,17 @@ func (c *controller) takeHealth(changes []health.Change) {
 // peersComplete notes that the connections of other directors are here, or that some are missing.
 func (c *controller) peersComplete(complete bool) {
 	_ = c.do(func() {
-		in := c.state().inputs
-		in.Syncing = !complete
-		c.logFailure(slog.LevelError, "cannot change the answer to packets of unknown connections", c.converge(in))
+		c.incomplete = !complete
+		c.answerUnknown()
 	})
+}
+
+// answerUnknown lets packets of unknown connections be answered, unless their connections may still come.
+func (c *controller) answerUnknown() {
+	in := c.state().inputs
+	if in.Syncing = c.incomplete || c.takeover != nil; in.Syncing != c.state().inputs.Syncing {
+		c.logFailure(slog.LevelError, "cannot change the answer to packets of unknown connections", c.converge(in))
+	}
 }
 
 // configure puts cfg in force, and returns the states before and after. On an error nothing has changed.

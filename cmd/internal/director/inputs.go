@@ -114,12 +114,24 @@ func (c *controller) followDevices() (pause <-chan time.Time) {
 	return time.After(max(devicesAtOnce, pathsShare*time.Since(begin)))
 }
 
+// takingOver is the time after a director has got a role in which it does not answer packets of unknown connections.
+// The former master sends connections that are new, and those whose first packets it gets while its neighbours learn.
+const takingOver = 3 * time.Second
+
 // followRoles puts the roles of VRRP in force: the master announces the VIPs, and this host has its addresses.
 func (c *controller) followRoles() {
+	was := c.state().inputs.Roles
 	in := c.state().inputs
 	in.Roles = c.roles.now()
-	if !in.SameRoles(&c.state().inputs) {
-		c.logFailure(slog.LevelError, "cannot apply a role of VRRP", c.converge(in))
+	if in.SameRoles(&c.state().inputs) {
+		return
+	}
+	if in.Config.Sync.On && masters(in.Roles) > masters(was) {
+		c.takeover, in.Syncing = time.After(takingOver), true
+	}
+	c.logFailure(slog.LevelError, "cannot apply a role of VRRP", c.converge(in))
+	if masters(in.Roles) < masters(was) {
+		c.roles.lost()
 	}
 }
 

@@ -48,7 +48,7 @@ func Table(c config.Connections) conntab.Config {
 // soon, and to another realserver than the hash's.
 func options(cfg *config.Director, syncing bool) balancer.Options {
 	return balancer.Options{ExpireQuiescentTemplate: cfg.Connections.ExpireQuiescentTemplate, Silent: cfg.Silent,
-		NoResets: cfg.NoResets || syncing, HashUnknown: cfg.HashUnknown && !syncing}
+		NoResets: cfg.NoResets || syncing, HashUnknown: cfg.HashUnknown && !syncing, Incomplete: syncing}
 }
 
 // service returns s as the balancer takes it.
