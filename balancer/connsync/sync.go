@@ -134,6 +134,8 @@ func (s *Sync) Run(ctx context.Context) error {
 			last = now
 		}
 	}
+	now := s.now()
+	s.work(now, now-last) // what has changed since
 	err := s.Close()
 	<-received
 	return err

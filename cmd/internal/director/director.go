@@ -237,11 +237,11 @@ func (d *director) runControl(ctx context.Context, hangup func(fn func()) daemon
 		d.neighbours.Run,
 		func(ctx context.Context) error {
 			defer close(succeeded)
-			return d.roles.run(ctx)
+			return d.roles.run(ctx, d.sync.giveTable)
 		},
 		d.controller.run,
-		func(ctx context.Context) error {
-			return d.sync.run(ctx, func() {
+		func(context.Context) error { // until another director has the roles: it gets each connection
+			return d.sync.run(until(succeeded), func() {
 				d.log.Info("connections of peers are here", "connections", p.table.Len())
 				d.controller.endSyncing()
 				d.roles.hold(false)
@@ -249,7 +249,7 @@ func (d *director) runControl(ctx context.Context, hangup func(fn func()) daemon
 			})
 		},
 		d.checks.monitor.Run,
-		d.checks.notifier.Run,
+		func(context.Context) error { return d.checks.notifier.Run(until(succeeded)) }, // it tells of the roles, too
 		// Before the routes are removed, the neighbours' requests stay without answers, and another director has the
 		// roles of VRRP.
 		func(ctx context.Context) error {
@@ -257,8 +257,9 @@ func (d *director) runControl(ctx context.Context, hangup func(fn func()) daemon
 			<-announced
 			<-watched
 			<-succeeded
+			<-d.controller.ended
 			if d.handover.end(d.file, d.controller.state().Config.Control); d.handover.leaves {
-				return nil
+				return d.controller.releaseAddresses()
 			}
 			return d.network.Close()
 		},
@@ -271,6 +272,16 @@ func (d *director) runControl(ctx context.Context, hangup func(fn func()) daemon
 		d.notifyManager("READY=1")
 	}
 	return daemon.Run(ctx, tasks...)
+}
+
+// until returns a context that is cancelled when done is closed.
+func until(done <-chan struct{}) context.Context {
+	ctx, cancel := context.WithCancel(context.Background())
+	go func() {
+		<-done
+		cancel()
+	}()
+	return ctx
 }
 
 // notifyManager sends the program's state to the service manager.

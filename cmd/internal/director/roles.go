@@ -51,6 +51,16 @@ func (r *roles) now() vrrp.Roles {
 	return r.router.Roles()
 }
 
+// isMaster reports whether the director has any role to give.
+func (r *roles) isMaster() bool {
+	for _, role := range r.now() {
+		if role == vrrp.Master {
+			return true
+		}
+	}
+	return false
+}
+
 // changed returns the channel of changes of roles.
 func (r *roles) changed() <-chan struct{} {
 	if r.router == nil {
@@ -259,9 +269,9 @@ func vrrpStatus(s *vrrp.Status) api.VRRP {
 	return v
 }
 
-// run takes part in the election until ctx is cancelled. Then it gives the roles up, and returns when another director
-// has them: neighbours still send packets here until then.
-func (r *roles) run(ctx context.Context) error {
+// run takes part in the election until ctx is cancelled. Then it calls before, gives the roles up, and returns when
+// another director has them: neighbours still send packets here until then.
+func (r *roles) run(ctx context.Context, before func()) error {
 	if r.router == nil {
 		<-ctx.Done()
 		return nil
@@ -280,6 +290,9 @@ func (r *roles) run(ctx context.Context) error {
 		failed <- r.router.Run(electing)
 	}()
 	<-ctx.Done()
+	if r.isMaster() {
+		before()
+	}
 	r.router.HandOver()
 	end()
 	return errors.Join(<-failed, <-failed)

@@ -117,9 +117,9 @@ func (s *peerSync) logPeers() {
 const tableAtMost = 10 * time.Second
 
 // giveTable sends the whole table to the peers, half-open connections included, before they take the roles. What takes
-// longer than tableAtMost goes on behind it.
+// longer than tableAtMost goes on behind it. Without a peer it does nothing.
 func (s *peerSync) giveTable() {
-	if s.Sync == nil {
+	if s.Sync == nil || !slices.ContainsFunc(s.Sync.Status().Peers, func(p connsync.PeerStatus) bool { return p.Alive }) {
 		return
 	}
 	select {
