@@ -255,6 +255,34 @@ func TestVRRPLink(t *testing.T) {
 	}
 }
 
+// TestVRRPAddressRefused: neighbours learn of the VIPs of a master that cannot have another address, and the address
+// comes once the host can have it.
+func TestVRRPAddressRefused(t *testing.T) {
+	t.Parallel()
+	p := newPair(t, true)
+	at := p.first.host
+	p.command(at, "", "ip", "link", "add", "lan9", "type", "veth", "peer", "lan8")
+	p.command(at, "", "ip", "link", "set", "lan9", "up")
+	const key = "net.ipv6.conf.lan9.disable_ipv6"
+	if err := at.Sysctl(key, "1"); err != nil {
+		t.Fatal(err)
+	}
+	p.configurePair(p.first, 150, p.addresses("fd00:9::10/64 dev lan9"))
+	p.first.start()
+	p.role(p.first, "master")
+	p.holder(p.first, p.VIP)
+	p.mustServe(p.Client)
+	testkit.Eventually(t, "the log has the refused address", func() bool {
+		return strings.Contains(p.first.Output(), "without the addresses of [[vrrp]] that are no VIPs")
+	})
+	if err := at.Sysctl(key, "0"); err != nil {
+		t.Fatal(err)
+	}
+	testkit.Within(t, "the master has the address", 3*soon, func() bool {
+		return strings.Contains(run(t, at, exec.Command("ip", "-6", "addr", "show", "dev", "lan9")).stdout, "fd00:9::10")
+	})
+}
+
 // TestVRRPReload: reloads switch no role and break nothing; new VIPs of a master are announced.
 func TestVRRPReload(t *testing.T) {
 	t.Parallel()
