@@ -252,7 +252,7 @@ func (d *director) runControl(ctx context.Context, hangup func(fn func()) daemon
 			return d.sync.run(after(ctx, succeeded), follow) // the last connections are for the successor
 		},
 		d.checks.monitor.Run,
-		d.checks.notifier.Run,
+		func(ctx context.Context) error { return d.checks.notifier.Run(after(ctx, succeeded)) }, // it tells of roles, too
 		// Before the routes are removed, the neighbours' requests stay without answers, and another director has the
 		// roles of VRRP.
 		func(ctx context.Context) error {
@@ -260,8 +260,9 @@ func (d *director) runControl(ctx context.Context, hangup func(fn func()) daemon
 			<-announced
 			<-watched
 			<-succeeded
+			<-d.controller.ended
 			if d.handover.end(d.file, d.controller.state().Config.Control); d.handover.leaves {
-				return nil
+				return d.controller.releaseAddresses()
 			}
 			return d.network.Close()
 		},

@@ -39,7 +39,9 @@ func TestVRRP(t *testing.T) {
 		return []config.VRRP{v}
 	}
 	same := func(*config.VRRP) {}
-	owned := func(device, prefix string) config.Owned { return config.Owned{Device: device, Prefix: netip.MustParsePrefix(prefix)} }
+	owned := func(device, prefix string) config.Owned {
+		return config.Owned{Device: device, Prefix: netip.MustParsePrefix(prefix)}
+	}
 	for name, c := range map[string]struct {
 		text  string
 		want  []config.VRRP
