@@ -95,7 +95,7 @@ func Create(path, version string, former *Former, failed func(error)) (*File, er
 	return f, nil
 }
 
-// removeUnused removes the file of a process that was killed before Commit.
+// removeUnused removes a file of a process that has ended, if it is there.
 func removeUnused(path string) error {
 	old, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if errors.Is(err, os.ErrNotExist) {
@@ -246,16 +246,9 @@ func Path(socket, suffix string) string {
 
 const shm = "/dev/shm"
 
-// Remove removes what a process has left at path. It is no error if there is nothing.
-func Remove(path string) error {
-	var errs []error
-	for _, p := range []string{path, path + ".new"} {
-		if err := os.Remove(p); err != nil && !errors.Is(err, os.ErrNotExist) {
-			errs = append(errs, err)
-		}
-	}
-	return errors.Join(errs...)
-}
+// Remove removes what a process that has ended has left at path. It is no error if there is nothing. The error is
+// ErrInUse if the process has not ended.
+func Remove(path string) error { return errors.Join(removeUnused(path), removeUnused(path+".new")) }
 
 // ErrNoTmpfs is that a folder is not on tmpfs.
 var ErrNoTmpfs = errors.New("is not on tmpfs")

@@ -142,6 +142,27 @@ func TestSuccession(t *testing.T) {
 	}
 }
 
+// TestRemove: what a process has left is removed, also if it was killed before Commit; what a process uses is not.
+func TestRemove(t *testing.T) {
+	dir := folder(t, "64m")
+	path := filepath.Join(dir, "t.table")
+	must(t, Remove(path))
+	f := create(t, path, nil)
+	if err := Remove(path); !errors.Is(err, ErrInUse) {
+		t.Errorf("before Commit: %v", err)
+	}
+	must(t, f.Commit())
+	if err := Remove(path); !errors.Is(err, ErrInUse) {
+		t.Errorf("after Commit: %v", err)
+	}
+	must(t, f.Close())
+	must(t, os.WriteFile(path+".new", nil, 0o600))
+	must(t, Remove(path))
+	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+		t.Errorf("left: %v, %v", left, err)
+	}
+}
+
 // TestNoRoom: a section is given or refused at once, and what is refused takes no space.
 func TestNoRoom(t *testing.T) {
 	path := filepath.Join(folder(t, "8m"), "t.table")

@@ -80,10 +80,7 @@ func (m *memory) open(cfg *config.Director, log *slog.Logger) error {
 	if cfg.Connections.Keep == "" {
 		return nil
 	}
-	m.path = cfg.Connections.Keep
-	if cfg.Connections.KeepBeside {
-		m.path = keep.Path(cfg.Control, ".table")
-	}
+	m.path = keptTable(&cfg.Connections, cfg.Control)
 	var err error
 	m.former, err = keep.Open(m.path)
 	var unusable *keep.UnusableError
@@ -108,6 +105,14 @@ func (m *memory) open(cfg *config.Director, log *slog.Logger) error {
 	}
 	m.inputs, m.totals = m.file.Blob(inputsBlob), m.file.Blob(totalsBlob)
 	return nil
+}
+
+// keptTable returns the path of the file of c, which must have one. control is the path of the control socket.
+func keptTable(c *config.Connections, control string) string {
+	if c.KeepBeside {
+		return keep.Path(control, ".table")
+	}
+	return c.Keep
 }
 
 func inUse(err error) error {

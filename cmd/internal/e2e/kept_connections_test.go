@@ -6,10 +6,13 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/google/gopacket/layers"
 
 	"vstun/cmd/internal/lab"
 	"vstun/testdata/testkit"
@@ -33,6 +36,10 @@ func TestKeptConnections(t *testing.T) {
 			idle[c] = server
 			turn = append(turn, server)
 		}
+		var half *halfOpen
+		if !ipv6 { // rawSender has none
+			half = s.halfOpen(81)
+		}
 		downloads := &downloads{}
 		for _, end := range []struct {
 			name string
@@ -43,12 +50,22 @@ func TestKeptConnections(t *testing.T) {
 				downloads = s.download(81, short(50, 10))
 			}
 			downloads.mustGoOn(t, "before "+end.name)
+			at := ""
+			if half != nil {
+				half.send()
+				at = half.realserver()
+			}
 			before := s.director.balance()
 			end.end()
 			s.director.start()
 			downloads.mustGoOn(t, "after "+end.name)
 			for c, server := range idle {
 				mustStay(t, c, server)
+			}
+			if half != nil {
+				if now := half.realserver(); now != at {
+					t.Errorf("after %s: a half-open connection is at %s, before at %s", end.name, now, at)
+				}
 			}
 			s.mustBeServedBy(80, turn[1])
 			s.mustBeServedBy(80, turn[0])
@@ -71,6 +88,41 @@ func TestKeptConnections(t *testing.T) {
 			}
 		}
 	})
+}
+
+// halfOpen sends SYNs of one connection to a port of the VIP. The client never gets the SYN-ACKs.
+type halfOpen struct {
+	s      *site
+	client netip.Addr
+	syn    []byte
+	sender *rawSender
+}
+
+func (s *site) halfOpen(port uint16) *halfOpen {
+	s.t.Helper()
+	for _, web := range s.Webs {
+		s.swallow(web, floodNetwork)
+	}
+	client := floodNetwork.Addr().Next()
+	syn := build(s.t, ip4(client, s.VIP, layers.IPProtocolTCP),
+		&layers.TCP{SrcPort: 4000, DstPort: layers.TCPPort(port), Seq: 1, SYN: true, Window: 65535})
+	return &halfOpen{s, client, syn, s.rawSender(s.Router)}
+}
+
+// send sends a SYN.
+func (h *halfOpen) send() { h.sender.inject(h.syn) }
+
+// realserver waits for the connection and returns its realserver.
+func (h *halfOpen) realserver() (address string) {
+	h.s.t.Helper()
+	testkit.Within(h.s.t, "there is the half-open connection, and no other", soon, func() bool {
+		all := h.s.connections("--client", h.client.String())
+		if len(all) == 1 && all[0].State == "SYN_RECV" {
+			address = all[0].Realserver
+		}
+		return address != ""
+	})
+	return address
 }
 
 // downloads are downloads without end from servers of pacedDownloads.
