@@ -69,6 +69,9 @@ type File struct {
 	room   bool    // until the first failure
 	former *Former // whose space may be used
 	moved  bool    // Commit has been called
+
+	unsettled []unsettled
+	added     chan struct{} // to unsettled
 }
 
 // pageSize is the size of pages of the machine, and so the unit of sections.
@@ -81,7 +84,8 @@ func Create(path, version string, former *Former, failed func(error)) (*File, er
 	if err := onTmpfs(filepath.Dir(path)); err != nil {
 		return nil, err
 	}
-	f := &File{path: path, temp: path + ".new", failed: failed, room: true, former: former, end: pageSize}
+	f := &File{path: path, temp: path + ".new", failed: failed, room: true, former: former, end: pageSize,
+		added: make(chan struct{}, 1)}
 	err := removeUnused(f.temp)
 	if err != nil {
 		return nil, err
@@ -166,10 +170,15 @@ func (f *File) section(name string, layout uint32, size int64) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer func() { _ = unix.Munmap(h) }()
+	defer func() { _ = unmap(h) }()
 	b, err := f.allocate(start, up(size, pageSize))
 	if err != nil {
 		return nil, err
+	}
+	f.unsettled = append(f.unsettled, unsettled{b, huge <= size && size <= mostHuge})
+	select {
+	case f.added <- struct{}{}:
+	default:
 	}
 	copy(h[:lenName], name)
 	binary.NativeEndian.PutUint32(h[offSecLayout:], layout)
@@ -193,7 +202,7 @@ func (f *File) allocate(offset, size int64) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: no room for %d MB: %w", f.temp, up(size, 1<<20)>>20, err)
 	}
-	b, err := mapShared(fd, offset, size)
+	b, err := mapShared(fd, offset, size, unix.PROT_READ|unix.PROT_WRITE)
 	if err != nil {
 		return nil, fmt.Errorf("%s: mmap: %w", f.temp, err)
 	}

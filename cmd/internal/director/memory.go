@@ -1,6 +1,7 @@
 package director
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"log/slog"
@@ -230,6 +231,15 @@ func (m *memory) takeOver(p *dataPlane) (vips map[netip.Addr]bool, retired bool)
 		"unknown", a.Unknown, "beyond_max", a.Full, "invalid", a.Invalid, "former_realservers", a.Retired, "version",
 		m.former.Version(), "took", time.Since(begin).Round(time.Millisecond))
 	return a.VIPs, a.Retired > 0
+}
+
+// run makes the memory faster, until ctx ends. The start has not waited for that.
+func (m *memory) run(ctx context.Context) error {
+	if m.file != nil {
+		return m.file.Settle(ctx)
+	}
+	<-ctx.Done()
+	return nil
 }
 
 // save copies the present counts to the file.

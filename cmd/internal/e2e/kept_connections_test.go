@@ -28,7 +28,7 @@ func TestKeptConnections(t *testing.T) {
 		s.startDirector("", service{"tcp", "80", "rr", []int{1, 1}}, service{"tcp", "81", "rr", []int{1, 1}})
 		for _, web := range s.Webs {
 			s.namedEcho(web, 80)
-			s.pacedDownloads(web, 81)
+			s.pacedDownloads(web, 81, 4096, 20*time.Millisecond)
 		}
 		idle, turn := map[net.Conn]string{}, []string{}
 		for range 3 {
@@ -49,7 +49,7 @@ func TestKeptConnections(t *testing.T) {
 			if end.with && downloads.n == 0 {
 				downloads = s.download(81, short(50, 10))
 			}
-			downloads.mustGoOn(t, "before "+end.name)
+			downloads.mustGoOn(t, "before "+end.name, 1<<16)
 			at := ""
 			if half != nil {
 				half.send()
@@ -58,7 +58,7 @@ func TestKeptConnections(t *testing.T) {
 			before := s.director.balance()
 			end.end()
 			s.director.start()
-			downloads.mustGoOn(t, "after "+end.name)
+			downloads.mustGoOn(t, "after "+end.name, 1<<16)
 			for c, server := range idle {
 				mustStay(t, c, server)
 			}
@@ -127,20 +127,21 @@ func (h *halfOpen) realserver() (address string) {
 
 // downloads are downloads without end from servers of pacedDownloads.
 type downloads struct {
-	n    int
-	read []atomic.Int64 // bytes of each, all as they were sent
-	mu   sync.Mutex
-	errs []error
+	n     int
+	read  []atomic.Int64 // bytes of each, all as they were sent
+	stall atomic.Int64   // the longest time without bytes of one, in nanoseconds
+	mu    sync.Mutex
+	errs  []error
 }
 
-// pacedDownloads sends the stream to each client, slowly.
-func (s *site) pacedDownloads(h *lab.Host, port uint16) {
+// pacedDownloads sends n bytes of the stream to each client every period.
+func (s *site) pacedDownloads(h *lab.Host, port uint16, n int64, period time.Duration) {
 	s.t.Helper()
 	s.serveTCP(h, s.behind(h, port), func(c net.Conn) {
-		every := time.NewTicker(20 * time.Millisecond)
+		every := time.NewTicker(period)
 		defer every.Stop()
 		for same := stream(); ; <-every.C {
-			if _, err := io.CopyN(c, same, 4096); err != nil {
+			if _, err := io.CopyN(c, same, n); err != nil {
 				return
 			}
 		}
@@ -161,7 +162,9 @@ func (s *site) download(port uint16, n int) *downloads {
 		all.Go(func() {
 			want, got := make([]byte, 4096), make([]byte, 4096)
 			for same := stream(); ; {
+				begin := time.Now()
 				k, err := c.Read(got)
+				longest(&d.stall, time.Since(begin))
 				_, _ = io.ReadFull(same, want[:k]) // never fails
 				if err == nil && !bytes.Equal(want[:k], got[:k]) {
 					err = fmt.Errorf("other bytes than were sent, after %d", d.read[i].Load())
@@ -182,12 +185,18 @@ func (s *site) download(port uint16, n int) *downloads {
 	return d
 }
 
-// mustGoOn fails the test unless each download gets more bytes.
-func (d *downloads) mustGoOn(t *testing.T, when string) {
+// longest makes n the largest of itself and d.
+func longest(n *atomic.Int64, d time.Duration) {
+	for was := n.Load(); int64(d) > was && !n.CompareAndSwap(was, int64(d)); was = n.Load() {
+	}
+}
+
+// mustGoOn fails the test unless each download gets so many more bytes.
+func (d *downloads) mustGoOn(t *testing.T, when string, more int64) {
 	t.Helper()
 	enough := make([]int64, d.n)
 	for i := range enough {
-		enough[i] = d.read[i].Load() + 1<<16
+		enough[i] = d.read[i].Load() + more
 	}
 	testkit.Within(t, when+" all downloads go on", 4*soon, func() bool {
 		d.mu.Lock()
