@@ -28,12 +28,21 @@ type pair struct {
 	interval      string // between advertisements
 }
 
-// newPair returns two directors with one instance, ready to be started.
+// newPair returns two directors with one instance, ready to be started, and a realserver.
 func newPair(t *testing.T, ipv6 bool) *pair {
+	t.Helper()
+	p := newPairHosts(t, ipv6, 1)
+	p.startAgents("")
+	p.namedEchoAt(p.Webs[0], ":80")
+	return p
+}
+
+// newPairHosts returns two directors, ready to be started, and the hosts of realservers.
+func newPairHosts(t *testing.T, ipv6 bool, realservers int) *pair {
 	t.Helper()
 	needMachine(t)
 	prefix := fmt.Sprintf("e2e%d-%s", os.Getpid(), strings.NewReplacer("Test", "", "/", "-").Replace(t.Name()))
-	l, err := lab.New(lab.Spec{Prefix: prefix[:min(len(prefix), 40)], Webs: 2, Network: lab.LAN})
+	l, err := lab.New(lab.Spec{Prefix: prefix[:min(len(prefix), 40)], Webs: realservers + 1, Network: lab.LAN})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -47,11 +56,9 @@ func newPair(t *testing.T, ipv6 bool) *pair {
 		p.Insider.Addr = p.Insider.Addr6
 	}
 	p.speak(ipv6)
-	p.sources = []netip.Addr{p.Director.Addr, p.Webs[1].Addr}
-	backup := p.Webs[1]
-	p.Webs = p.Webs[:1]
-	p.startAgents("")
-	p.namedEchoAt(p.Webs[0], ":80")
+	backup := p.Webs[realservers]
+	p.sources = []netip.Addr{p.Director.Addr, backup.Addr}
+	p.Webs = p.Webs[:realservers]
 	p.first, p.second = p.prepare(p.Director, "director"), p.prepare(backup, "director")
 	p.director = p.first
 	return p

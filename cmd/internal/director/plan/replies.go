@@ -241,16 +241,19 @@ func (in *Inputs) redirectSysctls(servers []NATServer) (all []routing.Sysctl) {
 	return all
 }
 
-// replyRoutes returns the default routes of the reply table in a family. With own, servers of this host use them, and
-// see no others: their MTU is then that of the default route to the clients, and not the device's. A kill removes the
-// device with its route. Without the second route the kernel would then send replies untranslated to their clients,
-// which would end their connections: another director, or the next start, goes on with them.
+// replyRoutes returns the routes of the reply table in a family: the default route, and one for the time after a kill.
+// A kill removes the device with its route, and the rules stay. Without the second route replies would reach the
+// clients as they are, and the clients' RSTs would end connections that the next start could go on with.
+//
+// With own, servers of this host use the table, and see no other: the MTU is then that of the default route to the
+// clients, and not the device's.
 func replyRoutes(in *Inputs, family netip.Addr, own bool) []routing.Route {
-	r := routing.Route{Dst: netip.PrefixFrom(family, 0), Link: in.Config.TUN, Table: in.Config.ReplyTable()}
+	dst, table := netip.PrefixFrom(family, 0), in.Config.ReplyTable()
+	r := routing.Route{Dst: dst, Link: in.Config.TUN, Table: table}
 	if own {
 		r.MTU = in.Paths.mtu(pick(family.Is4(), documentation4, documentation6))
 	}
-	return []routing.Route{r, {Dst: r.Dst, Table: r.Table, Unreachable: true, Metric: lastResort}}
+	return []routing.Route{r, {Dst: dst, Blackhole: true, Metric: lastResort, Table: table}}
 }
 
 // replyRules returns the rules of a family for servers on this host and for the others.
