@@ -23,8 +23,8 @@ import (
 type roles struct {
 	log      *slog.Logger
 	notify   func(events ...notify.Event)
-	give     func() // sends the connections to the peers, before they get the roles
-	lost     func() // a peer has got a role
+	give     func(whole bool) // sends connections to the peers, before they get the roles: see peerSync.giveTable
+	lost     func()           // a peer has got a role
 	lan      *lan
 	router   *vrrp.Router   // nil: none
 	gateways *neigh.Watcher // nil: none
@@ -35,7 +35,7 @@ type roles struct {
 // open opens the sockets, if cfg has [[vrrp]].
 func (r *roles) open(cfg *config.Director, log *slog.Logger, lan *lan) (err error) {
 	r.log, r.lan, r.notify = log, lan, func(...notify.Event) {}
-	r.give, r.lost = func() {}, func() {}
+	r.give, r.lost = func(bool) {}, func() {}
 	if len(cfg.VRRP) == 0 {
 		return nil
 	}
@@ -203,7 +203,7 @@ func (d *director) standby(url.Values) (any, error) {
 	if d.roles.router == nil {
 		return nil, errAlone
 	}
-	d.roles.give()
+	d.roles.give(true)
 	d.roles.router.Standby()
 	return d.peers(), nil
 }
@@ -289,7 +289,7 @@ func (r *roles) run(ctx context.Context, leave func()) error {
 	}()
 	<-ctx.Done()
 	if masters(r.router.Roles()) > 0 {
-		r.give()
+		r.give(false) // peers have the rest
 	}
 	leave()
 	if r.router.HandOver() {
