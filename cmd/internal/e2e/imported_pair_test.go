@@ -14,8 +14,8 @@ import (
 	"vstun/testdata/testkit"
 )
 
-// importedConf is a keepalived.conf as LVS directors with TUN have it: mail, VRRP with a password, a VIP in no subnet of
-// theirs, and checks at another port than the service's.
+// importedConf is a keepalived.conf as LVS directors with TUN have it: mail, VRRP with a password, a VIP in no subnet
+// of theirs, and checks at another port than the service's.
 const importedConf = `! One of two directors.
 global_defs {
     notification_email {
