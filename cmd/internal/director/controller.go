@@ -37,6 +37,7 @@ type controller struct {
 	neighbours neighbours
 	notify     func(events ...notify.Event) // notifies
 	note       func(in *plan.Inputs)        // of inputs in force, for the next process
+	handed     bool                         // the devices, with the routes by them, are a predecessor's
 
 	requests chan func()   // that run calls, one after the other
 	ended    chan struct{} // closed when run has ended
@@ -95,9 +96,12 @@ func (c *controller) start(cfg *config.Director, weights plan.Weights) error {
 	return nil
 }
 
-// announced returns the part of in's announcements that a predecessor has made: the VIPs whose routes were adopted. The
-// question whether another host has them would take a third of a second, in which their packets wait.
+// announced returns the part of in's announcements that a predecessor has made: the VIPs whose routes were adopted with
+// their device. The question whether another host has them would take a third of a second, in which their packets wait.
 func (c *controller) announced(in plan.Inputs) []neigh.Device {
+	if !c.handed {
+		return nil
+	}
 	all := plan.Announce(in)
 	for i := range all {
 		all[i].Addrs = slices.DeleteFunc(slices.Clone(all[i].Addrs), func(a netip.Addr) bool {

@@ -66,8 +66,8 @@ func open(file string, cfg *config.Director) (_ *director, err error) {
 	if err := d.handover.take(daemon.TakeStored(), cfg, &d.plane); err != nil {
 		return nil, err
 	}
-	// This comes first: it reports whether another director runs here, and undoes the changes that a killed one has
-	// left, or adopts them.
+	// This comes first: it reports whether another director runs here, and adopts the changes that a former one has
+	// left.
 	if d.network, err = d.handover.openNetwork(journalPath(cfg.Control)); err != nil {
 		if used, ok := errors.AsType[*routing.InUseError](err); ok {
 			return nil, fmt.Errorf("a director runs already (process %s, control socket %s): stop it, or set "+
@@ -128,6 +128,7 @@ func (d *director) wire(cfg *config.Director) {
 	d.checks.notifier.Set(cfg.Notify)
 	d.controller.notify, d.roles.notify = d.checks.notifier.Send, d.checks.notifier.Send
 	d.controller.roles = &d.roles
+	d.controller.handed = d.handover.adopted
 	d.roles.hold(cfg.Sync.On)
 }
 

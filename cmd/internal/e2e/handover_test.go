@@ -328,7 +328,7 @@ func TestStoredDevicesDiffer(t *testing.T) {
 		b.run("systemctl", "restart", directorUnit)
 		pid = b.property(directorUnit, "MainPID")
 		testkit.Within(t, "the new devices are adopted", soon, func() bool {
-			return strings.Contains(journal(), "took over")
+			return strings.Contains(journal(), "took over the devices")
 		})
 	}
 	// Another program removes a device, of which systemd still has descriptors.
