@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"vstun/cmd/internal/api"
 	"vstun/testdata/testkit"
 )
 
@@ -195,5 +196,66 @@ func TestImportedPair(t *testing.T) {
 	p.role(p.second, "master")
 	if v := p.second.balance().VRRP[0]; v.Conflicts != 0 || len(v.Refused) > 0 || v.Version != 2 || v.Interval != 1 {
 		t.Errorf("%+v", v)
+	}
+}
+
+// TestImportBesideKeepalived: a director runs the import of a file, and keepalived the file itself. They stand in for
+// each other: neither refuses the other's advertisements, and all addresses move, those that are not advertised too.
+func TestImportBesideKeepalived(t *testing.T) {
+	t.Parallel()
+	needTool(t, "keepalived", "keepalived")
+	const usual = "authentication {\nauth_type PASS\nauth_pass secret123\n}\n"
+	for name, c := range map[string]struct{ global, instance string }{
+		"multicast": {"", usual + "virtual_ipaddress_excluded {\nHOP/24\n}\n"},
+		"unicast": {"", usual + "unicast_src_ip OWN\nunicast_peer {\nOTHER\n}\nvirtual_ipaddress_excluded " +
+			"{\nHOP/24\n}\n"},
+		"version 3": {"vrrp_version 3\n", usual + "advert_int 0.254\nvirtual_ipaddress_excluded {\nHOP/24\n}\n"},
+		"strict":    {"vrrp_strict\n", usual + "virtual_ipaddress_excluded {\nHOP/24\n}\n"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p := newPair(t, false)
+			hop := beside(p.VIP)
+			conf := func(own, other netip.Addr, priority int) string {
+				return "global_defs {\n" + c.global + "}\n" + fmt.Sprintf("vrrp_instance VI_1 {\ninterface eth0\n"+
+					"virtual_router_id 51\npriority %d\n%svirtual_ipaddress {\n%v\n}\n}\nvirtual_server %v 80 "+
+					"{\nprotocol "+
+					"TCP\nlvs_method TUN\nreal_server %v 80 {\n}\n}\n", priority, strings.NewReplacer("HOP",
+					hop.String(), "OWN",
+					own.String(), "OTHER", other.String()).Replace(c.instance), p.VIP, p.VIP, p.Webs[0].Addr)
+			}
+			first, second := p.first.host.Addr, p.second.host.Addr
+			code, toml, notes := imports(t, []byte(conf(first, second, 150)), "keepalived", "-")
+			if code != 0 {
+				t.Fatalf("import: exit status %d: %s", code, notes)
+			}
+			p.first.configure(p.fileWith(toml))
+			p.startKeepalived(conf(second, first, 100))
+			holds := func(of *program) {
+				p.holder(of, p.VIP)
+				p.holder(of, hop)
+			}
+			holds(p.second)
+			p.first.start()
+			p.role(p.first, "master")
+			holds(p.first)
+			p.mustServe(p.Client)
+			p.first.kill()
+			p.holder(p.second, p.VIP) // the first one's host has the other address until its next start
+			p.first.start()
+			p.role(p.first, "master")
+			holds(p.first)
+			p.first.stop()
+			holds(p.second)
+			p.first.start()
+			p.role(p.first, "master")
+			holds(p.first)
+			p.mustServe(p.Client)
+			v := p.first.balance().VRRP[0]
+			if v.Conflicts > 0 || len(v.Refused) > 0 || slices.ContainsFunc(v.Peers,
+				func(p api.Peer) bool { return p.Differs }) {
+				t.Errorf("%+v", v)
+			}
+		})
 	}
 }
