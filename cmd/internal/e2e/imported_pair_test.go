@@ -15,8 +15,8 @@ import (
 	"vstun/testdata/testkit"
 )
 
-// importedConf is a keepalived.conf as LVS directors with TUN have it: mail, VRRP with a password, a VIP in no subnet
-// of theirs, and checks at another port than the service's.
+// importedConf is a keepalived.conf as LVS directors with TUN have it: mail, VRRP with a password, synchronisation, a
+// VIP in no subnet of theirs, and checks at another port than the service's.
 const importedConf = `! One of two directors.
 global_defs {
     notification_email {
@@ -27,6 +27,7 @@ global_defs {
     smtp_connect_timeout 20
     router_id LVS_MAIL
     smtp_alert_vrrp
+    lvs_sync_daemon eth0 VI_1
 }
 
 vrrp_instance VI_1 {
@@ -162,7 +163,8 @@ func (p *importedPair) mailed(words string) {
 }
 
 // TestImportedPair: two directors run what they import of keepalived's files. The master alone answers for the VIP, a
-// realserver whose check fails gets no more connections, mails name it and the roles, and the backup takes over.
+// realserver whose check fails gets no more connections, mails name it and the roles, and the backup takes over, with
+// the connections that there are.
 func TestImportedPair(t *testing.T) {
 	t.Parallel()
 	p := newImportedPair(t)
@@ -180,14 +182,26 @@ func TestImportedPair(t *testing.T) {
 	p.awaitServers("after a failed check", "web2")
 	p.mailed("realserver " + p.Webs[0].Addr.String() + " is down, was up: connection refused")
 
+	long, _ := p.whoAnswers(anyPort(p.Client.Addr), p.at(205))
+	testkit.Within(t, "the backup knows the connection", soon, func() bool {
+		return slices.ContainsFunc(p.second.rows(), func(row string) bool {
+			return strings.Contains(row, fmt.Sprint(" ", long.LocalAddr().(*net.TCPAddr).Port, " "))
+		})
+	})
 	p.first.kill()
 	p.awaitServers("after a kill of the master", "web2")
 	p.role(p.second, "master")
 	p.holder(p.second, p.VIP)
+	if got := mustAnswer(t, long); got != "web2" {
+		t.Errorf("the connection is answered by %s", got)
+	}
 	p.first.start()
 	p.role(p.first, "master")
 	p.role(p.second, "backup")
 	p.holder(p.first, p.VIP)
+	if got := mustAnswer(t, long); got != "web2" {
+		t.Errorf("after the return the connection is answered by %s", got)
+	}
 
 	p.checked(0)
 	p.awaitServers("after the check succeeds again", "web1", "web2")
