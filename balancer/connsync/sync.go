@@ -150,16 +150,19 @@ const switchFor = 3 * conntab.PerSecond
 
 // Switch is called when the packets of this director's connections begin to come to a peer. For three seconds, changes
 // are sent within 10 ms, and in the mode VSTUN half-open connections are sent, too: the peer may get the next packet of
-// each.
-func (s *Sync) Switch() {
+// each. The channel is closed when those that exist are sent.
+func (s *Sync) Switch() <-chan struct{} {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.switching, s.switched = true, s.now()
-	if s.sealer != nil {
-		s.feed.Include(conntab.Opened, true)
-		s.begin(halfOpens)
+	if s.sealer == nil {
+		s.wakeUp()
+		done := make(chan struct{})
+		close(done)
+		return done
 	}
-	s.wakeUp()
+	s.feed.Include(conntab.Opened, true)
+	return s.begin(halfOpens).done
 }
 
 // endSwitch ends what Switch has begun, when it is due.

@@ -120,8 +120,13 @@ func TestSwitch(t *testing.T) {
 	}
 	want := map[int]string{1: open(1, packet.ProtoTCP, 80), 2: open(2, packet.ProtoSCTP, 99)}
 	w.run(second)
-	one.Switch()
+	sent := one.Switch()
 	w.run(second / 4)
+	select {
+	case <-sent:
+	default:
+		t.Error("the half-open connections are not sent")
+	}
 	for n := 3; n < 9; n += 2 {
 		want[n], want[n+1] = open(n, packet.ProtoTCP, 80), open(n+1, packet.ProtoSCTP, 99)
 		w.run(ticksOf(2 * bulkEvery))

@@ -236,6 +236,7 @@ func (d *director) runControl(ctx context.Context, hangup func(fn func()) daemon
 			p.shared.Sweep(p.now())
 			p.shared.SendResolved(p.balancer.Snapshot(), p.now())
 		}),
+		d.memory.run,
 		daemon.Every(saveEvery, func() { d.memory.save(p) }),
 		daemon.Every(repliesEvery, d.followReplies),
 		d.neighbours.Run,

@@ -23,9 +23,9 @@ import (
 type roles struct {
 	log      *slog.Logger
 	notify   func(events ...notify.Event)
-	rejoined func() // an instance takes part again after a fault
-	give     func() // sends the connections to the peers, before they get the roles
-	lost     func() // a peer has got a role
+	rejoined func()           // an instance takes part again after a fault
+	give     func(whole bool) // sends connections to the peers, before they get the roles: see peerSync.giveTable
+	lost     func()           // a peer has got a role
 	lan      *lan
 	router   *vrrp.Router   // nil: none
 	gateways *neigh.Watcher // nil: none
@@ -36,7 +36,7 @@ type roles struct {
 // open opens the sockets, if cfg has [[vrrp]].
 func (r *roles) open(cfg *config.Director, log *slog.Logger, lan *lan) (err error) {
 	r.log, r.lan, r.notify = log, lan, func(...notify.Event) {}
-	r.give, r.lost, r.rejoined = func() {}, func() {}, func() {}
+	r.give, r.lost, r.rejoined = func(bool) {}, func() {}, func() {}
 	if len(cfg.VRRP) == 0 {
 		return nil
 	}
@@ -207,7 +207,7 @@ func (d *director) standby(url.Values) (any, error) {
 	if d.roles.router == nil {
 		return nil, errAlone
 	}
-	d.roles.give()
+	d.roles.give(true)
 	d.roles.router.Standby()
 	return d.peers(), nil
 }
@@ -297,7 +297,7 @@ func (r *roles) run(ctx context.Context, leave func()) error {
 	}()
 	<-ctx.Done()
 	if masters(r.router.Roles()) > 0 {
-		r.give()
+		r.give(false) // peers have the rest
 	}
 	leave()
 	if r.router.HandOver() {

@@ -151,19 +151,22 @@ func (s *peerSync) logPeers() {
 // tableAtMost is the longest time for which a standby waits for its table to be sent.
 const tableAtMost = 10 * time.Second
 
-// giveTable sends the whole table to the peers, half-open connections included, before they take the roles, and what
-// changes in the next seconds. What takes longer than tableAtMost goes on behind it. It returns at once if no peer is
-// heard.
-func (s *peerSync) giveTable() {
+// giveTable sends half-open connections to the peers before they take the roles, and every change in the next seconds;
+// with whole the whole table, too. What takes longer than tableAtMost goes on behind it. It returns at once if no peer
+// is heard.
+func (s *peerSync) giveTable(whole bool) {
 	if s.Sync == nil {
 		return
 	}
-	s.Switch()
+	sent := s.Switch()
 	if !slices.ContainsFunc(s.Sync.Status().Peers, func(p connsync.PeerStatus) bool { return p.Alive }) {
 		return
 	}
+	if whole {
+		sent = s.SendTable(true)
+	}
 	select {
-	case <-s.SendTable(true):
+	case <-sent:
 	case <-time.After(tableAtMost):
 		s.log.Warn("the table is not sent yet, and the roles are given up", "waited", tableAtMost)
 	}

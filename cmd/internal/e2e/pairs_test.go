@@ -50,8 +50,8 @@ func newHandbook(t *testing.T) *handbook {
 			filepath.Join(b.dir, name, "c.sock"))
 		b.hosts[name] = x
 		b.write(x, "director", fmt.Sprintf("case $1 in\ncheck|import) exec %[1]s \"$@\" ;;\n"+
-			"doctor) exec %[1]s \"$@\" -c %[2]s ;;\n*) exec %[1]s \"$@\" --socket %[3]s ;;\nesac", programPath("director"),
-			x.director.config, x.director.socket))
+			"doctor) exec %[1]s \"$@\" -c %[2]s ;;\n*) exec %[1]s \"$@\" --socket %[3]s ;;\nesac",
+			programPath("director"), x.director.config, x.director.socket))
 		b.write(x, "scp", fmt.Sprintf("cp -p \"%s/$(echo $1 | sed 's|^lb1:.*/|lb1/etc/|')\" $2", b.dir))
 		for _, name := range []string{"useradd", "chgrp"} { // which would change this machine
 			b.write(x, name, "exit 0")
@@ -276,8 +276,8 @@ virtual_server %[3]v 80 {
 func (b *handbook) startKeepalived(h *bookHost) {
 	b.t.Helper()
 	file := filepath.Join(h.etc, "keepalived.conf")
-	process, err := h.Start(exec.Command("keepalived", "-n", "-l", "-f", file, "-p", filepath.Join(h.etc, "k.pid"), "-r",
-		filepath.Join(h.etc, "kv.pid"), "-c", filepath.Join(h.etc, "kc.pid")))
+	process, err := h.Start(exec.Command("keepalived", "-n", "-l", "-f", file, "-p", filepath.Join(h.etc, "k.pid"),
+		"-r", filepath.Join(h.etc, "kv.pid"), "-c", filepath.Join(h.etc, "kc.pid")))
 	if err != nil {
 		b.t.Fatal(err)
 	}

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 )
 
 // TestUnknownFlows kills a director that keeps no table. With unknown_flows = "hash" the next one goes on with its
@@ -24,7 +25,7 @@ func TestUnknownFlows(t *testing.T) {
 		s.director.start()
 		for _, web := range s.Webs {
 			s.namedEcho(web, 80)
-			s.pacedDownloads(web, 81)
+			s.pacedDownloads(web, 81, 4096, 20*time.Millisecond)
 			s.namedEcho(web, 82)
 		}
 		idle, servers := map[net.Conn]string{}, map[string]bool{}
@@ -37,7 +38,7 @@ func TestUnknownFlows(t *testing.T) {
 		}
 		refused, _ := s.whoAnswers(anyPort(s.Client.Addr), s.at(82))
 		downloads := s.download(81, 10)
-		downloads.mustGoOn(t, "before the kill")
+		downloads.mustGoOn(t, "before the kill", 1<<16)
 
 		if m == nat {
 			s.holdReplies(true)
@@ -47,7 +48,7 @@ func TestUnknownFlows(t *testing.T) {
 		if m == nat {
 			s.holdReplies(false)
 		}
-		downloads.mustGoOn(t, "after the kill")
+		downloads.mustGoOn(t, "after the kill", 1<<16)
 		for c, server := range idle {
 			mustStay(t, c, server)
 		}
