@@ -253,9 +253,7 @@ func (d *director) runControl(ctx context.Context, hangup func(fn func()) daemon
 			return d.sync.run(after(ctx, succeeded), follow) // the last connections are for the successor
 		},
 		d.checks.monitor.Run,
-		func(ctx context.Context) error { // it tells of the last roles, too
-			return d.checks.notifier.Run(after(ctx, succeeded))
-		},
+		behind(succeeded, d.checks.notifier.Run), // it tells of roles, too
 		// Before the routes are removed, the neighbours' requests stay without answers, and another director has the
 		// roles of VRRP.
 		func(ctx context.Context) error {
@@ -289,6 +287,11 @@ func after(ctx context.Context, done <-chan struct{}) context.Context {
 		cancel()
 	}()
 	return later
+}
+
+// behind returns the task with the context that after returns.
+func behind(ended <-chan struct{}, task daemon.Task) daemon.Task {
+	return func(ctx context.Context) error { return task(after(ctx, ended)) }
 }
 
 // notifyManager sends the program's state to the service manager.

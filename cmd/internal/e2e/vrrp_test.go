@@ -279,8 +279,8 @@ func TestVRRPAddressRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	testkit.Within(t, "the master has the address", 3*soon, func() bool {
-		has := run(t, at, exec.Command("ip", "-6", "addr", "show", "dev", "lan9")).stdout
-		return strings.Contains(has, "fd00:9::10")
+		shown := run(t, at, exec.Command("ip", "-6", "addr", "show", "dev", "lan9")).stdout
+		return strings.Contains(shown, "fd00:9::10")
 	})
 }
 
