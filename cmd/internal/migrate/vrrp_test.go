@@ -39,7 +39,9 @@ func TestVRRP(t *testing.T) {
 		return []config.VRRP{v}
 	}
 	same := func(*config.VRRP) {}
-	owned := func(device, prefix string) config.Owned { return config.Owned{device, netip.MustParsePrefix(prefix)} }
+	owned := func(device, prefix string) config.Owned {
+		return config.Owned{Device: device, Prefix: netip.MustParsePrefix(prefix)}
+	}
 	for name, c := range map[string]struct {
 		text  string
 		want  []config.VRRP
@@ -120,7 +122,7 @@ func TestVRRP(t *testing.T) {
 			basic(func(v *config.VRRP) {
 				v.Addrs = append(v.Addrs, a("10.0.2.10"), a("10.0.2.11"), a("10.0.2.12"), a("10.0.2.13"))
 				for _, o := range v.Addrs[1:] {
-					v.Owned = append(v.Owned, config.Owned{"eth0", netip.PrefixFrom(o, 32)})
+					v.Owned = append(v.Owned, config.Owned{Device: "eth0", Prefix: netip.PrefixFrom(o, 32)})
 				}
 				v.Peers = []netip.Addr{a("10.0.2.1")}
 			}), []string{`^x.conf:9: virtual_ipaddress: "eth0"`, `^x.conf:10: .*/32 is in its place`,
