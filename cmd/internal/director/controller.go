@@ -215,7 +215,7 @@ func (c *controller) healthChanged(list []health.Change) {
 // takeHealth puts the health of the realservers in force.
 func (c *controller) takeHealth(changes []health.Change) {
 	c.unreported = append(c.unreported, changes...)
-	c.logFailure(slog.LevelError, "cannot apply the health of realservers", c.converge(c.state().inputs))
+	c.logFailure(slog.LevelError, "cannot apply the health of realservers", c.follow(c.state().inputs))
 }
 
 // endSyncing notes that the connections of other directors are there.
@@ -262,7 +262,7 @@ func (c *controller) refresh() (pause <-chan time.Time) {
 	in := c.state().inputs
 	c.resolvePaths(&in)
 	c.resolveNeighbours(&in)
-	c.logFailure(slog.LevelError, "cannot apply new paths to realservers", c.converge(in))
+	c.logFailure(slog.LevelError, "cannot apply new paths to realservers", c.follow(in))
 	c.trim()
 	return time.After(pathsPause(time.Since(begin)))
 }
@@ -274,6 +274,7 @@ func pathsPause(took time.Duration) time.Duration {
 
 // converge makes the plan for in, puts the plan in force and reports the events. On an error nothing has changed.
 func (c *controller) converge(in plan.Inputs) (err error) {
+	in.Roles = c.roles.now() // a role that could not be put in force is tried again
 	was := c.state()
 	reconfigured := was == nil || was.inputs.Config != in.Config
 	var before map[string]plan.ServiceState

@@ -129,8 +129,8 @@ func (d *director) wire(cfg *config.Director) {
 	d.checks.notifier.Set(cfg.Notify)
 	d.controller.notify, d.roles.notify = d.checks.notifier.Send, d.checks.notifier.Send
 	d.controller.roles = &d.roles
-	d.roles.give, d.roles.lost = d.sync.giveTable, d.sync.switched
 	d.controller.handed = d.handover.adopted
+	d.roles.give, d.roles.lost = d.sync.giveTable, d.sync.switched
 	d.roles.hold(cfg.Sync.On)
 }
 
@@ -236,6 +236,7 @@ func (d *director) runControl(ctx context.Context, hangup func(fn func()) daemon
 			p.shared.Sweep(p.now())
 			p.shared.SendResolved(p.balancer.Snapshot(), p.now())
 		}),
+		d.memory.run,
 		daemon.Every(saveEvery, func() { d.memory.save(p) }),
 		daemon.Every(repliesEvery, d.followReplies),
 		d.neighbours.Run,
@@ -253,7 +254,7 @@ func (d *director) runControl(ctx context.Context, hangup func(fn func()) daemon
 			})
 		},
 		d.checks.monitor.Run,
-		d.checks.notifier.Run,
+		func(ctx context.Context) error { return d.checks.notifier.Run(after(ctx, succeeded)) }, // it tells of roles, too
 		// Before the routes are removed, the neighbours' requests stay without answers, and another director has the
 		// roles of VRRP.
 		func(ctx context.Context) error {
@@ -261,8 +262,9 @@ func (d *director) runControl(ctx context.Context, hangup func(fn func()) daemon
 			<-announced
 			<-watched
 			<-succeeded
+			<-d.controller.ended
 			if d.handover.end(d.file, d.controller.state().Config.Control); d.handover.leaves {
-				return nil
+				return d.controller.releaseAddresses()
 			}
 			return d.network.Close()
 		},

@@ -203,8 +203,9 @@ const delayed = 190 * time.Millisecond
 type requests struct {
 	stop func() // ends them; may be called twice
 
-	mu  sync.Mutex
-	all []*exchanged
+	mu      sync.Mutex
+	all     []*exchanged
+	slowest time.Duration // since takeSlowest
 }
 
 // exchanged is one of requests.
@@ -262,6 +263,7 @@ func (s *site) callAll(r *requests, rate int, done chan struct{}, running *sync.
 			r.mu.Lock()
 			defer r.mu.Unlock()
 			e.ended, e.took, e.failed = true, time.Since(e.begin), err
+			r.slowest = max(r.slowest, e.took)
 		})
 	}
 }
@@ -328,4 +330,13 @@ func (r *requests) take(t *testing.T) (all, late int, failed []error) {
 		}
 	}
 	return len(taken), late, failed
+}
+
+// takeSlowest returns how long the slowest request has taken since the last call.
+func (r *requests) takeSlowest() time.Duration {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	slowest := r.slowest
+	r.slowest = 0
+	return slowest
 }

@@ -209,6 +209,80 @@ func TestVRRPTracking(t *testing.T) {
 	}
 }
 
+// TestVRRPLink: a cable that is pulled is a fault until it is in again, at the master and at the backup. A tracked
+// interface that comes after the start ends its fault.
+func TestVRRPLink(t *testing.T) {
+	t.Parallel()
+	p := newPair(t, false)
+	plug := func(of *program, in bool) {
+		t.Helper()
+		if err := p.Plug(of.host, in); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p.configurePair(p.first, 150, p.addresses(beside(p.VIP).String()))
+	p.configurePair(p.second, 100, p.addresses(beside(p.VIP).String())+"track = [{ interface = \"lan9\" }]\n")
+	plug(p.first, false)
+	p.first.start()
+	p.second.start()
+	p.role(p.first, "fault")
+	p.role(p.second, "fault")
+	p.command(p.second.host, "", "ip", "link", "add", "lan9", "type", "veth", "peer", "lan8")
+	p.command(p.second.host, "", "ip", "link", "set", "lan8", "up")
+	p.command(p.second.host, "", "ip", "link", "set", "lan9", "up")
+	p.role(p.second, "master")
+	plug(p.first, true)
+	for _, d := range []struct {
+		cut, other       *program
+		without, healthy string // roles of other
+	}{{p.first, p.second, "master", "backup"}, {p.second, p.first, "master", "master"}} {
+		p.role(d.other, d.healthy)
+		elected := d.cut.balance().VRRP[0].Elected
+		plug(d.cut, false)
+		p.role(d.cut, "fault")
+		p.role(d.other, d.without)
+		sent := d.other.balance().VRRP[0].Sent
+		testkit.Eventually(t, "a second passes", func() bool { return d.other.balance().VRRP[0].Sent > sent+10 })
+		p.role(d.cut, "fault")
+		plug(d.cut, true)
+		p.role(d.other, d.healthy)
+		if v := d.cut.balance().VRRP[0]; d.cut == p.second && v.Elected != elected || v.Conflicts != 0 {
+			t.Errorf("%s: %+v", d.cut, v)
+		}
+		p.holder(p.first, p.VIP)
+		p.holder(p.first, beside(p.VIP))
+		p.mustServe(p.Client)
+	}
+}
+
+// TestVRRPAddressRefused: neighbours learn of the VIPs of a master that cannot have another address, and the address
+// comes once the host can have it.
+func TestVRRPAddressRefused(t *testing.T) {
+	t.Parallel()
+	p := newPair(t, true)
+	at := p.first.host
+	p.command(at, "", "ip", "link", "add", "lan9", "type", "veth", "peer", "lan8")
+	p.command(at, "", "ip", "link", "set", "lan9", "up")
+	const key = "net.ipv6.conf.lan9.disable_ipv6"
+	if err := at.Sysctl(key, "1"); err != nil {
+		t.Fatal(err)
+	}
+	p.configurePair(p.first, 150, p.addresses("fd00:9::10/64 dev lan9"))
+	p.first.start()
+	p.role(p.first, "master")
+	p.holder(p.first, p.VIP)
+	p.mustServe(p.Client)
+	testkit.Eventually(t, "the log has the refused address", func() bool {
+		return strings.Contains(p.first.Output(), "without the addresses of [[vrrp]] that are no VIPs")
+	})
+	if err := at.Sysctl(key, "0"); err != nil {
+		t.Fatal(err)
+	}
+	testkit.Within(t, "the master has the address", 3*soon, func() bool {
+		return strings.Contains(run(t, at, exec.Command("ip", "-6", "addr", "show", "dev", "lan9")).stdout, "fd00:9::10")
+	})
+}
+
 // TestVRRPReload: reloads switch no role and break nothing; new VIPs of a master are announced.
 func TestVRRPReload(t *testing.T) {
 	t.Parallel()
@@ -281,24 +355,11 @@ func TestVRRPUnlisted(t *testing.T) {
 // TestVRRPKeepalived: a director and keepalived stand in for each other.
 func TestVRRPKeepalived(t *testing.T) {
 	t.Parallel()
-	path, err := exec.LookPath("keepalived")
-	if err != nil {
-		t.Skip("SKIPPED: needs keepalived")
-	}
+	needTool(t, "keepalived", "keepalived")
 	p := newPair(t, false)
 	p.configurePair(p.first, 150, p.addresses())
-	file := filepath.Join(p.dir, "keepalived.conf")
-	text := fmt.Sprintf("vrrp_instance VI_1 {\nstate BACKUP\ninterface eth0\nversion 3\nvirtual_router_id 51\n"+
-		"priority 100\nadvert_int 0.1\nvirtual_ipaddress {\n%v/32\n}\n}\n", p.VIP)
-	if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	keepalived, err := p.second.host.Start(exec.Command(path, "-n", "-l", "-P", "-f", file, "-p",
-		filepath.Join(p.dir, "k.pid"), "-r", filepath.Join(p.dir, "kv.pid")))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = keepalived.Stop() })
+	p.startKeepalived(fmt.Sprintf("vrrp_instance VI_1 {\nstate BACKUP\ninterface eth0\nversion 3\nvirtual_router_id "+
+		"51\npriority 100\nadvert_int 0.1\nvirtual_ipaddress {\n%v/32\n}\n}\n", p.VIP))
 	p.holder(p.second, p.VIP)
 	p.first.start()
 	p.role(p.first, "master")
@@ -313,6 +374,21 @@ func TestVRRPKeepalived(t *testing.T) {
 	if v := p.first.balance().VRRP[0]; v.Conflicts > 0 || len(v.Refused) > 0 {
 		t.Errorf("%+v", v)
 	}
+}
+
+// startKeepalived runs keepalived's VRRP with a configuration at the second host.
+func (p *pair) startKeepalived(text string) {
+	p.t.Helper()
+	file := filepath.Join(p.dir, "keepalived.conf")
+	if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
+		p.t.Fatal(err)
+	}
+	keepalived, err := p.second.host.Start(exec.Command("keepalived", "-n", "-l", "-P", "-f", file, "-p",
+		filepath.Join(p.dir, "k.pid"), "-r", filepath.Join(p.dir, "kv.pid")))
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	p.t.Cleanup(func() { _ = keepalived.Stop() })
 }
 
 const mostOpen = 5

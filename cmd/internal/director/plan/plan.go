@@ -55,6 +55,8 @@ type Inputs struct {
 	Devices    []query.Device
 	Rules      Rules
 	Roles      vrrp.Roles // of [[vrrp]]
+	// Unowned leaves out the addresses that the host has as the master: it cannot have them now.
+	Unowned bool
 }
 
 // Rules reports for which families the kernel has policy rules (CONFIG_IP_MULTIPLE_TABLES,
