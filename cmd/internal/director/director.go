@@ -253,7 +253,9 @@ func (d *director) runControl(ctx context.Context, hangup func(fn func()) daemon
 			return d.sync.run(after(ctx, succeeded), follow) // the last connections are for the successor
 		},
 		d.checks.monitor.Run,
-		func(ctx context.Context) error { return d.checks.notifier.Run(after(ctx, succeeded)) }, // it tells of roles, too
+		func(ctx context.Context) error { // it tells of the last roles, too
+			return d.checks.notifier.Run(after(ctx, succeeded))
+		},
 		// Before the routes are removed, the neighbours' requests stay without answers, and another director has the
 		// roles of VRRP.
 		func(ctx context.Context) error {

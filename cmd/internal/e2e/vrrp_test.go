@@ -279,7 +279,8 @@ func TestVRRPAddressRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	testkit.Within(t, "the master has the address", 3*soon, func() bool {
-		return strings.Contains(run(t, at, exec.Command("ip", "-6", "addr", "show", "dev", "lan9")).stdout, "fd00:9::10")
+		has := run(t, at, exec.Command("ip", "-6", "addr", "show", "dev", "lan9")).stdout
+		return strings.Contains(has, "fd00:9::10")
 	})
 }
 
