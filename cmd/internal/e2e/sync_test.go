@@ -405,3 +405,35 @@ func TestSyncFaults(t *testing.T) {
 		return slices.ContainsFunc(first.peers().Peers, func(o api.SyncPeer) bool { return o.State == "alive" })
 	})
 }
+
+// TestReadyWaitsForPeers: a director tells the service manager that it is ready when it has the table of its peer, and
+// without a peer after three seconds.
+func TestReadyWaitsForPeers(t *testing.T) {
+	t.Parallel()
+	p := newSyncPair(t, tun, false, func(s *site) string {
+		return fmt.Sprintf("peers = [%s]", quoted([]netip.Addr{s.Director.Addr, s.Webs[2].Addr}))
+	})
+	p.openAll(20)
+	p.awaitSame()
+	first, manager := p.directors[0], newServiceManager(t)
+	start := func() {
+		t.Helper()
+		cmd := exec.Command(programPath("director"), "run", "-c", first.config)
+		cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+manager.path)
+		first.startAs(cmd)
+		manager.mustHear("READY=1")
+	}
+	first.kill()
+	start()
+	if s := first.peers(); !s.Ready || len(s.Peers) != 1 || s.Peers[0].Bulk == nil {
+		t.Errorf("ready without the connections of the peer: %+v", s)
+	}
+	first.stop()
+	manager.mustHear("STOPPING=1")
+	p.directors[1].kill()
+	begin := time.Now()
+	start()
+	if took := time.Since(begin); took < 3*time.Second {
+		t.Errorf("without a peer it is ready after %v", took)
+	}
+}
