@@ -155,7 +155,7 @@ func (e *Election) send(i *instance, now Moment, priority uint8) {
 		i.lastSeq = i.lastSeq.next(now.Wall, window(i.Interval))
 	}
 	for _, to := range i.destinations() {
-		src := i.device.source(&i.Instance, to)
+		src := i.device.source(&i.Instance, to, e.moving)
 		if !src.IsValid() {
 			continue
 		}
