@@ -171,6 +171,16 @@ func (e *Election) Stop(now Moment) {
 	}
 }
 
+// Listen makes each backup wait for a master's advertisements from now on. Call it before the first Receive and Tick:
+// packets that came in before it are unread.
+func (e *Election) Listen(now Moment) {
+	for _, i := range e.all {
+		if i.role == Backup {
+			i.await(now)
+		}
+	}
+}
+
 // settle applies the devices, tracks and groups.
 func (e *Election) settle(now Moment) {
 	if e.stopped {
