@@ -103,7 +103,7 @@ func (s *Sync) makeRoom(now conntab.Ticks) {
 // takeRecords puts records into the table, and returns the number of those that it has taken.
 func (s *Sync) takeRecords(b []byte, count int, how conntab.Report, now conntab.Ticks) (n int) {
 	snapshot := s.balancer.Snapshot()
-	eachRecord(b, count, func(r *Record) {
+	eachRecord(b, count, s.sealer != nil, func(r *Record) {
 		c, fault := r.connection(snapshot.ServiceAt)
 		if fault == Accepted {
 			by := how
