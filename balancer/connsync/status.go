@@ -65,7 +65,7 @@ type PeerStatus struct {
 func (s *Sync) Status() Status {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	c, now := &s.counts, s.now()
+	c, now := &s.counts, s.tick(s.now())
 	st := Status{Sent: c.sent, Received: c.received, Lost: c.lost, Resent: c.resent, Inexpressible: c.inexpressible,
 		SendErrors: c.sendErrors, LastError: c.lastError, Bulks: c.bulks, Sending: s.bulk != nil, Ready: s.isReady,
 		ChangesLost: s.feed.Lost(), Refused: map[string]uint64{}}

@@ -83,7 +83,8 @@ type Sync struct {
 	hellos    int  // that have been sent, in the mode IPVS
 
 	answered conntab.Ticks // a session that was no peer
-	begun    conntab.Ticks
+	begun    conntab.Ticks // of Run
+	latest   conntab.Ticks // see tick
 	isReady  bool
 	counts   counts
 }
@@ -96,9 +97,9 @@ func New(cfg Config, link Link, table *conntab.Table, b *balancer.Balancer, cloc
 	}
 	cfg.Size = min(cfg.Size, MaxSize)
 	s := &Sync{cfg: cfg, link: link, table: table, balancer: b, now: clock, ready: make(chan struct{}),
-		wake: make(chan struct{}, 1), peers: map[peerID]*peer{}, session: random(), begun: clock(),
+		wake: make(chan struct{}, 1), peers: map[peerID]*peer{}, session: random(),
 		feed: table.OwnChanges(feedSize, conntab.Assured, conntab.Moved, conntab.Repeated)}
-	s.hello = clock() - helloEvery
+	s.start(clock())
 	if cfg.Key != nil {
 		s.sealer = newSealer(cfg.Key)
 	}
@@ -109,8 +110,25 @@ func New(cfg Config, link Link, table *conntab.Table, b *balancer.Balancer, cloc
 	return s
 }
 
+// start begins the time in which peers can be heard.
+func (s *Sync) start(now conntab.Ticks) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.begun, s.latest, s.hello = now, now, now-helloEvery
+}
+
+// tick returns the time for what happens under mu, of which now was read before mu was locked. Another goroutine may
+// have had mu at a later time: a time of it is never after the one of this.
+func (s *Sync) tick(now conntab.Ticks) conntab.Ticks {
+	if int32(now-s.latest) > 0 {
+		s.latest = now
+	}
+	return s.latest
+}
+
 // Run sends and receives until ctx is cancelled, and closes the link.
 func (s *Sync) Run(ctx context.Context) error {
+	s.start(s.now())
 	received := make(chan struct{})
 	go func() {
 		defer close(received)
@@ -152,7 +170,7 @@ const switchFor = 3 * conntab.PerSecond
 func (s *Sync) Switch() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.switching, s.switched = true, s.now()
+	s.switching, s.switched = true, s.tick(s.now())
 	if s.sealer != nil {
 		s.feed.Include(conntab.Opened, true)
 		s.begin(halfOpens)
@@ -182,6 +200,7 @@ func (s *Sync) Close() error {
 func (s *Sync) work(now, elapsed conntab.Ticks) (soon bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	now = s.tick(now)
 	s.endSwitch(now)
 	s.sendChanges(now)
 	s.sendRefresh(now, elapsed)
@@ -195,8 +214,8 @@ func (s *Sync) work(now, elapsed conntab.Ticks) (soon bool) {
 	return s.bulk != nil || s.switching || missing
 }
 
-// Ready returns a channel that is closed when the table has the connections of all peers, or no peer has been heard for
-// three seconds. In the mode IPVS, which has no bulk transfer on demand, the three seconds are all.
+// Ready returns a channel that is closed when the table has the connections of all peers, or no peer has been heard in
+// the first three seconds of Run. In the mode IPVS, which has no bulk transfer on demand, the three seconds are all.
 func (s *Sync) Ready() <-chan struct{} { return s.ready }
 
 // incomplete reports whether connections of a peer are still missing.
@@ -230,6 +249,7 @@ func (s *Sync) receive() {
 func (s *Sync) take(b []byte, from netip.Addr, now conntab.Ticks) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	now = s.tick(now)
 	s.counts.received.Datagrams++
 	s.counts.received.Bytes += uint64(len(b))
 	if s.sealer == nil {
