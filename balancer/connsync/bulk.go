@@ -12,8 +12,8 @@ type bulk struct {
 	walker   *conntab.Walker
 	entries  []conntab.Conn // that have been visited and not sent yet
 	parts    parts
-	due      float64 // records that may be sent
-	records  uint64
+	due      float64       // records that may be sent
+	first    uint64        // sequence number of its first datagram
 	sessions []uint64      // of the peers that have asked for it
 	done     chan struct{} // closed at its end
 	again    bool          // a peer has missed its beginning; in the mode IPVS
@@ -41,7 +41,7 @@ const (
 
 // begin begins a bulk transfer, in place of one that is going on. Its parts, peers and waiters are taken over.
 func (s *Sync) begin(what parts) *bulk {
-	b := &bulk{walker: s.table.NewWalker(), parts: what, done: make(chan struct{})}
+	b := &bulk{walker: s.table.NewWalker(), parts: what, first: s.out.seq + 1, done: make(chan struct{})}
 	if s.bulk != nil {
 		b.parts, b.sessions, b.done = what|s.bulk.parts, s.bulk.sessions, s.bulk.done
 	}
@@ -76,7 +76,6 @@ func (s *Sync) sendBulk(now, elapsed conntab.Ticks) {
 			}
 			b.entries = b.entries[1:]
 			b.due -= float64(s.counts.sent.Records - before)
-			b.records += s.counts.sent.Records - before
 			before = s.counts.sent.Records
 		}
 		if len(b.entries) > 0 || slots < 0 {
@@ -94,7 +93,7 @@ func (s *Sync) sendBulk(now, elapsed conntab.Ticks) {
 	s.out.flush()
 	for _, session := range b.sessions {
 		body := binary.BigEndian.AppendUint64(make([]byte, 0, 16), session)
-		s.out.send(bulkEnd, binary.BigEndian.AppendUint64(body, b.records), 0)
+		s.out.send(bulkEnd, binary.BigEndian.AppendUint64(body, b.first), 0)
 		if p := s.peers[peerID{session: session}]; p != nil {
 			p.given, p.gave = true, now
 		}

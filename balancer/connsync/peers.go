@@ -178,10 +178,18 @@ func (s *Sync) deliver(p *peer, now conntab.Ticks) {
 			n = s.takeRecords(e.body, e.count, conntab.Ordered, now)
 		case bulkEnd:
 			if len(e.body) == 16 && binary.BigEndian.Uint64(e.body) == s.session {
-				p.wanted, p.hasSent, p.sentAt = false, true, now
+				p.takeBulkEnd(binary.BigEndian.Uint64(e.body[8:]), now)
 			}
 		}
 		p.count(b, n)
+	}
+}
+
+// takeBulkEnd processes the end of a bulk transfer for this director, which began with the sequence number first. A
+// transfer of which datagrams are lost is wanted again.
+func (p *peer) takeBulkEnd(first uint64, now conntab.Ticks) {
+	if p.newest < first {
+		p.wanted, p.hasSent, p.sentAt = false, true, now
 	}
 }
 

@@ -178,6 +178,27 @@ func TestNewcomer(t *testing.T) {
 	}
 }
 
+// TestHoleInBulk: a bulk transfer of which datagrams are lost, more than can be sent again, is not the whole table, and
+// another one makes up for it.
+func TestHoleInBulk(t *testing.T) {
+	const n = 60_000
+	w := newNetwork(t, 2, 200_000, key)
+	from, to := w.restart(n)
+	from.cfg.BulkRate = 40_000
+	w.spoil = func([][]byte) [][]byte { return nil }
+	w.run(second) // the link is down
+	w.spoil = func(list [][]byte) [][]byte { return list }
+	for range 60 {
+		w.run(second / 2)
+		if got := to.table.Len(); got < n && (to.nowReady() || to.Status().Peers[0].Complete) {
+			t.Fatalf("complete with %d connections of %d", got, n)
+		}
+	}
+	if st := to.Status(); to.table.Len() != n || !st.Peers[0].Complete || st.Lost == 0 {
+		t.Errorf("%d connections of %d; %+v; the peer: %+v", to.table.Len(), n, st, from.Status())
+	}
+}
+
 // TestNewcomerIPVS: a director that starts again in the mode IPVS asks for the tables, and gets what it has lost, but
 // never more often than every 3 s.
 func TestNewcomerIPVS(t *testing.T) {
