@@ -11,11 +11,12 @@ import (
 	"testing"
 	"time"
 
+	"vstun/cmd/internal/api"
 	"vstun/testdata/testkit"
 )
 
-// importedConf is a keepalived.conf as LVS directors with TUN have it: mail, VRRP with a password, a VIP in no subnet of
-// theirs, and checks at another port than the service's.
+// importedConf is a keepalived.conf as LVS directors with TUN have it: mail, VRRP with a password, synchronisation, a
+// VIP in no subnet of theirs, and checks at another port than the service's.
 const importedConf = `! One of two directors.
 global_defs {
     notification_email {
@@ -26,6 +27,7 @@ global_defs {
     smtp_connect_timeout 20
     router_id LVS_MAIL
     smtp_alert_vrrp
+    lvs_sync_daemon eth0 VI_1
 }
 
 vrrp_instance VI_1 {
@@ -161,7 +163,8 @@ func (p *importedPair) mailed(words string) {
 }
 
 // TestImportedPair: two directors run what they import of keepalived's files. The master alone answers for the VIP, a
-// realserver whose check fails gets no more connections, mails name it and the roles, and the backup takes over.
+// realserver whose check fails gets no more connections, mails name it and the roles, and the backup takes over, with
+// the connections that there are.
 func TestImportedPair(t *testing.T) {
 	t.Parallel()
 	p := newImportedPair(t)
@@ -179,14 +182,26 @@ func TestImportedPair(t *testing.T) {
 	p.awaitServers("after a failed check", "web2")
 	p.mailed("realserver " + p.Webs[0].Addr.String() + " is down, was up: connection refused")
 
+	long, _ := p.whoAnswers(anyPort(p.Client.Addr), p.at(205))
+	testkit.Within(t, "the backup knows the connection", soon, func() bool {
+		return slices.ContainsFunc(p.second.rows(), func(row string) bool {
+			return strings.Contains(row, fmt.Sprint(" ", long.LocalAddr().(*net.TCPAddr).Port, " "))
+		})
+	})
 	p.first.kill()
 	p.awaitServers("after a kill of the master", "web2")
 	p.role(p.second, "master")
 	p.holder(p.second, p.VIP)
+	if got := mustAnswer(t, long); got != "web2" {
+		t.Errorf("the connection is answered by %s", got)
+	}
 	p.first.start()
 	p.role(p.first, "master")
 	p.role(p.second, "backup")
 	p.holder(p.first, p.VIP)
+	if got := mustAnswer(t, long); got != "web2" {
+		t.Errorf("after the return the connection is answered by %s", got)
+	}
 
 	p.checked(0)
 	p.awaitServers("after the check succeeds again", "web1", "web2")
@@ -195,5 +210,66 @@ func TestImportedPair(t *testing.T) {
 	p.role(p.second, "master")
 	if v := p.second.balance().VRRP[0]; v.Conflicts != 0 || len(v.Refused) > 0 || v.Version != 2 || v.Interval != 1 {
 		t.Errorf("%+v", v)
+	}
+}
+
+// TestImportBesideKeepalived: a director runs the import of a file, and keepalived the file itself. They stand in for
+// each other: neither refuses the other's advertisements, and all addresses move, those that are not advertised too.
+func TestImportBesideKeepalived(t *testing.T) {
+	t.Parallel()
+	needTool(t, "keepalived", "keepalived")
+	const usual = "authentication {\nauth_type PASS\nauth_pass secret123\n}\n"
+	for name, c := range map[string]struct{ global, instance string }{
+		"multicast": {"", usual + "virtual_ipaddress_excluded {\nHOP/24\n}\n"},
+		"unicast": {"", usual + "unicast_src_ip OWN\nunicast_peer {\nOTHER\n}\nvirtual_ipaddress_excluded " +
+			"{\nHOP/24\n}\n"},
+		"version 3": {"vrrp_version 3\n", usual + "advert_int 0.254\nvirtual_ipaddress_excluded {\nHOP/24\n}\n"},
+		"strict":    {"vrrp_strict\n", usual + "virtual_ipaddress_excluded {\nHOP/24\n}\n"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p := newPair(t, false)
+			hop := beside(p.VIP)
+			conf := func(own, other netip.Addr, priority int) string {
+				return "global_defs {\n" + c.global + "}\n" + fmt.Sprintf("vrrp_instance VI_1 {\ninterface eth0\n"+
+					"virtual_router_id 51\npriority %d\n%svirtual_ipaddress {\n%v\n}\n}\nvirtual_server %v 80 "+
+					"{\nprotocol "+
+					"TCP\nlvs_method TUN\nreal_server %v 80 {\n}\n}\n", priority, strings.NewReplacer("HOP",
+					hop.String(), "OWN",
+					own.String(), "OTHER", other.String()).Replace(c.instance), p.VIP, p.VIP, p.Webs[0].Addr)
+			}
+			first, second := p.first.host.Addr, p.second.host.Addr
+			code, toml, notes := imports(t, []byte(conf(first, second, 150)), "keepalived", "-")
+			if code != 0 {
+				t.Fatalf("import: exit status %d: %s", code, notes)
+			}
+			p.first.configure(p.fileWith(toml))
+			p.startKeepalived(conf(second, first, 100))
+			holds := func(of *program) {
+				p.holder(of, p.VIP)
+				p.holder(of, hop)
+			}
+			holds(p.second)
+			p.first.start()
+			p.role(p.first, "master")
+			holds(p.first)
+			p.mustServe(p.Client)
+			p.first.kill()
+			p.holder(p.second, p.VIP) // the first one's host has the other address until its next start
+			p.first.start()
+			p.role(p.first, "master")
+			holds(p.first)
+			p.first.stop()
+			holds(p.second)
+			p.first.start()
+			p.role(p.first, "master")
+			holds(p.first)
+			p.mustServe(p.Client)
+			v := p.first.balance().VRRP[0]
+			if v.Conflicts > 0 || len(v.Refused) > 0 || slices.ContainsFunc(v.Peers,
+				func(p api.Peer) bool { return p.Differs }) {
+				t.Errorf("%+v", v)
+			}
+		})
 	}
 }

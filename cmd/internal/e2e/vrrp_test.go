@@ -355,24 +355,11 @@ func TestVRRPUnlisted(t *testing.T) {
 // TestVRRPKeepalived: a director and keepalived stand in for each other.
 func TestVRRPKeepalived(t *testing.T) {
 	t.Parallel()
-	path, err := exec.LookPath("keepalived")
-	if err != nil {
-		t.Skip("SKIPPED: needs keepalived")
-	}
+	needTool(t, "keepalived", "keepalived")
 	p := newPair(t, false)
 	p.configurePair(p.first, 150, p.addresses())
-	file := filepath.Join(p.dir, "keepalived.conf")
-	text := fmt.Sprintf("vrrp_instance VI_1 {\nstate BACKUP\ninterface eth0\nversion 3\nvirtual_router_id 51\n"+
-		"priority 100\nadvert_int 0.1\nvirtual_ipaddress {\n%v/32\n}\n}\n", p.VIP)
-	if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	keepalived, err := p.second.host.Start(exec.Command(path, "-n", "-l", "-P", "-f", file, "-p",
-		filepath.Join(p.dir, "k.pid"), "-r", filepath.Join(p.dir, "kv.pid")))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = keepalived.Stop() })
+	p.startKeepalived(fmt.Sprintf("vrrp_instance VI_1 {\nstate BACKUP\ninterface eth0\nversion 3\nvirtual_router_id "+
+		"51\npriority 100\nadvert_int 0.1\nvirtual_ipaddress {\n%v/32\n}\n}\n", p.VIP))
 	p.holder(p.second, p.VIP)
 	p.first.start()
 	p.role(p.first, "master")
@@ -387,6 +374,21 @@ func TestVRRPKeepalived(t *testing.T) {
 	if v := p.first.balance().VRRP[0]; v.Conflicts > 0 || len(v.Refused) > 0 {
 		t.Errorf("%+v", v)
 	}
+}
+
+// startKeepalived runs keepalived's VRRP with a configuration at the second host.
+func (p *pair) startKeepalived(text string) {
+	p.t.Helper()
+	file := filepath.Join(p.dir, "keepalived.conf")
+	if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
+		p.t.Fatal(err)
+	}
+	keepalived, err := p.second.host.Start(exec.Command("keepalived", "-n", "-l", "-P", "-f", file, "-p",
+		filepath.Join(p.dir, "k.pid"), "-r", filepath.Join(p.dir, "kv.pid")))
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	p.t.Cleanup(func() { _ = keepalived.Stop() })
 }
 
 const mostOpen = 5

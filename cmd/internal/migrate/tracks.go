@@ -213,7 +213,10 @@ func (k *keepalived) trackScripts(v *instance, block *statement, to *[]track) {
 
 // track returns the track of a line of track_script. It has a gateway if the script pings an address.
 func (s *vrrpScript) track(st *statement) track {
-	t := track{Place: st.Place, script: st.name() + ": " + strings.Join(s.command, " ")}
+	t := track{Place: st.Place, script: st.name()}
+	if len(s.command) > 0 {
+		t.script += ": " + strings.Join(s.command, " ")
+	}
 	weight, reverse := trackWeight(st)
 	if in := s.of.find("weight"); weight == "" && in != nil {
 		weight, reverse = in.arg(1), reverse || in.arg(2) == "reverse"

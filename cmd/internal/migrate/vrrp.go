@@ -83,6 +83,7 @@ var instanceKeywords = map[string]func(*keepalived, *instance, *statement){
 	"preempt":                    func(_ *keepalived, v *instance, _ *statement) { v.noPreempt = false },
 	"preempt_delay":              (*keepalived).preemptDelay,
 	"authentication":             (*keepalived).authentication,
+	"auth_hmac":                  (*keepalived).authHMAC,
 	"strict_mode":                func(_ *keepalived, v *instance, st *statement) { v.strict = boolean(st) },
 	"unicast_src_ip":             (*keepalived).sourceAddress,
 	"mcast_src_ip":               (*keepalived).sourceAddress,
@@ -105,7 +106,6 @@ var instanceKeywords = map[string]func(*keepalived, *instance, *statement){
 	"notify_master_rx_lower_pri": noCounterpart("no counterpart: left out: look at vstun_vrrp_two_masters"),
 	"notify_priority_changes":    noCounterpart(noneNeeded),
 
-	"auth_hmac":             noCounterpart("left out: write its key into a file, and key and key_id in the instance"),
 	"use_vmac":              noCounterpart(noMAC),
 	"use_vmac_addr":         noCounterpart(noMAC),
 	"vmac_xmit_base":        noCounterpart(noMAC),
@@ -260,6 +260,29 @@ func (k *keepalived) authentication(v *instance, block *statement) {
 				"keepalived.conf(5) for what it does", st.name())
 		}
 	}
+}
+
+// authHMAC notes keepalived 2.4's auth_hmac, with the keys of [[vrrp]]. The import does not know whether the director's
+// host has the file.
+func (k *keepalived) authHMAC(v *instance, block *statement) {
+	file, id, mode := "FILE", "", ""
+	if st := block.find("active_key"); st != nil {
+		id = st.arg(1)
+	}
+	for _, st := range block.block {
+		if st.name() != "key" || id != "" && st.arg(1) != id {
+			continue
+		}
+		id = st.arg(1)
+		if path, ok := strings.CutPrefix(st.arg(2), "file:"); ok {
+			file = path
+		}
+	}
+	if st := block.find("mode"); st != nil && st.arg(1) != "enforce" {
+		mode = ", key_mode = " + quote("permissive")
+	}
+	k.noteOn(v, block.Place, "auth_hmac: left out: write key = %s, key_id = %s%s in the instance, where the file is "+
+		"on this host", quote(file), id, mode)
 }
 
 // sourceAddress reads unicast_src_ip and mcast_src_ip.

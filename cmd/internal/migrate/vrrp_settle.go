@@ -110,7 +110,8 @@ func (r *vrrpSettler) settle(v *instance) bool {
 func (r *vrrpSettler) unowned(v *instance, list []moving) []moving {
 	return slices.DeleteFunc(list, func(m moving) bool {
 		if o := r.owners[m.address]; o != nil {
-			r.noteOn(v, m.Place, "%v is one of %s already: left out: keep one of them", m.address, o.source)
+			r.noteOn(v, m.Place, "%v is one of %s already: left out: take it out at the other directors, too, as "+
+				"keepalived 2.2 ignores an instance with fewer addresses", m.address, o.source)
 			return true
 		}
 		r.owners[m.address] = v

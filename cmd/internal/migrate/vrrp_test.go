@@ -201,14 +201,17 @@ func TestVRRP(t *testing.T) {
 				`^x.conf:38: vrrp_instance E: no address is left`,
 				`^x.conf:42: 192.0.2.1 is one of vrrp_instance VI_1`}},
 		"without effect": {elected("vrrp_mcast_group4 224.0.0.99; vrrp_startup_delay 5; vrrp_notify_fifo /run/x",
-			"use_vmac; virtual_routes {; 0.0.0.0/0 via 10.0.2.1; }; auth_hmac {; }; notify_stop /bin/true; "+
-				"frobnicate; "+
-				"debug 2; "+vip, "garp_group {; }; vrrp_track_process p {; }"), basic(same),
-			[]string{`^x.conf:2: vrrp_mcast_group4`,
-				`^x.conf:3: vrrp_startup_delay`, `^x.conf:4: vrrp_notify_fifo`, `^x.conf:9: use_vmac`,
-				`^x.conf:10: virtual_routes`, `^x.conf:13: auth_hmac: `, `^x.conf:15: notify_stop: .*ExecStopPost`,
-				`^x.conf:16: frobnicate: unknown`, `^x.conf:17: debug: no counterpart, and none needed`,
-				`^x.conf:22: garp_group: `, `^x.conf:24: vrrp_track_process p: `}},
+			"use_vmac; virtual_routes {; 0.0.0.0/0 via 10.0.2.1; }; notify_stop /bin/true; frobnicate; debug 2; "+vip,
+			"garp_group {; }; vrrp_track_process p {; }"), basic(same), []string{`^x.conf:2: vrrp_mcast_group4`,
+			`^x.conf:3: vrrp_startup_delay`, `^x.conf:4: vrrp_notify_fifo`, `^x.conf:9: use_vmac`,
+			`^x.conf:10: virtual_routes`, `^x.conf:13: notify_stop: .*ExecStopPost`, `^x.conf:14: frobnicate: unknown`,
+			`^x.conf:15: debug: no counterpart, and none needed`, `^x.conf:20: garp_group: `,
+			`^x.conf:22: vrrp_track_process p: `}},
+		"HMAC": {elected("", "auth_hmac {; key 1 hex:00; key 2 file:/etc/k; active_key 2; mode receive-only; }; "+vip,
+			""),
+			basic(same), []string{`^x.conf:7: auth_hmac: .*key = "/etc/k", key_id = 2, key_mode = "permissive" in`}},
+		"HMAC with a key in the file": {elected("", "auth_hmac {; key 3 hex:00; }; "+vip, ""),
+			basic(same), []string{`^x.conf:7: auth_hmac: .*key = "FILE", key_id = 3 in`}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			d, i := mustImport(t, migrate.Keepalived, string(lines(c.text)))
