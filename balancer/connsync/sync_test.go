@@ -187,7 +187,7 @@ func TestNewcomer(t *testing.T) {
 // TestHoleInBulk: a bulk transfer of which datagrams are lost, more than can be sent again, is not the whole table, and
 // another one makes up for it.
 func TestHoleInBulk(t *testing.T) {
-	const n = 60_000
+	const n = 120_000
 	w := newNetwork(t, 2, 200_000, key)
 	from, to := w.restart(n)
 	from.cfg.BulkRate = 40_000
@@ -330,6 +330,55 @@ func TestActiveActive(t *testing.T) {
 	w.run(2 * second)
 	if c, _ := w.directors[0].conn(w, p(0)); c.State != conntab.FinWait {
 		t.Errorf("state %v, want FIN_WAIT", c.State)
+	}
+}
+
+// TestKeptTable: a director starts with the table that it had. Clients have used their ports again since, for other
+// realservers, at the other director: they stay there.
+func TestKeptTable(t *testing.T) {
+	w := newNetwork(t, 2, 4096, key)
+	one, two := w.directors[0], w.directors[1]
+	w.run(5 * second)
+	former, want := map[int]string{}, map[int]string{}
+	for n := range 50 {
+		former[n] = one.open(w, n, vip, 80)
+	}
+	w.run(2 * second)
+	moved := 0
+	two.open(w, 999, vip, 80) // moves its scheduler on
+	for n := range 50 {
+		two.send(w, client(n, vip, packet.ProtoTCP, 80, packet.FlagRST|packet.FlagACK))
+		if want[n] = two.open(w, n, vip, 80); want[n] != former[n] {
+			moved++
+		}
+		if n%2 == 0 { // these end there
+			two.send(w, client(n, vip, packet.ProtoTCP, 80, packet.FlagFIN|packet.FlagACK))
+		}
+	}
+	w.now += 2 * second
+	again := &director{addr: one.addr}
+	again.Sync = New(Config{Key: key, Size: MaxSize}, &again.box, one.table, one.balancer,
+		func() conntab.Ticks { return w.now })
+	w.directors = []*director{again, two}
+	one.box.sent, two.box.sent = nil, nil
+	w.run(5 * second)
+	for n := range 50 {
+		p := client(n, vip, packet.ProtoTCP, 80, packet.FlagACK)
+		state := conntab.Established
+		if n%2 == 0 {
+			state = conntab.FinWait
+		}
+		if c, _ := two.conn(w, p); c.State != state {
+			t.Errorf("client %d: state %v, want %v", n, c.State, state)
+		}
+		for _, d := range w.directors {
+			if got := d.send(w, p); got != want[n] {
+				t.Errorf("client %d: %v sends it to %s, want %s", n, d.addr, got, want[n])
+			}
+		}
+	}
+	if st := two.Status(); moved == 0 || !st.Peers[len(st.Peers)-1].Complete {
+		t.Errorf("%d clients have moved; %+v", moved, st)
 	}
 }
 
