@@ -16,7 +16,7 @@ type bulk struct {
 	first    uint64        // sequence number of its first datagram
 	sessions []uint64      // of the peers that have asked for it
 	done     chan struct{} // closed at its end
-	again    bool          // a peer has missed its beginning; in the mode IPVS
+	began    conntab.Ticks
 }
 
 // SendTable sends the whole table to the peers, at a limited rate. Half-open connections are part of it with halfOpen,
@@ -41,13 +41,26 @@ const (
 
 // begin begins a bulk transfer, in place of one that is going on. Its parts, peers and waiters are taken over.
 func (s *Sync) begin(what parts) *bulk {
-	b := &bulk{walker: s.table.NewWalker(), parts: what, first: s.out.seq + 1, done: make(chan struct{})}
+	b := &bulk{walker: s.table.NewWalker(), parts: what, first: s.out.seq + 1,
+		began: s.latest, done: make(chan struct{})}
 	if s.bulk != nil {
 		b.parts, b.sessions, b.done = what|s.bulk.parts, s.bulk.sessions, s.bulk.done
 	}
 	s.bulk = b
 	s.wakeUp()
 	return b
+}
+
+// restLeast is the least time between a bulk transfer and one that is owed. It is as long as the former one took, if
+// that is longer: what makes this director owe its table takes half of the rate at most.
+const restLeast = 3 * conntab.PerSecond
+
+// beginOwed begins a bulk transfer that is owed, when it is due.
+func (s *Sync) beginOwed(now conntab.Ticks) {
+	if s.owes && s.bulk == nil && now-s.rested >= max(restLeast, s.took) {
+		s.owes = false
+		s.begin(known)
+	}
 }
 
 // wakeUp lets Run work at once.
@@ -101,12 +114,9 @@ func (s *Sync) sendBulk(now, elapsed conntab.Ticks) {
 			p.given, p.gave = true, now
 		}
 	}
-	s.bulk = nil
+	s.bulk, s.rested, s.took = nil, now, now-b.began
 	s.counts.bulks++
 	close(b.done)
-	if b.again {
-		s.begin(known)
-	}
 }
 
 // inBulk reports whether c is part of the bulk transfer. In the mode IPVS, records do not say that they are hearsay: a

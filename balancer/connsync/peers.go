@@ -32,9 +32,6 @@ type peer struct {
 // answerEvery is the least time between two answers to sessions that are no peers.
 const answerEvery = conntab.PerSecond / 20
 
-// giveEvery is the least time between two bulk transfers for a peer in the mode IPVS: anyone can ask for one.
-const giveEvery = 3 * conntab.PerSecond
-
 // kernelHellos is the number of datagrams without records by which a director in the mode IPVS asks its peers for their
 // tables when it starts.
 const kernelHellos = 2
@@ -69,23 +66,17 @@ func (s *Sync) takeKernel(b []byte, from netip.Addr, now conntab.Ticks) {
 			s.refuse(Stranger, from, now)
 			return
 		}
-		p = &peer{id: id, addr: from, gave: now - giveEvery}
+		p = &peer{id: id, addr: from}
 		s.peers[id] = p
-		if s.bulk == nil && h.count > 0 {
-			s.begin(known)
-		}
+	}
+	n := s.takeRecords(rest, h.count, conntab.Unordered, now)
+	// A kernel director sends no datagram without records. One of ours does when it starts.
+	if h.count == 0 || n > 0 && p.received.Records == 0 {
+		s.owes = true
+		s.wakeUp()
 	}
 	p.heard = now
-	p.count(b, s.takeRecords(rest, h.count, conntab.Unordered, now))
-	// A kernel director sends no datagram without records. One of ours does when it starts.
-	switch {
-	case h.count > 0:
-	case s.bulk != nil:
-		s.bulk.again = true
-	case now-p.gave >= giveEvery:
-		p.gave = now
-		s.begin(known)
-	}
+	p.count(b, n)
 }
 
 // otherID reports whether datagrams with a syncid are for others (Linux ip_vs_sync.c, ip_vs_process_message).

@@ -73,6 +73,10 @@ type Sync struct {
 	changes changes
 	refresh refresh
 	bulk    *bulk // nil: none is going on
+	// owes: changes have been lost, or a peer in the mode IPVS may miss the table. It is sent once, however often that
+	// happens meanwhile. rested is the time since the last bulk transfer, which took that long.
+	owes         bool
+	rested, took conntab.Ticks
 	// switching: packets of this director's connections may come to a peer, since switched
 	switching bool
 	switched  conntab.Ticks
@@ -115,7 +119,7 @@ func New(cfg Config, link Link, table *conntab.Table, b *balancer.Balancer, cloc
 func (s *Sync) start(now conntab.Ticks) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.begun, s.latest, s.hello = now, now, now-helloEvery
+	s.begun, s.latest, s.hello, s.rested = now, now, now-helloEvery, now-restLeast
 }
 
 // tick returns the time for what happens under mu, of which now was read before mu was locked. Another goroutine may
@@ -208,6 +212,7 @@ func (s *Sync) work(now, elapsed conntab.Ticks) (soon bool) {
 	s.endSwitch(now)
 	s.sendChanges(now)
 	s.sendRefresh(now, elapsed)
+	s.beginOwed(now)
 	s.sendBulk(now, elapsed)
 	missing := s.control(now)
 	s.out.flush()

@@ -205,6 +205,51 @@ func TestHoleInBulk(t *testing.T) {
 	}
 }
 
+// TestOneClient: a client that makes changes of one connection as fast as it can neither displaces those of others, nor
+// keeps a newcomer from the table, nor has the table sent again and again.
+func TestOneClient(t *testing.T) {
+	const n = 20_000
+	for mode, key := range modes {
+		w := newNetwork(t, 2, 50_000, key)
+		from, to := w.restart(n)
+		from.cfg.BulkRate = 40_000
+		before := from.Status()
+		for range 1000 {
+			for range 50 {
+				for _, flags := range []uint8{packet.FlagSYN, packet.FlagACK, packet.FlagFIN | packet.FlagACK} {
+					from.send(w, client(n, vip, packet.ProtoTCP, 80, flags))
+				}
+			}
+			w.run(1)
+		}
+		st, records := from.Status(), from.Status().Sent.Records-before.Sent.Records
+		if to.table.Len() != n+1 || st.ChangesLost > 0 || records > 3*n ||
+			mode == "vstun" && !to.Status().Peers[0].Complete {
+			t.Errorf("%s: %d connections, %d changes are lost, %d records; %+v", mode, to.table.Len(), st.ChangesLost,
+				records, to.Status())
+		}
+	}
+}
+
+// TestLostChanges: changes that come faster than they can be noted are made up for by one transfer of the table, which
+// others do not begin again.
+func TestLostChanges(t *testing.T) {
+	const n = 100_000
+	w := newNetwork(t, 2, 2*n, key)
+	one, two := w.directors[0], w.directors[1]
+	w.run(5 * second)
+	for i := range n {
+		one.open(w, i, vip, 80)
+		if i%(n/4) == n/8 { // in the middle of the transfer, too
+			w.run(10)
+		}
+	}
+	w.run(20 * second)
+	if st := one.Status(); st.ChangesLost == 0 || two.table.Len() != n || st.Bulks > 4 {
+		t.Errorf("%d changes are lost, %d connections of %d, %d transfers", st.ChangesLost, two.table.Len(), n, st.Bulks)
+	}
+}
+
 // TestNewcomerIPVS: a director that starts again in the mode IPVS asks for the tables, and gets what it has lost, but
 // never more often than every 3 s.
 func TestNewcomerIPVS(t *testing.T) {

@@ -147,6 +147,38 @@ func TestOwnChangesInFlood(t *testing.T) {
 	}
 }
 
+// TestOwnChangesMerge: changes of some connections that alternate take one place each. Of their kinds, Assured stays.
+func TestOwnChangesMerge(t *testing.T) {
+	table := newSmall(Config{})
+	f := table.OwnChanges(1000, Assured, Moved)
+	defer f.Close()
+	for i := range uint32(3) {
+		p := tcp(i, 1, packet.FlagSYN)
+		table.View().Insert(&p, 1, 0, 0)
+	}
+	for range 1000 {
+		for _, flags := range []uint8{packet.FlagACK, packet.FlagFIN, packet.FlagSYN} {
+			for i := range uint32(3) {
+				p := tcp(i, 1, flags)
+				table.View().Packet(&p, FromClient, 0)
+			}
+		}
+	}
+	got, conns := kinds(f, 0)
+	if !slices.Equal(got, []ChangeKind{Assured, Assured, Assured}) || f.Lost() > 0 || conns[0].State != FinWait {
+		t.Errorf("%v of %+v, %d lost", got, conns, f.Lost())
+	}
+	p := tcp(1, 1, packet.FlagACK)
+	table.View().Packet(&p, FromClient, 0)
+	f.Include(Opened, true)
+	for _, p.TCPFlags = range []uint8{packet.FlagFIN, packet.FlagSYN} {
+		table.View().Packet(&p, FromClient, 0)
+	}
+	if got, conns := kinds(f, 0); !slices.Equal(got, []ChangeKind{Assured}) || conns[0].State != SynRecv {
+		t.Errorf("%v of %+v", got, conns)
+	}
+}
+
 // TestNotesAllocateNothing: packets allocate nothing while their changes are noted.
 func TestNotesAllocateNothing(t *testing.T) {
 	table := newSmall(Config{Max: 10_000})
