@@ -78,20 +78,23 @@ type Sync struct {
 	owes         bool
 	rested, took conntab.Ticks
 	// switching: packets of this director's connections may come to a peer, since switched
-	switching bool
-	switched  conntab.Ticks
-	peers     map[peerID]*peer
-	senders   map[netip.Addr]sender // of refused datagrams
-	nonces    [2]uint64             // of the last hellos, the newest first
-	hello     conntab.Ticks
-	asked     bool // an early hello is due
-	hellos    int  // that have been sent, in the mode IPVS
+	switching  bool
+	switched   conntab.Ticks
+	peers      map[peerID]*peer
+	senders    map[netip.Addr]sender    // of refused datagrams
+	met        uint64                   // number of peers that were met
+	nonces     [2]uint64                // of the last challenges, the newest first, which was made at challenged
+	answered   map[uint64]conntab.Ticks // when sessions that are no peers have got an answer
+	challenged conntab.Ticks
+	known      conntab.Ticks // when a peer that is heard had this session, or none was heard
+	hello      conntab.Ticks
+	asked      bool // an early hello is due
+	hellos     int  // that have been sent, in the mode IPVS
 
-	answered conntab.Ticks // a session that was no peer
-	begun    conntab.Ticks // of Run
-	latest   conntab.Ticks // see tick
-	isReady  bool
-	counts   counts
+	begun   conntab.Ticks // of Run
+	latest  conntab.Ticks // see tick
+	isReady bool
+	counts  counts
 }
 
 // New makes a Sync of the table, whose services are b's, over a link. clock is the table's clock. The Sync owns the
@@ -103,7 +106,8 @@ func New(cfg Config, link Link, table *conntab.Table, b *balancer.Balancer, cloc
 	cfg.Size = min(cfg.Size, MaxSize)
 	s := &Sync{cfg: cfg, link: link, table: table, balancer: b, now: clock, ready: make(chan struct{}),
 		wake: make(chan struct{}, 1), peers: map[peerID]*peer{}, senders: map[netip.Addr]sender{}, session: random(),
-		feed: table.OwnChanges(feedSize, conntab.Assured, conntab.Moved, conntab.Repeated)}
+		answered: map[uint64]conntab.Ticks{},
+		feed:     table.OwnChanges(feedSize, conntab.Assured, conntab.Moved, conntab.Repeated)}
 	s.start(clock())
 	if cfg.Key != nil {
 		s.sealer = newSealer(cfg.Key)
@@ -119,7 +123,8 @@ func New(cfg Config, link Link, table *conntab.Table, b *balancer.Balancer, cloc
 func (s *Sync) start(now conntab.Ticks) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.begun, s.latest, s.hello, s.rested = now, now, now-helloEvery, now-restLeast
+	s.begun, s.latest, s.known = now, now, now
+	s.hello, s.challenged, s.rested = now-helloEvery, now-helloEvery, now-restLeast
 }
 
 // tick returns the time for what happens under mu, of which now was read before mu was locked. Another goroutine may
@@ -214,7 +219,8 @@ func (s *Sync) work(now, elapsed conntab.Ticks) (soon bool) {
 	s.sendRefresh(now, elapsed)
 	s.beginOwed(now)
 	s.sendBulk(now, elapsed)
-	missing := s.control(now)
+	s.forgetPeers(now)
+	missing := s.control(now, elapsed)
 	s.out.flush()
 	if !s.isReady && !s.incomplete(now) {
 		s.isReady = true
@@ -241,7 +247,7 @@ func (s *Sync) incomplete(now conntab.Ticks) bool {
 	if now-s.begun < aliveFor && !slices.ContainsFunc(s.list(), func(p *peer) bool { return p.hasSent }) {
 		return true
 	}
-	return slices.ContainsFunc(s.list(), func(p *peer) bool { return p.wanted && now-p.heard < aliveFor })
+	return slices.ContainsFunc(s.list(), func(p *peer) bool { return p.wanted && p.alive(now) })
 }
 
 // receive takes datagrams until the link is closed.

@@ -215,7 +215,7 @@ func TestOneClient(t *testing.T) {
 		from.cfg.BulkRate = 40_000
 		before := from.Status()
 		for range 1000 {
-			for range 50 {
+			for range 100 {
 				for _, flags := range []uint8{packet.FlagSYN, packet.FlagACK, packet.FlagFIN | packet.FlagACK} {
 					from.send(w, client(n, vip, packet.ProtoTCP, 80, flags))
 				}
@@ -238,15 +238,22 @@ func TestLostChanges(t *testing.T) {
 	w := newNetwork(t, 2, 2*n, key)
 	one, two := w.directors[0], w.directors[1]
 	w.run(5 * second)
-	for i := range n {
-		one.open(w, i, vip, 80)
-		if i%(n/4) == n/8 { // in the middle of the transfer, too
-			w.run(10)
+	flood := func(from, to int) (lost uint64) {
+		before := one.Status().ChangesLost
+		for i := from; i < to; i++ {
+			one.open(w, i, vip, 80)
 		}
+		w.run(10)
+		return one.Status().ChangesLost - before
+	}
+	lost := flood(0, n/2)
+	running := one.bulk
+	if again := flood(n/2, n); lost == 0 || again == 0 || running == nil || one.bulk != running {
+		t.Errorf("%d, then %d changes are lost; the transfer is %p, then %p", lost, again, running, one.bulk)
 	}
 	w.run(20 * second)
-	if st := one.Status(); st.ChangesLost == 0 || two.table.Len() != n || st.Bulks > 4 {
-		t.Errorf("%d changes are lost, %d connections of %d, %d transfers", st.ChangesLost, two.table.Len(), n, st.Bulks)
+	if st := one.Status(); two.table.Len() != n || one.bulk != nil || one.owes {
+		t.Errorf("%d connections of %d, %d transfers", two.table.Len(), n, st.Bulks)
 	}
 }
 
