@@ -150,13 +150,15 @@ func (d *director) confine(file string, cfg *config.Director) {
 
 // start puts the first configuration in force, and takes over what a former process has left.
 func (d *director) start(cfg *config.Director) error {
-	weights, states := d.memory.recall()
+	former, states := d.memory.recall()
 	d.checks.monitor.Remember(states)
 	d.controller.note = d.memory.note
-	if err := d.controller.start(cfg, weights); err != nil {
+	if err := d.controller.start(cfg, former); err != nil {
 		return err
 	}
-	d.controller.adopt(d.memory.adopt(&d.plane))
+	if d.memory.adopt(&d.plane) {
+		d.controller.adopt()
+	}
 	return nil
 }
 
