@@ -16,6 +16,7 @@ import (
 
 	"vstun/balancer/health"
 	"vstun/balancer/health/notify"
+	"vstun/balancer/keep"
 	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/daemon"
@@ -344,6 +345,9 @@ func (d *director) close(cfg *config.Director) error {
 	}
 	d.http.Close()
 	errs = append(errs, d.memory.close(&d.plane))
+	if d.handover.moved && cfg.Connections.KeepBeside {
+		errs = append(errs, keep.Remove(d.memory.path))
+	}
 	d.flush()
 	return errors.Join(errs...)
 }
