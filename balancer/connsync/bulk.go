@@ -68,6 +68,9 @@ func (s *Sync) sendBulk(now, elapsed conntab.Ticks) {
 	b.due = min(b.due+rate*float64(max(elapsed, 1))/conntab.PerSecond, rate/10)
 	snapshot := s.balancer.Snapshot()
 	slots := s.table.Slots() / 20 // a sparse table is passed in a second or more
+	if b.parts == halfOpens {
+		slots *= 4 // the switch is now
+	}
 	for {
 		before := s.counts.sent.Records
 		for len(b.entries) > 0 && b.due > 0 {

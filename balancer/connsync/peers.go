@@ -50,23 +50,23 @@ func (s *Sync) list() []*peer {
 // takeKernel processes a datagram of the mode IPVS.
 func (s *Sync) takeKernel(b []byte, from netip.Addr, now conntab.Ticks) {
 	if len(s.cfg.Peers) > 0 && !slices.Contains(s.cfg.Peers, from) {
-		s.counts.refuse(Stranger)
+		s.refuse(Stranger, from, now)
 		return
 	}
 	h, rest, fault := parseHeader(b)
 	switch {
 	case fault != Accepted:
-		s.counts.refuse(fault)
+		s.refuse(fault, from, now)
 		return
 	case s.otherID(h.id):
-		s.counts.refuse(OtherID)
+		s.refuse(OtherID, from, now)
 		return
 	}
 	id := peerID{addr: from}
 	p := s.peers[id]
 	if p == nil {
 		if s.makeRoom(now); len(s.peers) >= maxPeers {
-			s.counts.refuse(Stranger)
+			s.refuse(Stranger, from, now)
 			return
 		}
 		p = &peer{id: id, addr: from, gave: now - giveEvery}
@@ -135,13 +135,13 @@ func (s *Sync) takeEnvelope(b []byte, from netip.Addr, now conntab.Ticks) {
 	e, fault := s.sealer.open(b)
 	switch {
 	case fault != Accepted:
-		s.counts.refuse(fault)
+		s.refuse(fault, from, now)
 		return
 	case e.session == s.session:
-		s.counts.refuse(Replayed) // of this director itself
+		s.refuse(Replayed, from, now) // of this director itself
 		return
 	case s.otherID(e.id):
-		s.counts.refuse(OtherID)
+		s.refuse(OtherID, from, now)
 		return
 	}
 	p := s.peers[peerID{session: e.session}]
@@ -150,7 +150,7 @@ func (s *Sync) takeEnvelope(b []byte, from netip.Addr, now conntab.Ticks) {
 		return
 	}
 	if !p.stream.push(&e, b, now) {
-		s.counts.refuse(Replayed)
+		s.refuse(Replayed, from, now)
 		return
 	}
 	p.heard, p.addr = now, from
@@ -192,7 +192,7 @@ func (s *Sync) meet(e *envelope, from netip.Addr, now conntab.Ticks) {
 		slices.Contains(s.nonces[:], binary.BigEndian.Uint64(e.body[8:])):
 		maps.DeleteFunc(s.peers, func(_ peerID, p *peer) bool { return p.addr == from }) // its former session
 		if s.makeRoom(now); len(s.peers) >= maxPeers {
-			s.counts.refuse(Stranger)
+			s.refuse(Stranger, from, now)
 			return
 		}
 		id := peerID{session: e.session}
@@ -206,7 +206,7 @@ func (s *Sync) meet(e *envelope, from netip.Addr, now conntab.Ticks) {
 			s.sendAnswer(e.session, binary.BigEndian.Uint64(e.body))
 		}
 	default:
-		s.counts.refuse(Unverified)
+		s.refuse(Unverified, from, now)
 	}
 	s.asked = true
 }

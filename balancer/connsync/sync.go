@@ -77,7 +77,8 @@ type Sync struct {
 	switching bool
 	switched  conntab.Ticks
 	peers     map[peerID]*peer
-	nonces    [2]uint64 // of the last hellos, the newest first
+	senders   map[netip.Addr]sender // of refused datagrams
+	nonces    [2]uint64             // of the last hellos, the newest first
 	hello     conntab.Ticks
 	asked     bool // an early hello is due
 	hellos    int  // that have been sent, in the mode IPVS
@@ -96,8 +97,9 @@ func New(cfg Config, link Link, table *conntab.Table, b *balancer.Balancer, cloc
 	}
 	cfg.Size = min(cfg.Size, MaxSize)
 	s := &Sync{cfg: cfg, link: link, table: table, balancer: b, now: clock, ready: make(chan struct{}),
-		wake: make(chan struct{}, 1), peers: map[peerID]*peer{}, session: random(), begun: clock(),
-		feed: table.OwnChanges(feedSize, conntab.Assured, conntab.Moved, conntab.Repeated)}
+		wake: make(chan struct{}, 1), peers: map[peerID]*peer{}, senders: map[netip.Addr]sender{}, session: random(),
+		begun: clock(),
+		feed:  table.OwnChanges(feedSize, conntab.Assured, conntab.Moved, conntab.Repeated)}
 	s.hello = clock() - helloEvery
 	if cfg.Key != nil {
 		s.sealer = newSealer(cfg.Key)
@@ -148,16 +150,19 @@ const switchFor = 3 * conntab.PerSecond
 
 // Switch is called when the packets of this director's connections begin to come to a peer. For three seconds, changes
 // are sent within 10 ms, and in the mode VSTUN half-open connections are sent, too: the peer may get the next packet of
-// each.
-func (s *Sync) Switch() {
+// each. The channel is closed when those that exist are sent.
+func (s *Sync) Switch() <-chan struct{} {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.switching, s.switched = true, s.now()
-	if s.sealer != nil {
-		s.feed.Include(conntab.Opened, true)
-		s.begin(halfOpens)
+	if s.sealer == nil {
+		s.wakeUp()
+		done := make(chan struct{})
+		close(done)
+		return done
 	}
-	s.wakeUp()
+	s.feed.Include(conntab.Opened, true)
+	return s.begin(halfOpens).done
 }
 
 // endSwitch ends what Switch has begun, when it is due.
@@ -198,6 +203,15 @@ func (s *Sync) work(now, elapsed conntab.Ticks) (soon bool) {
 // Ready returns a channel that is closed when the table has the connections of all peers, or no peer has been heard for
 // three seconds. In the mode IPVS, which has no bulk transfer on demand, the three seconds are all.
 func (s *Sync) Ready() <-chan struct{} { return s.ready }
+
+// Complete reports whether the table has the connections of all peers that have been heard within three seconds. It
+// reports false again when datagrams of a peer are lost, until that has sent its whole table: 2 s after the end of an
+// outage at the latest.
+func (s *Sync) Complete() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return !s.incomplete(s.now())
+}
 
 // incomplete reports whether connections of a peer are still missing.
 func (s *Sync) incomplete(now conntab.Ticks) bool {

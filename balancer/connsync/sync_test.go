@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -119,8 +120,13 @@ func TestSwitch(t *testing.T) {
 	}
 	want := map[int]string{1: open(1, packet.ProtoTCP, 80), 2: open(2, packet.ProtoSCTP, 99)}
 	w.run(second)
-	one.Switch()
+	sent := one.Switch()
 	w.run(second / 4)
+	select {
+	case <-sent:
+	default:
+		t.Error("the half-open connections are not sent")
+	}
 	for n := 3; n < 9; n += 2 {
 		want[n], want[n+1] = open(n, packet.ProtoTCP, 80), open(n+1, packet.ProtoSCTP, 99)
 		w.run(ticksOf(2 * bulkEvery))
@@ -458,6 +464,22 @@ func TestStrangersAndIDs(t *testing.T) {
 	st := d.Status()
 	if st.Refused["other_id"] != 2 || st.Refused["stranger"] != 1 || len(st.Peers) != 1 {
 		t.Errorf("%+v", st)
+	}
+	want := []Refused{{Addr: netip.MustParseAddr("10.0.2.3"), Fault: OtherID, N: 2},
+		{Addr: netip.MustParseAddr("10.0.2.9"), Fault: Stranger, N: 1}}
+	if !slices.Equal(st.Senders, want) {
+		t.Errorf("senders %+v, want %+v", st.Senders, want)
+	}
+	for n := range 2 * maxPeers { // as forged sources
+		d.take(b, netip.AddrFrom4([4]byte{10, 0, 3, byte(n)}), w.now+1)
+	}
+	if n := len(d.Status().Senders); n != maxPeers {
+		t.Errorf("%d senders are kept", n)
+	}
+	d.take(b, netip.MustParseAddr("10.0.4.1"), w.now+forgetAfter+1)
+	w.now += forgetAfter + 1
+	if all := d.Status().Senders; len(all) != 1 || all[0].Addr != netip.MustParseAddr("10.0.4.1") {
+		t.Errorf("senders %+v, want the new one", all)
 	}
 }
 

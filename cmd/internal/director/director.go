@@ -128,7 +128,7 @@ func (d *director) wire(cfg *config.Director) {
 	d.checks.notifier = notify.New(func(err error) { d.log.Error("notification failed", "error", err) })
 	d.checks.notifier.Set(cfg.Notify)
 	d.controller.notify, d.roles.notify = d.checks.notifier.Send, d.checks.notifier.Send
-	d.controller.roles = &d.roles
+	d.controller.roles, d.roles.rejoined = &d.roles, d.sync.rejoin
 	d.controller.handed = d.handover.adopted
 	d.roles.give, d.roles.lost = d.sync.giveTable, d.sync.switched
 	d.roles.hold(cfg.Sync.On)
@@ -246,12 +246,11 @@ func (d *director) runControl(ctx context.Context, hangup func(fn func()) daemon
 		},
 		d.controller.run,
 		func(ctx context.Context) error {
-			return d.sync.run(after(ctx, succeeded), func() { // the last connections are for the successor
+			follow := syncing{complete: d.controller.peersComplete, hold: d.roles.hold, ready: func() {
 				d.log.Info("connections of peers are here", "connections", p.table.Len())
-				d.controller.endSyncing()
-				d.roles.hold(false)
 				d.notifyManager("READY=1")
-			})
+			}}
+			return d.sync.run(after(ctx, succeeded), follow) // the last connections are for the successor
 		},
 		d.checks.monitor.Run,
 		func(ctx context.Context) error { return d.checks.notifier.Run(after(ctx, succeeded)) }, // it tells of roles, too
