@@ -95,7 +95,7 @@ type PeerStatus struct {
 func (s *Sync) Status() Status {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	c, now := &s.counts, s.now()
+	c, now := &s.counts, s.tick(s.now())
 	st := Status{Sent: c.sent, Received: c.received, Lost: c.lost, Resent: c.resent, Inexpressible: c.inexpressible,
 		SendErrors: c.sendErrors, LastError: c.lastError, Bulks: c.bulks, Sending: s.bulk != nil, Ready: s.isReady,
 		ChangesLost: s.feed.Lost(), Refused: map[string]uint64{}}
@@ -108,8 +108,12 @@ func (s *Sync) Status() Status {
 		o := s.senders[a]
 		st.Senders = append(st.Senders, Refused{a, o.fault, o.n, since(o.last, now)})
 	}
-	for _, p := range s.list() {
-		st.Peers = append(st.Peers, PeerStatus{Addr: p.addr, Alive: now-p.heard < aliveFor, Heard: since(p.heard, now),
+	list := s.list()
+	for i, p := range list {
+		if s.sealer != nil && i+1 < len(list) && list[i+1].addr == p.addr {
+			continue // a former session
+		}
+		st.Peers = append(st.Peers, PeerStatus{Addr: p.addr, Alive: p.alive(now), Heard: since(p.heard, now),
 			Received: p.received, Lost: p.lost, Recovered: p.recovered, Complete: p.hasSent && !p.wanted,
 			Age: since(p.sentAt, now), Given: p.given, GivenAge: since(p.gave, now)})
 	}

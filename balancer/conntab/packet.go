@@ -178,7 +178,7 @@ func (s *store[A]) transition(sh *shard[A], e *entry[A], next State) *entry[A] {
 		k := key[A]{src: e.src, dst: e.dst, sport: e.sport, dport: e.dport, proto: e.proto, hash: s.hash(e)}
 		s.enqueue(sh, k.hash) // which may remove another
 		i, _ := sh.find(&k)
-		e = &sh.slots[i]
+		e, kind = &sh.slots[i], Opened
 		t.half.Add(1)
 	}
 	if e.state.Active() != next.Active() {

@@ -150,13 +150,15 @@ func (d *director) confine(file string, cfg *config.Director) {
 
 // start puts the first configuration in force, and takes over what a former process has left.
 func (d *director) start(cfg *config.Director) error {
-	weights, states := d.memory.recall()
+	former, states := d.memory.recall()
 	d.checks.monitor.Remember(states)
 	d.controller.note = d.memory.note
-	if err := d.controller.start(cfg, weights); err != nil {
+	if err := d.controller.start(cfg, former); err != nil {
 		return err
 	}
-	d.controller.adopt(d.memory.adopt(&d.plane))
+	if d.memory.adopt(&d.plane) {
+		d.controller.adopt()
+	}
 	return nil
 }
 
@@ -249,9 +251,7 @@ func (d *director) runControl(ctx context.Context, hangup func(fn func()) daemon
 			return d.exchange(after(ctx, succeeded))
 		},
 		d.checks.monitor.Run,
-		func(ctx context.Context) error { // it tells of the last roles, too
-			return d.checks.notifier.Run(after(ctx, succeeded))
-		},
+		behind(succeeded, d.checks.notifier.Run), // it tells of roles, too
 		// Before the routes are removed, the neighbours' requests stay without answers, and another director has the
 		// roles of VRRP.
 		func(ctx context.Context) error {
@@ -293,6 +293,11 @@ func after(ctx context.Context, done <-chan struct{}) context.Context {
 		cancel()
 	}()
 	return later
+}
+
+// behind returns the task with the context that after returns.
+func behind(ended <-chan struct{}, task daemon.Task) daemon.Task {
+	return func(ctx context.Context) error { return task(after(ctx, ended)) }
 }
 
 // notifyManager sends the program's state to the service manager.

@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"vstun/testdata/testkit"
 )
 
 // TestUnknownFlows kills a director that keeps no table. With unknown_flows = "hash" the next one goes on with its
@@ -47,8 +49,10 @@ func TestUnknownFlows(t *testing.T) {
 		if got, err := askName(refused, "still there?"); err == nil {
 			t.Errorf("a connection of rr is answered by %q", got)
 		}
-		st := s.director.balance()
-		if st.Drops["no_connection"] == 0 || len(st.Drops) != 1 || st.Connections.Adopted != nil {
+		testkit.Eventually(t, "a refused packet is counted", func() bool { // at its batch's end, after the answer
+			return s.director.balance().Drops["no_connection"] > 0
+		})
+		if st := s.director.balance(); len(st.Drops) != 1 || st.Connections.Adopted != nil {
 			t.Errorf("dropped %v, adopted %+v", st.Drops, st.Connections.Adopted)
 		}
 		e := s.explain(netip.AddrPortFrom(s.Client.Addr, 1).String(), s.at(80))
