@@ -180,6 +180,8 @@ func (s *Sync) announce(snapshot *balancer.Snapshot, c *balancer.Connection, par
 		if snapshot.ServiceAt(c.Flow.Proto, c.Flow.Dst, c.Flow.DstPort) != c.Service {
 			r.Service = c.Service
 		}
+	} else if partly { // else directors would keep the other one's dead connections alive, with each transfer anew
+		r.Timeout = max(1, min(r.Timeout, seconds(c.Expires)))
 	}
 	s.out.add(&r)
 }

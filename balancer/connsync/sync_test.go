@@ -286,6 +286,69 @@ func TestNewcomerIPVS(t *testing.T) {
 	}
 }
 
+// TestForgedAddresses: datagrams from many addresses, in the mode IPVS, have the table sent now and then at most, and
+// keep no peer out.
+func TestForgedAddresses(t *testing.T) {
+	w := newNetwork(t, 2, 1024, nil)
+	one, two := w.directors[0], w.directors[1]
+	w.run(10 * second)
+	before := one.Status().Bulks
+	good := appendRecord(make([]byte, headerSize), &Record{Protocol: 6, State: 1, Client: at("192.0.2.1:1"),
+		Virtual: at("198.51.100.80:80"), Real: at("10.0.11.2:80"), Timeout: 900})
+	putHeader(good, 0, 1)
+	empty := make([]byte, headerSize)
+	putHeader(empty, 0, 0)
+	for n := range 20_000 {
+		from := netip.AddrFrom4([4]byte{10, 1, byte(n >> 8), byte(n)})
+		one.take([][]byte{good, empty}[n%2], from, w.now)
+		if n%100 == 0 {
+			w.run(10)
+		}
+	}
+	two.open(w, 7, vip, 80)
+	w.run(10)
+	st := one.Status()
+	if _, known := one.conn(w, client(7, vip, packet.ProtoTCP, 80, 0)); !known || st.Refused["stranger"] > 0 {
+		t.Errorf("the peer is kept out: %v", st.Refused)
+	}
+	if bulks := st.Bulks - before; bulks == 0 || bulks > 7 || len(st.Peers) > maxPeers {
+		t.Errorf("%d transfers in 20 s, %d peers", bulks, len(st.Peers))
+	}
+	junk := slices.Clone(good)
+	junk[headerSize+recordSize4-1] = 77 // no realserver
+	w.run(10 * second)
+	before = one.Status().Bulks
+	for n := range 100 {
+		one.take(slices.Clone(junk), netip.AddrFrom4([4]byte{10, 2, 0, byte(n)}), w.now)
+	}
+	w.run(10 * second)
+	if bulks := one.Status().Bulks - before; bulks > 0 {
+		t.Errorf("%d transfers for records that are refused", bulks)
+	}
+}
+
+// TestRestartsEndConnections: directors in the mode IPVS that start again and again, one after the other, do not keep
+// connections alive that have ended.
+func TestRestartsEndConnections(t *testing.T) {
+	w := newNetwork(t, 2, 1024, nil)
+	w.run(5 * second)
+	for n := range 50 {
+		w.directors[0].open(w, n, vip, 80)
+	}
+	for range 30 {
+		w.run(50 * second)
+		old := w.directors[0]
+		w.directors = w.directors[1:]
+		w.start(1024, nil).addr = old.addr
+	}
+	for _, d := range w.directors {
+		d.table.Sweep(w.now)
+		if n := d.table.Len(); n > 0 {
+			t.Errorf("%d connections after 1,500 s", n)
+		}
+	}
+}
+
 // TestReadyAlone: without peers a director is ready after three seconds.
 func TestReadyAlone(t *testing.T) {
 	w := newNetwork(t, 1, 1024, key)
