@@ -210,6 +210,12 @@ func (s *Sync) announceTemplate(snapshot *balancer.Snapshot, c *balancer.Connect
 	if !ok {
 		return
 	}
+	if c.Held && (s.sealer != nil || c.Timeout <= conntab.TemplateGrace) {
+		// It will be extended at its end. The peers' copies must not end before that is announced.
+		longer := *c
+		longer.Timeout, longer.Expires = c.Timeout+conntab.TemplateGrace, c.Expires+conntab.TemplateGrace
+		c = &longer
+	}
 	n := 0
 	for _, vip := range svc.VIPs {
 		if vip.Is4() != c.Flow.Src.Is4() {

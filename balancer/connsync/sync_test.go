@@ -87,6 +87,47 @@ func TestTemplateTakesOver(t *testing.T) {
 	}
 }
 
+// TestTemplateOfLongConnection: a persistent client with one long connection has its realserver at the other director,
+// too, all the time, and not for ever.
+func TestTemplateOfLongConnection(t *testing.T) {
+	w := newNetwork(t, 2, 4096, key)
+	one, two := w.directors[0], w.directors[1]
+	w.run(5 * second)
+	for n := range 20 { // in different passes of the refresh
+		one.open(w, n*256, vip, 443)
+	}
+	w.run(second)
+	of := func(n int) bool {
+		c := balancer.Connection{Service: "shop", Conn: conntab.Conn{Flow: client(n*256, vip, packet.ProtoTCP, 443,
+			0).Flow}}
+		_, known := two.balancer.Snapshot().TemplateOf(&c, w.now)
+		return known
+	}
+	for s := range 1500 {
+		if s%60 == 0 {
+			for n := range 20 {
+				one.send(w, client(n*256, vip, packet.ProtoTCP, 443, packet.FlagACK))
+			}
+		}
+		w.run(second)
+		for n := range 20 {
+			if !of(n) {
+				t.Fatalf("client %d has no template at the other director after %d s", n, s)
+			}
+		}
+		one.table.Sweep(w.now)
+		two.table.Sweep(w.now)
+	}
+	for range 1100 { // the connections, 900 s, and what they hold
+		w.run(second)
+		one.table.Sweep(w.now)
+		two.table.Sweep(w.now)
+	}
+	if a, b := one.table.Len(), two.table.Len(); a > 0 || b > 0 {
+		t.Errorf("%d and %d entries are left", a, b)
+	}
+}
+
 // TestHalfOpenStays: a flood fills no other director's table. A planned switch takes half-open connections along.
 func TestHalfOpenStays(t *testing.T) {
 	w := newNetwork(t, 2, 4096, key)
