@@ -406,6 +406,41 @@ func TestTracks(t *testing.T) {
 	}
 }
 
+// TestUnknownTrack: a reload that adds something to depend on gives up no role before it is known to be down. A start
+// takes no role from another master before it is known to be up.
+func TestUnknownTrack(t *testing.T) {
+	w := newWorld(t)
+	a := w.add(1, vi(200))
+	w.until(a, Master, time.Minute)
+	track := func(n *node, track Track) {
+		track.Name = "gateway 10.0.0.254"
+		n.do(func(now Moment) { n.SetTracks(now, map[string][]Track{"VI": {track}}) })
+	}
+	track(a, Track{Up: true, Unknown: true})
+	w.run(10 * time.Second)
+	w.expect("not known at the master", Master)
+	track(a, Track{Up: true})
+	if len(a.log) != 2 {
+		t.Errorf("log %q", a.log)
+	}
+
+	b := w.add(2)
+	track(b, Track{Up: true, Unknown: true})
+	b.do(func(now Moment) { b.Set(now, []Instance{vi(220)}) })
+	w.run(time.Minute)
+	w.expect("not known at the better one", Master, Backup)
+	track(b, Track{})
+	w.expect("down", Master, Fault)
+	track(b, Track{Up: true, Unknown: true})
+	w.run(time.Minute)
+	w.expect("not known again", Master, Backup)
+	track(b, Track{Up: true})
+	w.until(b, Master, 5*time.Second)
+	track(a, Track{Up: true, Unknown: true})
+	b.paused = true
+	w.until(a, Master, 5*time.Second) // there is none
+}
+
 func TestDevice(t *testing.T) {
 	w := newWorld(t)
 	a, b := w.add(1, vi(100)), w.add(2, vi(90))

@@ -3,6 +3,7 @@ package vrrp
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 )
 
@@ -61,6 +62,11 @@ func (i *instance) priority() uint8 {
 		}
 	}
 	return uint8(min(max(p, 1), Owner-1))
+}
+
+// held reports whether i takes the role only if there is no other master.
+func (i *instance) held() bool {
+	return i.election.held || slices.ContainsFunc(i.election.tracks[i.Name], func(t Track) bool { return t.Unknown })
 }
 
 // skew returns Skew_Time: RFC 9568, section 6.1; RFC 3768, section 6.1.
@@ -123,7 +129,7 @@ func (e *Election) change(i *instance, now Moment, to Role, reason string) {
 // await lets a backup wait for a master's advertisements from now on.
 func (i *instance) await(now Moment) {
 	i.deadline = now.Boot + i.masterDown()
-	if i.priority() == Owner && !i.election.held {
+	if i.priority() == Owner && !i.held() {
 		i.deadline = now.Boot
 	}
 }

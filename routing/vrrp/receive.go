@@ -146,7 +146,7 @@ func (i *instance) yields(priority uint8, now Moment) bool {
 	case priority >= own && own != Owner:
 		i.preemptAt = 0
 		return true
-	case i.election.held:
+	case i.held():
 		return true
 	case i.forced, own == Owner:
 		return false

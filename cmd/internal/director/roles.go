@@ -106,12 +106,13 @@ func (r *roles) followDevices(all []query.Device) {
 	r.router.SetDevices(devices)
 }
 
-// askGateways keeps the tracked gateways resolved, on the devices in whose subnets they are.
+// askGateways keeps the tracked gateways resolved, on the devices with a link in whose subnets they are.
 func (r *roles) askGateways(cfg *config.Director) {
 	var all []neigh.Neighbour
 	for _, gateway := range plan.Gateways(cfg) {
 		for _, d := range r.devices {
-			if slices.ContainsFunc(d.Addrs, func(p netip.Prefix) bool { return p.Contains(gateway) }) {
+			in := func(p netip.Prefix) bool { return p.Contains(gateway) }
+			if d.Running && slices.ContainsFunc(d.Addrs, in) { // the kernel asks by no other
 				all = append(all, neigh.Neighbour{Device: d.Index, Address: gateway})
 			}
 		}
@@ -125,14 +126,20 @@ func (r *roles) askGateways(cfg *config.Director) {
 	}
 }
 
-// gatewayUp reports whether a gateway answers on any device.
-func (r *roles) gatewayUp(gateway netip.Addr) bool {
+// gatewayUp reports whether a gateway answers on any device, and whether that is known: the kernel needs three seconds
+// to find that a neighbour does not answer.
+func (r *roles) gatewayUp(gateway netip.Addr) (up, known bool) {
+	known = true
 	for n, st := range r.gateways.States() {
-		if n.Address == gateway && st.MAC != [6]byte{} && !st.Silent {
-			return true
+		switch {
+		case n.Address != gateway || st.Silent:
+		case st.MAC != [6]byte{}:
+			return true, true
+		default:
+			known = false
 		}
 	}
-	return false
+	return false, known
 }
 
 // report logs and notifies an event of the election. The Router calls it.
