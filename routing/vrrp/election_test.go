@@ -658,7 +658,7 @@ func TestRefusals(t *testing.T) {
 		{"no password", secret, send(version2), "", 255, BadAuthType},
 		{"no trailer", signed, send(), "", 255, NoTrailer},
 		{"a trailer", signed, send(func(i *Instance) { i.Key = &testKey }), "", 255, Accepted},
-		{"a trailer without a key", base, send(func(i *Instance) { i.Key = &testKey }), "", 255, BadTrailer},
+		{"a trailer without a key", base, send(func(i *Instance) { i.Key = &testKey }), "", 255, Accepted},
 		{"another family", base, send(func(i *Instance) { i.Addrs = addrs("fe80::80") }), "", 255, NoInstance},
 		{"IPv6", six, send(func(i *Instance) { i.Addrs = addrs("fe80::80") }), "", 255, Accepted},
 		{"other addresses", base, send(func(i *Instance) { i.Addrs = addrs("10.0.0.81") }), "", 255, Accepted},
@@ -760,5 +760,32 @@ func TestSigned(t *testing.T) {
 	w.expect("another clock", Master, Master)
 	if s := a.status("VI"); s.RivalRefused != Stale {
 		t.Errorf("%+v", s)
+	}
+}
+
+// TestKeys: directors get their keys one after the other, in either order, without a change of roles.
+func TestKeys(t *testing.T) {
+	for _, masterFirst := range []bool{true, false} {
+		w := newWorld(t)
+		a, b := w.add(1, vi(200)), w.add(2, vi(100))
+		w.run(10 * time.Second)
+		permissive := testKey
+		permissive.Permissive = true
+		for _, key := range []*Key{&permissive, &testKey} {
+			order := []*node{a, b}
+			if !masterFirst {
+				order = []*node{b, a}
+			}
+			for _, n := range order {
+				i := n.all[0].Instance
+				i.Key = key
+				n.do(func(now Moment) { n.Set(now, []Instance{i}) })
+				w.run(10 * time.Second)
+				w.expect("a key", Master, Backup)
+			}
+		}
+		if len(a.log) != 2 || len(b.log) != 1 {
+			t.Errorf("logs %q, %q", a.log, b.log)
+		}
 	}
 }

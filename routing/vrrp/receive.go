@@ -106,8 +106,6 @@ func (i *instance) check(a *Advert, p *Packet, now Moment) Refusal {
 		return BadCast
 	case i.unicast() && !slices.Contains(i.Peers, p.Src):
 		return BadSource
-	case i.Key == nil && a.trailer != nil:
-		return BadTrailer
 	case a.Version == Version2 && a.AuthType != kind:
 		return BadAuthType
 	case a.Version == Version2 && kind == AuthPassword && !bytes.Equal(a.AuthData[:], data[:]):
@@ -115,7 +113,7 @@ func (i *instance) check(a *Advert, p *Packet, now Moment) Refusal {
 	case a.Version == Version2 && a.Interval != i.Interval:
 		return BadInterval
 	}
-	if i.Key == nil {
+	if i.Key == nil { // an HMAC, if there is one, proves nothing: directors get their keys one after the other
 		return Accepted
 	}
 	return i.Key.verify(a, p.Src, now.Wall, window(max(i.Interval, a.Interval)), i.replays)

@@ -184,7 +184,7 @@ var remedies = map[vrrp.Refusal]string{
 	vrrp.BadTTL:      "they come from another network: list peers, or look for the sender",
 	vrrp.BadSource:   "add the sender to peers, or look for it",
 	vrrp.NoTrailer:   "they have no HMAC: set the same key at both; until then key_mode = \"permissive\"",
-	vrrp.BadTrailer:  "they have an HMAC and this director has no key: set the same key at both",
+	vrrp.BadTrailer:  "their HMAC is of an unknown type: look for its sender's program",
 	vrrp.BadKey:      "set the same key and key_id at both",
 	vrrp.BadHMAC:     "set the same key at both",
 	vrrp.Stale:       "set both hosts' clocks",
