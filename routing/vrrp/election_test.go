@@ -718,6 +718,39 @@ func TestUnknownPeer(t *testing.T) {
 	}
 }
 
+// TestOtherNetwork: no packet from another network makes a second master, or pushes peers out.
+func TestOtherNetwork(t *testing.T) {
+	src, dst := addr("203.0.113.9"), addr("10.0.0.1")
+	for _, c := range []struct {
+		version uint8
+		change  func(*Instance)
+		want    Refusal
+	}{
+		{Version3, func(*Instance) {}, BadCast},
+		{Version2, func(*Instance) {}, BadVersion},
+		{Version2, func(i *Instance) { i.Peers = addrs("10.0.0.2") }, BadSource},
+	} {
+		w := newWorld(t)
+		a := w.add(1, vi(100, c.change))
+		w.until(a, Master, time.Minute)
+		other := Advert{Version: c.version, RouterID: 51, Priority: 250, Interval: time.Second,
+			Addrs: addrs("10.0.0.80")}
+		p := Packet{Device: 1, Src: src, Dst: dst, TTL: 49, Payload: other.Append(nil, src, dst, RFC5798)}
+		for range 3 {
+			if r := a.Receive(a.moment(), p); r != c.want {
+				t.Errorf("%v, want %v", r, c.want)
+			}
+			w.run(2 * time.Second)
+		}
+		if s := a.status("VI"); s.Counts.Conflicts != 0 || len(s.Peers) != 0 || s.Counts.Refused[c.want] != 3 {
+			t.Errorf("%v: %+v", c.want, s)
+		}
+		if len(a.log) != 2 {
+			t.Errorf("%v: log %q", c.want, a.log)
+		}
+	}
+}
+
 // TestManySenders checks that a flood from many addresses neither fills the memory nor the log.
 func TestManySenders(t *testing.T) {
 	w := newWorld(t)

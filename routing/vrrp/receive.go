@@ -48,11 +48,11 @@ func (e *Election) Receive(now Moment, p Packet) Refusal {
 		e.tickMaster(i, now)
 	}
 	a, r := Parse(p.Payload, p.Src, p.Dst)
-	if r == Accepted {
-		r = i.check(&a, &p, now)
-	}
-	if e.own(p.Src) {
+	switch {
+	case e.own(p.Src), i.unicast() && !multicast && !slices.Contains(i.Peers, p.Src):
 		r = BadSource
+	case r == Accepted:
+		r = i.check(&a, &p, now)
 	}
 	if r != Accepted {
 		e.refuse(i, now, &p, r)
@@ -104,8 +104,6 @@ func (i *instance) check(a *Advert, p *Packet, now Moment) Refusal {
 		return BadVersion
 	case p.Dst.IsMulticast() == i.unicast():
 		return BadCast
-	case i.unicast() && !slices.Contains(i.Peers, p.Src):
-		return BadSource
 	case a.Version == Version2 && a.AuthType != kind:
 		return BadAuthType
 	case a.Version == Version2 && kind == AuthPassword && !bytes.Equal(a.AuthData[:], data[:]):
@@ -252,10 +250,11 @@ func sameAddrs(a, b []netip.Addr) bool {
 }
 
 // refuse takes note of a refused packet. A router whose packets are refused while this one is master is a second
-// master: backups send nothing.
+// master: backups send nothing. A packet that may come from another network, and from no peer, only counts.
 func (e *Election) refuse(i *instance, now Moment, p *Packet, r Refusal) {
 	i.counts.Refused[r]++
-	if r == BadSource || r == BadTTL || r == BadLength || r == BadChecksum {
+	if r == BadSource || r == BadTTL || r == BadLength || r == BadChecksum ||
+		p.TTL != ttl && !slices.Contains(i.Peers, p.Src) {
 		return
 	}
 	o := i.peerOf(p.Src, now)
