@@ -42,7 +42,7 @@ func ParseDirector(name string, text []byte) (*Director, error) {
 	services := newServiceReader(d.TAP)
 	d.Services = services.read(root)
 	services.checkSource(t, d.Source)
-	d.VRRP = readVRRP(root, d.Services)
+	d.VRRP = readVRRP(root, d.Services, d.TAP)
 	d.Notify = readNotify(root, d.Services)
 	d.Sync = readSync(root)
 	root.finish()
