@@ -5,6 +5,8 @@ import (
 	"slices"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func near(t *testing.T, what string, got, want time.Duration) {
@@ -819,6 +821,88 @@ func TestKeys(t *testing.T) {
 		}
 		if len(a.log) != 2 || len(b.log) != 1 {
 			t.Errorf("logs %q, %q", a.log, b.log)
+		}
+	}
+}
+
+// TestAnswersPriority0: a master answers each router that gives its role up at once, so that no backup takes the role.
+func TestAnswersPriority0(t *testing.T) {
+	w := newWorld(t)
+	a := w.add(1, vi(100))
+	w.until(a, Master, time.Minute)
+	sent := a.all[0].counts.Sent
+	for n := range 3 {
+		a.deliver(advertFrom(byte(2+n), 0))
+		w.run(10 * delay)
+	}
+	if n := a.all[0].counts.Sent - sent; n != 3 {
+		t.Errorf("%d answers", n)
+	}
+}
+
+// advertFrom returns a packet of the router 10.0.0.number for VI.
+func advertFrom(number byte, priority uint8, addresses ...string) Packet {
+	if len(addresses) == 0 {
+		addresses = []string{"10.0.0.80"}
+	}
+	a := Advert{Version: 3, RouterID: 51, Priority: priority, Interval: time.Second, Addrs: addrs(addresses...)}
+	src := netip.AddrFrom4([4]byte{10, 0, 0, number})
+	return Packet{Device: 1, Src: src, Dst: group4, TTL: ttl, Payload: a.Append(nil, src, group4, RFC5798)}
+}
+
+// TestSeveralMasters: other masters that take turns, and one that is heard rarely since its addresses differ, are found.
+// A router that has given way is none.
+func TestSeveralMasters(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		every time.Duration
+		from  []Packet
+		want  uint64
+	}{
+		{"two in turn", 500 * time.Millisecond, []Packet{advertFrom(2, 50), advertFrom(3, 50)}, 1},
+		{"other addresses", 10 * time.Second, []Packet{advertFrom(2, 50, "10.0.0.80", "10.0.0.81")}, 1},
+		{"rarely", 10 * time.Second, []Packet{advertFrom(2, 50)}, 0},
+		{"gives way", 600 * time.Millisecond, []Packet{advertFrom(2, 50), advertFrom(3, 0), advertFrom(2, 0),
+			advertFrom(3, 50), advertFrom(3, 0)}, 0},
+	} {
+		w := newWorld(t)
+		a := w.add(1, vi(100))
+		w.until(a, Master, time.Minute)
+		for n := range 10 {
+			a.deliver(c.from[n%len(c.from)])
+			w.run(c.every)
+		}
+		if n := a.status("VI").Counts.Conflicts; n != c.want {
+			t.Errorf("%s: two masters are found %d times, want %d", c.name, n, c.want)
+		}
+	}
+}
+
+// TestDiffersLater: other addresses are reported later, if something else has just been reported.
+func TestDiffersLater(t *testing.T) {
+	w := newWorld(t)
+	a := w.add(1, vi(100))
+	a.deliver(advertFrom(2, 200, "10.0.0.81"))
+	a.deliver(advertFrom(3, 200, "10.0.0.81"))
+	w.run(time.Second)
+	a.deliver(advertFrom(3, 200, "10.0.0.81"))
+	a.deliver(advertFrom(3, 200, "10.0.0.81"))
+	if want := []string{"VI initialize→backup", "VI differs 10.0.0.2", "VI differs 10.0.0.3"}; !slices.Equal(a.log, want) {
+		t.Errorf("log %q", a.log)
+	}
+}
+
+// TestSendErrors: an error to one of several peers is not hidden by another one's success.
+func TestSendErrors(t *testing.T) {
+	w := newWorld(t)
+	a := w.add(1, vi(100, func(i *Instance) { i.Peers = addrs("10.0.0.2", "10.0.0.3") }))
+	for _, c := range []struct{ first, second, want error }{{unix.EPERM, nil, unix.EPERM}, {nil, unix.EPERM, unix.EPERM},
+		{nil, nil, nil}} {
+		a.send(a.all[0], a.moment(), 100)
+		a.sent("VI", c.first)
+		a.sent("VI", c.second)
+		if got := a.status("VI").SendError; got != c.want {
+			t.Errorf("%v, want %v", got, c.want)
 		}
 	}
 }

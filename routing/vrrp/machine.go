@@ -30,7 +30,7 @@ type instance struct {
 	masterInterval time.Duration
 
 	lastSeq  sequence // of the last HMAC
-	sendErr  error    // of the last packet
+	sendErr  error    // of a packet of the last advertisement
 	replays  replays
 	peers    map[netip.Addr]*peer
 	rival    rival
@@ -122,6 +122,9 @@ func (e *Election) change(i *instance, now Moment, to Role, reason string) {
 		i.await(now)
 	}
 	e.endRival(i, now, true)
+	for _, p := range i.peers {
+		p.first = 0
+	}
 	e.events = append(e.events, Event{Kind: RoleChanged, Instance: i.Name, Old: was, New: to, Reason: reason,
 		Addrs: i.addresses()})
 }
@@ -177,6 +180,7 @@ func (e *Election) send(i *instance, now Moment, priority uint8) {
 		e.packets = append(e.packets, Packet{Device: i.device.Index, Src: src, Dst: to, TTL: ttl, Payload: p,
 			Instance: i.Name})
 	}
+	i.sendErr = nil
 	i.counts.Sent++
 	if priority == 0 {
 		i.counts.Resigned++
