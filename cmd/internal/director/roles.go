@@ -30,6 +30,7 @@ type roles struct {
 	gateways *neigh.Watcher // nil: none
 	asked    []neigh.Neighbour
 	devices  []query.Device
+	deaf     string // the last error of logDeaf; "": none
 }
 
 // open opens the sockets, if cfg has [[vrrp]].
@@ -77,9 +78,19 @@ func (r *roles) set(st *state) {
 	}
 	r.follow(st)
 	r.router.Set(st.Config.Instances())
+	r.logDeaf()
+}
+
+// logDeaf logs why VRRP packets of other directors may not come in, the same reason once in a row.
+func (r *roles) logDeaf() {
+	text := ""
 	if err := r.router.JoinError(); err != nil {
-		r.log.Error("VRRP packets of other directors may not come in", "error", err)
+		text = err.Error()
 	}
+	if text != "" && text != r.deaf {
+		r.log.Error("VRRP packets of other directors may not come in", "error", text)
+	}
+	r.deaf = text
 }
 
 // follow passes the state of the devices, services and gateways to the election.
@@ -104,6 +115,7 @@ func (r *roles) followDevices(all []query.Device) {
 		devices[i] = vrrp.Device{Name: d.Name, Index: d.Index, Running: d.Running, Addrs: d.Addrs}
 	}
 	r.router.SetDevices(devices)
+	r.logDeaf()
 }
 
 // askGateways keeps the tracked gateways resolved, on the devices with a link in whose subnets they are.
