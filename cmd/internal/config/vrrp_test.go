@@ -169,6 +169,22 @@ func TestVRRPFaults(t *testing.T) {
 	}
 }
 
+// TestVRRPWithTAP: neighbours learn of VIPs alone. A link-local address that RFC 9568 asks for is no next hop.
+func TestVRRPWithTAP(t *testing.T) {
+	file := "[director]\ndevice = \"tap\"\nbridge = \"br0\"\n" + withVRRP(strings.Replace(basicVRRP, "eth0", "br0", 1))
+	if _, err := ParseDirector("x.toml", []byte(file)); err != nil {
+		t.Error(err)
+	}
+	six := file + "excluded = [\"fe80::80\"]\n"
+	if _, err := ParseDirector("x.toml", []byte(six)); err != nil {
+		t.Error(err)
+	}
+	_, err := ParseDirector("x.toml", []byte(file+"excluded = [\"10.0.2.10/24\"]\n"))
+	if err == nil || !strings.Contains(err.Error(), "excluded: 10.0.2.10 is no VIP, and with a TAP device") {
+		t.Errorf("%v", err)
+	}
+}
+
 func TestVRRPNeedsRestart(t *testing.T) {
 	without, err := ParseDirector("x.toml", []byte(withVRRP()))
 	if err != nil {
