@@ -58,12 +58,12 @@ func (s *Snapshot) names() *directory {
 }
 
 // find returns the realserver of a service that gets a connection's packets at the address and port to. port is the
-// connection's virtual port; 0: a template of several ports. It returns nil for none.
+// connection's virtual port; 0: a template of several ports, whose to may have port 0, too. It returns nil for none.
 func (d *directory) find(service string, to netip.AddrPort, port uint16) *Dest {
 	var without *Dest
 	for _, o := range d.dests[place{service, to.Addr()}] {
 		switch {
-		case o.Port == to.Port() && o.Port != 0:
+		case o.Port == to.Port() && o.Port != 0 || port == 0 && to.Port() == 0:
 			return o
 		case o.Port == 0 && without == nil && (o.Kind != method.NAT || port == to.Port() || port == 0):
 			without = o

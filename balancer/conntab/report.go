@@ -7,7 +7,8 @@ type Report uint8
 
 const (
 	// Unordered is from a director whose datagrams may be lost and reordered. A connection replaces one to another
-	// destination only if it is active. A template replaces none (Linux ip_vs_sync.c, ip_vs_proc_conn).
+	// destination only if it is active (Linux ip_vs_sync.c, ip_vs_proc_conn). A template replaces one to another
+	// destination only if that is reported, too: its director has moved it.
 	Unordered Report = iota
 	// Ordered is newer than all that its director has reported before, and replaces that. It replaces or changes no
 	// connection of which a packet has come here later than at its director.
@@ -121,7 +122,7 @@ func (s *store[A]) reportTemplate(c *Conn, how Report, now Ticks) Result {
 				sh.noteExpiry(expires)
 			}
 			return Hit
-		case live && (how == Unordered || e.passes(e.timeout(), now)):
+		case live && (how == Unordered && e.flags&reported == 0 || e.passes(e.timeout(), now)):
 			return Hit
 		}
 		s.remove(sh, i)

@@ -230,7 +230,8 @@ func TestReportTemplate(t *testing.T) {
 		age  Ticks
 		want uint32
 	}{
-		"unordered":     {Unordered, false, 0, 1},
+		"unordered":     {Unordered, false, 0, 2},
+		"unordered own": {Unordered, true, 200, 1},
 		"ordered":       {Ordered, false, 0, 2},
 		"hearsay":       {Hearsay, false, 0, 1},
 		"used here":     {Ordered, true, 50, 1},
