@@ -45,3 +45,23 @@ func TestPrintPeers(t *testing.T) {
 		}
 	}
 }
+
+// TestPrintSyncLine: status has the state of the exchange, what is lost, and each peer with the age of its table.
+func TestPrintSyncLine(t *testing.T) {
+	age := 7.0
+	var out strings.Builder
+	printSyncLine(&out, &api.Sync{Mode: "vstun", Ready: true, Lost: 2, Sent: api.SyncTraffic{Records: 40},
+		Received: api.SyncTraffic{Records: 5},
+		Peers:    []api.SyncPeer{{Address: "10.0.2.3", State: "alive", Bulk: &age}}})
+	want := "\nsync vstun\tthe peers' connections are complete\t40 records sent\t5 records received\t2 lost\n" +
+		"peer 10.0.2.3\talive, heard 0s ago\t0 records\t0 lost\ttable complete 7s ago\n"
+	if out.String() != want {
+		t.Errorf("%q, want %q", out.String(), want)
+	}
+	out.Reset()
+	printSyncLine(&out, &api.Sync{Mode: "vstun"})
+	if got := out.String(); !strings.Contains(got, "waiting for the peers' connections") ||
+		!strings.Contains(got, "no sync peer has been heard") {
+		t.Errorf("alone: %q", got)
+	}
+}

@@ -75,9 +75,10 @@ func newController(log *slog.Logger, plane *dataPlane, checks *checks, network n
 		ended: make(chan struct{}), failures: map[string]string{}}
 }
 
-// start puts the first configuration in force, with weights that operators have set before.
-func (c *controller) start(cfg *config.Director, weights plan.Weights) error {
-	in := plan.Inputs{Weights: weights}.Reconfigured(cfg)
+// start puts the first configuration in force. former are inputs of a former process: the weights that operators have
+// set, and what its connections may need, that the configuration does not have. The next trim removes the rest.
+func (c *controller) start(cfg *config.Director, former plan.Inputs) error {
+	in := former.Reconfigured(cfg)
 	c.incomplete, in.Syncing = cfg.Sync.On, cfg.Sync.On
 	in.Rules = c.ask.rules()
 	c.resolvePaths(&in)
@@ -91,7 +92,13 @@ func (c *controller) start(cfg *config.Director, weights plan.Weights) error {
 	if err := c.lan.check(in, c.announced(in)); err != nil {
 		return err
 	}
-	if err := c.converge(in); err != nil {
+	err := c.converge(in)
+	if err != nil && len(in.RetiredVIPs)+len(in.RetiredNAT) > 0 {
+		c.logFailure(slog.LevelError, "cannot keep what connections of a former process need", err)
+		in.RetiredVIPs, in.RetiredNAT = nil, nil
+		err = c.converge(in)
+	}
+	if err != nil {
 		return err
 	}
 	c.roles.set(c.state())

@@ -16,6 +16,7 @@ import (
 
 	"vstun/balancer/health"
 	"vstun/balancer/health/notify"
+	"vstun/balancer/keep"
 	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/daemon"
@@ -150,13 +151,15 @@ func (d *director) confine(file string, cfg *config.Director) {
 
 // start puts the first configuration in force, and takes over what a former process has left.
 func (d *director) start(cfg *config.Director) error {
-	weights, states := d.memory.recall()
+	former, states := d.memory.recall()
 	d.checks.monitor.Remember(states)
 	d.controller.note = d.memory.note
-	if err := d.controller.start(cfg, weights); err != nil {
+	if err := d.controller.start(cfg, former); err != nil {
 		return err
 	}
-	d.controller.adopt(d.memory.adopt(&d.plane))
+	if d.memory.adopt(&d.plane) {
+		d.controller.adopt()
+	}
 	return nil
 }
 
@@ -245,15 +248,11 @@ func (d *director) runControl(ctx context.Context, hangup func(fn func()) daemon
 			return d.roles.run(ctx, sync.OnceFunc(func() { close(leaving) }))
 		},
 		d.controller.run,
-		func(ctx context.Context) error {
-			follow := syncing{complete: d.controller.peersComplete, hold: d.roles.hold, ready: func() {
-				d.log.Info("connections of peers are here", "connections", p.table.Len())
-				d.notifyManager("READY=1")
-			}}
-			return d.sync.run(after(ctx, succeeded), follow) // the last connections are for the successor
+		func(ctx context.Context) error { // the last connections are for the successor
+			return d.exchange(after(ctx, succeeded))
 		},
 		d.checks.monitor.Run,
-		func(ctx context.Context) error { return d.checks.notifier.Run(after(ctx, succeeded)) }, // it tells of roles, too
+		behind(succeeded, d.checks.notifier.Run), // it tells of roles, too
 		// Before the routes are removed, the neighbours' requests stay without answers, and another director has the
 		// roles of VRRP.
 		func(ctx context.Context) error {
@@ -278,6 +277,14 @@ func (d *director) runControl(ctx context.Context, hangup func(fn func()) daemon
 	return daemon.Run(ctx, tasks...)
 }
 
+// exchange exchanges connections with other directors until ctx is cancelled.
+func (d *director) exchange(ctx context.Context) error {
+	return d.sync.run(ctx, syncing{complete: d.controller.peersComplete, hold: d.roles.hold, ready: func() {
+		d.log.Info("connections of peers are here", "connections", d.plane.table.Len())
+		d.notifyManager("READY=1")
+	}})
+}
+
 // after returns a context that is cancelled when ctx is, and done is closed.
 func after(ctx context.Context, done <-chan struct{}) context.Context {
 	later, cancel := context.WithCancel(context.WithoutCancel(ctx))
@@ -287,6 +294,11 @@ func after(ctx context.Context, done <-chan struct{}) context.Context {
 		cancel()
 	}()
 	return later
+}
+
+// behind returns the task with the context that after returns.
+func behind(ended <-chan struct{}, task daemon.Task) daemon.Task {
+	return func(ctx context.Context) error { return task(after(ctx, ended)) }
 }
 
 // notifyManager sends the program's state to the service manager.
@@ -337,6 +349,9 @@ func (d *director) close(cfg *config.Director) error {
 	}
 	d.http.Close()
 	errs = append(errs, d.memory.close(&d.plane))
+	if d.handover.moved && cfg.Connections.KeepBeside {
+		errs = append(errs, keep.Remove(d.memory.path))
+	}
 	d.flush()
 	return errors.Join(errs...)
 }
