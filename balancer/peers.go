@@ -113,8 +113,8 @@ func (s *Snapshot) TemplateOf(c *Connection, now conntab.Ticks) (_ Connection, o
 
 // Report adds a connection or template that another director has reported, as conntab.Table.Report does. c has the
 // names of its service and realserver. The port of c.Realserver is the one that the realserver gets packets at. Of a
-// template only client, service, realserver and the time until its end count. A connection's virtual address is a VIP or
-// a former one: an entry keeps routes to its VIP.
+// template only client, service, realserver and the time until its end count. A connection's virtual address is a VIP
+// or a former one: an entry keeps routes to its VIP.
 func (s *Snapshot) Report(c *Connection, how conntab.Report, now conntab.Ticks) Reported {
 	names := s.names()
 	svc := names.services[c.Service]

@@ -176,8 +176,8 @@ func (s *Sync) sendChanges(now conntab.Ticks) {
 	}
 }
 
-// announceBegin adds the record of c as it was established, if it is new and has begun to end since, in the mode IPVS. A
-// receiver may still have the port's former connection, in whose place it takes none that is not active (Linux
+// announceBegin adds the record of c as it was established, if it is new and has begun to end since, in the mode IPVS.
+// A receiver may still have the port's former connection, in whose place it takes none that is not active (Linux
 // ip_vs_sync.c, ip_vs_proc_conn).
 func (s *Sync) announceBegin(snapshot *balancer.Snapshot, c balancer.Connection, assured bool) {
 	if !assured || s.sealer != nil || c.Flow.Proto != packet.ProtoTCP || c.State.Active() {
