@@ -111,14 +111,15 @@ func (h *handover) store(p *dataPlane) {
 	h.stored = err == nil
 }
 
-// end decides whether the process leaves its devices and changes. It does not if the configuration file at path names
-// another control socket than control: a successor with that file would not find the journal.
+// end decides whether the process leaves its devices and changes. It does not if the configuration file at path cannot
+// be read, since no start succeeds then, or names another control socket than control: a successor with that file would
+// not find the journal.
 func (h *handover) end(path, control string) {
 	if !h.allowed || !h.stored {
 		return
 	}
 	next, err := config.ControlSocket(path, "director")
-	h.leaves = err != nil || next == control
+	h.leaves = err == nil && next == control
 }
 
 // endNetwork ends m, and undoes its changes unless they are left.
