@@ -76,13 +76,13 @@ func (h *handover) take(stored daemon.Stored, cfg *config.Director, p *dataPlane
 	return errors.Join(err, h.forget(devices...))
 }
 
-// firstAnswers is how long packets that have waited in an adopted TAP device may wait on for the MAC addresses of their
+// firstAnswers is how long packets that have waited in an adopted device may wait on for the MAC addresses of their
 // realservers.
 const firstAnswers = 3 * time.Second
 
 // begin is called when the workers begin.
 func (h *handover) begin(p *dataPlane) {
-	if h.adopted && p.ethernet != nil {
+	if h.adopted {
 		p.shared.HoldMore(p.now() + conntab.Ticks(firstAnswers*conntab.PerSecond/time.Second))
 	}
 }
