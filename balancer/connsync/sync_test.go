@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -83,6 +84,47 @@ func TestTemplateTakesOver(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestTemplateOfLongConnection: a persistent client with one long connection has its realserver at the other director,
+// too, all the time, and not for ever.
+func TestTemplateOfLongConnection(t *testing.T) {
+	w := newNetwork(t, 2, 4096, key)
+	one, two := w.directors[0], w.directors[1]
+	w.run(5 * second)
+	for n := range 20 { // in different passes of the refresh
+		one.open(w, n*256, vip, 443)
+	}
+	w.run(second)
+	of := func(n int) bool {
+		c := balancer.Connection{Service: "shop", Conn: conntab.Conn{Flow: client(n*256, vip, packet.ProtoTCP, 443,
+			0).Flow}}
+		_, known := two.balancer.Snapshot().TemplateOf(&c, w.now)
+		return known
+	}
+	for s := range 1500 {
+		if s%60 == 0 {
+			for n := range 20 {
+				one.send(w, client(n*256, vip, packet.ProtoTCP, 443, packet.FlagACK))
+			}
+		}
+		w.run(second)
+		for n := range 20 {
+			if !of(n) {
+				t.Fatalf("client %d has no template at the other director after %d s", n, s)
+			}
+		}
+		one.table.Sweep(w.now)
+		two.table.Sweep(w.now)
+	}
+	for range 1100 { // the connections, 900 s, and what they hold
+		w.run(second)
+		one.table.Sweep(w.now)
+		two.table.Sweep(w.now)
+	}
+	if a, b := one.table.Len(), two.table.Len(); a > 0 || b > 0 {
+		t.Errorf("%d and %d entries are left", a, b)
 	}
 }
 
@@ -183,6 +225,79 @@ func TestNewcomer(t *testing.T) {
 	}
 }
 
+// TestHoleInBulk: a bulk transfer of which datagrams are lost, more than can be sent again, is not the whole table, and
+// another one makes up for it.
+func TestHoleInBulk(t *testing.T) {
+	const n = 120_000
+	w := newNetwork(t, 2, 200_000, key)
+	from, to := w.restart(n)
+	from.cfg.BulkRate = 40_000
+	w.spoil = func([][]byte) [][]byte { return nil }
+	w.run(second) // the link is down
+	w.spoil = func(list [][]byte) [][]byte { return list }
+	for range 60 {
+		w.run(second / 2)
+		if got := to.table.Len(); got < n && (to.nowReady() || to.Status().Peers[0].Complete) {
+			t.Fatalf("complete with %d connections of %d", got, n)
+		}
+	}
+	if st := to.Status(); to.table.Len() != n || !st.Peers[0].Complete || st.Lost == 0 {
+		t.Errorf("%d connections of %d; %+v; the peer: %+v", to.table.Len(), n, st, from.Status())
+	}
+}
+
+// TestOneClient: a client that makes changes of one connection as fast as it can neither displaces those of others, nor
+// keeps a newcomer from the table, nor has the table sent again and again.
+func TestOneClient(t *testing.T) {
+	const n = 20_000
+	for mode, key := range modes {
+		w := newNetwork(t, 2, 50_000, key)
+		from, to := w.restart(n)
+		from.cfg.BulkRate = 40_000
+		before := from.Status()
+		for range 1000 {
+			for range 100 {
+				for _, flags := range []uint8{packet.FlagSYN, packet.FlagACK, packet.FlagFIN | packet.FlagACK} {
+					from.send(w, client(n, vip, packet.ProtoTCP, 80, flags))
+				}
+			}
+			w.run(1)
+		}
+		st, records := from.Status(), from.Status().Sent.Records-before.Sent.Records
+		if to.table.Len() != n+1 || st.ChangesLost > 0 || records > 3*n ||
+			mode == "vstun" && !to.Status().Peers[0].Complete {
+			t.Errorf("%s: %d connections, %d changes are lost, %d records; %+v", mode, to.table.Len(), st.ChangesLost,
+				records, to.Status())
+		}
+	}
+}
+
+// TestLostChanges: changes that come faster than they can be noted are made up for by one transfer of the table, which
+// others do not begin again.
+func TestLostChanges(t *testing.T) {
+	const n = 100_000
+	w := newNetwork(t, 2, 2*n, key)
+	one, two := w.directors[0], w.directors[1]
+	w.run(5 * second)
+	flood := func(from, to int) (lost uint64) {
+		before := one.Status().ChangesLost
+		for i := from; i < to; i++ {
+			one.open(w, i, vip, 80)
+		}
+		w.run(10)
+		return one.Status().ChangesLost - before
+	}
+	lost := flood(0, n/2)
+	running := one.bulk
+	if again := flood(n/2, n); lost == 0 || again == 0 || running == nil || one.bulk != running {
+		t.Errorf("%d, then %d changes are lost; the transfer is %p, then %p", lost, again, running, one.bulk)
+	}
+	w.run(20 * second)
+	if st := one.Status(); two.table.Len() != n || one.bulk != nil || one.owes {
+		t.Errorf("%d connections of %d, %d transfers", two.table.Len(), n, st.Bulks)
+	}
+}
+
 // TestNewcomerIPVS: a director that starts again in the mode IPVS asks for the tables, and gets what it has lost, but
 // never more often than every 3 s.
 func TestNewcomerIPVS(t *testing.T) {
@@ -209,6 +324,69 @@ func TestNewcomerIPVS(t *testing.T) {
 	}
 	if bulks := one.Status().Bulks - before; bulks < 2 || bulks > 7 {
 		t.Errorf("%d bulk transfers in 20 s", bulks)
+	}
+}
+
+// TestForgedAddresses: datagrams from many addresses, in the mode IPVS, have the table sent now and then at most, and
+// keep no peer out.
+func TestForgedAddresses(t *testing.T) {
+	w := newNetwork(t, 2, 1024, nil)
+	one, two := w.directors[0], w.directors[1]
+	w.run(10 * second)
+	before := one.Status().Bulks
+	good := appendRecord(make([]byte, headerSize), &Record{Protocol: 6, State: 1, Client: at("192.0.2.1:1"),
+		Virtual: at("198.51.100.80:80"), Real: at("10.0.11.2:80"), Timeout: 900})
+	putHeader(good, 0, 1)
+	empty := make([]byte, headerSize)
+	putHeader(empty, 0, 0)
+	for n := range 20_000 {
+		from := netip.AddrFrom4([4]byte{10, 1, byte(n >> 8), byte(n)})
+		one.take([][]byte{good, empty}[n%2], from, w.now)
+		if n%100 == 0 {
+			w.run(10)
+		}
+	}
+	two.open(w, 7, vip, 80)
+	w.run(10)
+	st := one.Status()
+	if _, known := one.conn(w, client(7, vip, packet.ProtoTCP, 80, 0)); !known || st.Refused["stranger"] > 0 {
+		t.Errorf("the peer is kept out: %v", st.Refused)
+	}
+	if bulks := st.Bulks - before; bulks == 0 || bulks > 7 || len(st.Peers) > maxPeers {
+		t.Errorf("%d transfers in 20 s, %d peers", bulks, len(st.Peers))
+	}
+	junk := slices.Clone(good)
+	junk[headerSize+recordSize4-1] = 77 // no realserver
+	w.run(10 * second)
+	before = one.Status().Bulks
+	for n := range 100 {
+		one.take(slices.Clone(junk), netip.AddrFrom4([4]byte{10, 2, 0, byte(n)}), w.now)
+	}
+	w.run(10 * second)
+	if bulks := one.Status().Bulks - before; bulks > 0 {
+		t.Errorf("%d transfers for records that are refused", bulks)
+	}
+}
+
+// TestRestartsEndConnections: directors in the mode IPVS that start again and again, one after the other, do not keep
+// connections alive that have ended.
+func TestRestartsEndConnections(t *testing.T) {
+	w := newNetwork(t, 2, 1024, nil)
+	w.run(5 * second)
+	for n := range 50 {
+		w.directors[0].open(w, n, vip, 80)
+	}
+	for range 30 {
+		w.run(50 * second)
+		old := w.directors[0]
+		w.directors = w.directors[1:]
+		w.start(1024, nil).addr = old.addr
+	}
+	for _, d := range w.directors {
+		d.table.Sweep(w.now)
+		if n := d.table.Len(); n > 0 {
+			t.Errorf("%d connections after 1,500 s", n)
+		}
 	}
 }
 
@@ -308,6 +486,55 @@ func TestActiveActive(t *testing.T) {
 	w.run(2 * second)
 	if c, _ := w.directors[0].conn(w, p(0)); c.State != conntab.FinWait {
 		t.Errorf("state %v, want FIN_WAIT", c.State)
+	}
+}
+
+// TestKeptTable: a director starts with the table that it had. Clients have used their ports again since, for other
+// realservers, at the other director: they stay there.
+func TestKeptTable(t *testing.T) {
+	w := newNetwork(t, 2, 4096, key)
+	one, two := w.directors[0], w.directors[1]
+	w.run(5 * second)
+	former, want := map[int]string{}, map[int]string{}
+	for n := range 50 {
+		former[n] = one.open(w, n, vip, 80)
+	}
+	w.run(2 * second)
+	moved := 0
+	two.open(w, 999, vip, 80) // moves its scheduler on
+	for n := range 50 {
+		two.send(w, client(n, vip, packet.ProtoTCP, 80, packet.FlagRST|packet.FlagACK))
+		if want[n] = two.open(w, n, vip, 80); want[n] != former[n] {
+			moved++
+		}
+		if n%2 == 0 { // these end there
+			two.send(w, client(n, vip, packet.ProtoTCP, 80, packet.FlagFIN|packet.FlagACK))
+		}
+	}
+	w.now += 2 * second
+	again := &director{addr: one.addr}
+	again.Sync = New(Config{Key: key, Size: MaxSize}, &again.box, one.table, one.balancer,
+		func() conntab.Ticks { return w.now })
+	w.directors = []*director{again, two}
+	one.box.sent, two.box.sent = nil, nil
+	w.run(5 * second)
+	for n := range 50 {
+		p := client(n, vip, packet.ProtoTCP, 80, packet.FlagACK)
+		state := conntab.Established
+		if n%2 == 0 {
+			state = conntab.FinWait
+		}
+		if c, _ := two.conn(w, p); c.State != state {
+			t.Errorf("client %d: state %v, want %v", n, c.State, state)
+		}
+		for _, d := range w.directors {
+			if got := d.send(w, p); got != want[n] {
+				t.Errorf("client %d: %v sends it to %s, want %s", n, d.addr, got, want[n])
+			}
+		}
+	}
+	if st := two.Status(); moved == 0 || !st.Peers[len(st.Peers)-1].Complete {
+		t.Errorf("%d clients have moved; %+v", moved, st)
 	}
 }
 
@@ -463,6 +690,22 @@ func TestStrangersAndIDs(t *testing.T) {
 	st := d.Status()
 	if st.Refused["other_id"] != 2 || st.Refused["stranger"] != 1 || len(st.Peers) != 1 {
 		t.Errorf("%+v", st)
+	}
+	want := []Refused{{Addr: netip.MustParseAddr("10.0.2.3"), Fault: OtherID, N: 2},
+		{Addr: netip.MustParseAddr("10.0.2.9"), Fault: Stranger, N: 1}}
+	if !slices.Equal(st.Senders, want) {
+		t.Errorf("senders %+v, want %+v", st.Senders, want)
+	}
+	for n := range 2 * maxPeers { // as forged sources
+		d.take(b, netip.AddrFrom4([4]byte{10, 0, 3, byte(n)}), w.now+1)
+	}
+	if n := len(d.Status().Senders); n != maxPeers {
+		t.Errorf("%d senders are kept", n)
+	}
+	d.take(b, netip.MustParseAddr("10.0.4.1"), w.now+forgetAfter+1)
+	w.now += forgetAfter + 1
+	if all := d.Status().Senders; len(all) != 1 || all[0].Addr != netip.MustParseAddr("10.0.4.1") {
+		t.Errorf("senders %+v, want the new one", all)
 	}
 }
 

@@ -3,6 +3,7 @@ package vrrp
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 )
 
@@ -29,7 +30,7 @@ type instance struct {
 	masterInterval time.Duration
 
 	lastSeq  sequence // of the last HMAC
-	sendErr  error    // of the last packet
+	sendErr  error    // of a packet of the last advertisement
 	replays  replays
 	peers    map[netip.Addr]*peer
 	rival    rival
@@ -61,6 +62,11 @@ func (i *instance) priority() uint8 {
 		}
 	}
 	return uint8(min(max(p, 1), Owner-1))
+}
+
+// held reports whether i takes the role only if there is no other master.
+func (i *instance) held() bool {
+	return i.election.held || slices.ContainsFunc(i.election.tracks[i.Name], func(t Track) bool { return t.Unknown })
 }
 
 // skew returns Skew_Time: RFC 9568, section 6.1; RFC 3768, section 6.1.
@@ -113,14 +119,22 @@ func (e *Election) change(i *instance, now Moment, to Role, reason string) {
 		e.advertise(i, now)
 	case Backup:
 		i.masterInterval = i.Interval
-		i.deadline = now.Boot + i.masterDown()
-		if i.priority() == Owner && !e.held {
-			i.deadline = now.Boot
-		}
+		i.await(now)
 	}
 	e.endRival(i, now, true)
+	for _, p := range i.peers {
+		p.first = 0
+	}
 	e.events = append(e.events, Event{Kind: RoleChanged, Instance: i.Name, Old: was, New: to, Reason: reason,
 		Addrs: i.addresses()})
+}
+
+// await lets a backup wait for a master's advertisements from now on.
+func (i *instance) await(now Moment) {
+	i.deadline = now.Boot + i.masterDown()
+	if i.priority() == Owner && !i.held() {
+		i.deadline = now.Boot
+	}
 }
 
 // resign lets a master's peers take the role at once.
@@ -155,7 +169,7 @@ func (e *Election) send(i *instance, now Moment, priority uint8) {
 		i.lastSeq = i.lastSeq.next(now.Wall, window(i.Interval))
 	}
 	for _, to := range i.destinations() {
-		src := i.device.source(&i.Instance, to)
+		src := i.device.source(&i.Instance, to, e.moving)
 		if !src.IsValid() {
 			continue
 		}
@@ -166,6 +180,7 @@ func (e *Election) send(i *instance, now Moment, priority uint8) {
 		e.packets = append(e.packets, Packet{Device: i.device.Index, Src: src, Dst: to, TTL: ttl, Payload: p,
 			Instance: i.Name})
 	}
+	i.sendErr = nil
 	i.counts.Sent++
 	if priority == 0 {
 		i.counts.Resigned++

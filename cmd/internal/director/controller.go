@@ -226,10 +226,10 @@ func (c *controller) takeHealth(changes []health.Change) {
 	c.logFailure(slog.LevelError, "cannot apply the health of realservers", c.follow(c.state().inputs))
 }
 
-// endSyncing notes that the connections of other directors are there.
-func (c *controller) endSyncing() {
+// peersComplete notes that the connections of other directors are here, or that some are missing.
+func (c *controller) peersComplete(complete bool) {
 	_ = c.do(func() {
-		c.incomplete = false
+		c.incomplete = !complete
 		c.answerUnknown()
 	})
 }
@@ -237,8 +237,8 @@ func (c *controller) endSyncing() {
 // answerUnknown lets packets of unknown connections be answered, unless their connections may still come.
 func (c *controller) answerUnknown() {
 	in := c.state().inputs
-	if in.Syncing = c.incomplete || c.takeover != nil; !in.Syncing {
-		c.logFailure(slog.LevelError, "cannot answer packets of unknown connections", c.converge(in))
+	if in.Syncing = c.incomplete || c.takeover != nil; in.Syncing != c.state().inputs.Syncing {
+		c.logFailure(slog.LevelError, "cannot change the answer to packets of unknown connections", c.converge(in))
 	}
 }
 

@@ -16,6 +16,7 @@ import (
 
 	"vstun/balancer/health"
 	"vstun/balancer/health/notify"
+	"vstun/balancer/keep"
 	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/daemon"
@@ -128,7 +129,7 @@ func (d *director) wire(cfg *config.Director) {
 	d.checks.notifier = notify.New(func(err error) { d.log.Error("notification failed", "error", err) })
 	d.checks.notifier.Set(cfg.Notify)
 	d.controller.notify, d.roles.notify = d.checks.notifier.Send, d.checks.notifier.Send
-	d.controller.roles = &d.roles
+	d.controller.roles, d.roles.rejoined = &d.roles, d.sync.rejoin
 	d.controller.handed = d.handover.adopted
 	d.roles.give, d.roles.lost = d.sync.giveTable, d.sync.switched
 	d.roles.hold(cfg.Sync.On)
@@ -247,16 +248,11 @@ func (d *director) runControl(ctx context.Context, hangup func(fn func()) daemon
 			return d.roles.run(ctx, sync.OnceFunc(func() { close(leaving) }))
 		},
 		d.controller.run,
-		func(ctx context.Context) error {
-			return d.sync.run(after(ctx, succeeded), func() { // the last connections are for the successor
-				d.log.Info("connections of peers are here", "connections", p.table.Len())
-				d.controller.endSyncing()
-				d.roles.hold(false)
-				d.notifyManager("READY=1")
-			})
+		func(ctx context.Context) error { // the last connections are for the successor
+			return d.exchange(after(ctx, succeeded))
 		},
 		d.checks.monitor.Run,
-		func(ctx context.Context) error { return d.checks.notifier.Run(after(ctx, succeeded)) }, // it tells of roles, too
+		behind(succeeded, d.checks.notifier.Run), // it tells of roles, too
 		// Before the routes are removed, the neighbours' requests stay without answers, and another director has the
 		// roles of VRRP.
 		func(ctx context.Context) error {
@@ -281,6 +277,14 @@ func (d *director) runControl(ctx context.Context, hangup func(fn func()) daemon
 	return daemon.Run(ctx, tasks...)
 }
 
+// exchange exchanges connections with other directors until ctx is cancelled.
+func (d *director) exchange(ctx context.Context) error {
+	return d.sync.run(ctx, syncing{complete: d.controller.peersComplete, hold: d.roles.hold, ready: func() {
+		d.log.Info("connections of peers are here", "connections", d.plane.table.Len())
+		d.notifyManager("READY=1")
+	}})
+}
+
 // after returns a context that is cancelled when ctx is, and done is closed.
 func after(ctx context.Context, done <-chan struct{}) context.Context {
 	later, cancel := context.WithCancel(context.WithoutCancel(ctx))
@@ -290,6 +294,11 @@ func after(ctx context.Context, done <-chan struct{}) context.Context {
 		cancel()
 	}()
 	return later
+}
+
+// behind returns the task with the context that after returns.
+func behind(ended <-chan struct{}, task daemon.Task) daemon.Task {
+	return func(ctx context.Context) error { return task(after(ctx, ended)) }
 }
 
 // notifyManager sends the program's state to the service manager.
@@ -340,6 +349,9 @@ func (d *director) close(cfg *config.Director) error {
 	}
 	d.http.Close()
 	errs = append(errs, d.memory.close(&d.plane))
+	if d.handover.moved && cfg.Connections.KeepBeside {
+		errs = append(errs, keep.Remove(d.memory.path))
+	}
 	d.flush()
 	return errors.Join(errs...)
 }

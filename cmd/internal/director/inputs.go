@@ -131,7 +131,7 @@ func (c *controller) followRoles() {
 	}
 }
 
-// follow is converge for what has happened, and nobody can refuse. Neighbours learn of VIPs also if this host cannot
+// follow is converge for what has happened and cannot be refused. Neighbours learn of VIPs also if this host cannot
 // have an address of VRRP: it is tried again with each further call, with the next refresh at the latest.
 func (c *controller) follow(in plan.Inputs) error {
 	in.Unowned = false

@@ -23,6 +23,7 @@ import (
 type roles struct {
 	log      *slog.Logger
 	notify   func(events ...notify.Event)
+	rejoined func()           // an instance takes part again after a fault
 	give     func(whole bool) // sends connections to the peers, before they get the roles: see peerSync.giveTable
 	lost     func()           // a peer has got a role
 	lan      *lan
@@ -30,12 +31,13 @@ type roles struct {
 	gateways *neigh.Watcher // nil: none
 	asked    []neigh.Neighbour
 	devices  []query.Device
+	deaf     string // the last error of logDeaf; "": none
 }
 
 // open opens the sockets, if cfg has [[vrrp]].
 func (r *roles) open(cfg *config.Director, log *slog.Logger, lan *lan) (err error) {
 	r.log, r.lan, r.notify = log, lan, func(...notify.Event) {}
-	r.give, r.lost = func(bool) {}, func() {}
+	r.give, r.lost, r.rejoined = func(bool) {}, func() {}, func() {}
 	if len(cfg.VRRP) == 0 {
 		return nil
 	}
@@ -77,9 +79,19 @@ func (r *roles) set(st *state) {
 	}
 	r.follow(st)
 	r.router.Set(st.Config.Instances())
+	r.logDeaf()
+}
+
+// logDeaf logs why VRRP packets of other directors may not come in, the same reason once in a row.
+func (r *roles) logDeaf() {
+	text := ""
 	if err := r.router.JoinError(); err != nil {
-		r.log.Error("VRRP packets of other directors may not come in", "error", err)
+		text = err.Error()
 	}
+	if text != "" && text != r.deaf {
+		r.log.Error("VRRP packets of other directors may not come in", "error", text)
+	}
+	r.deaf = text
 }
 
 // follow passes the state of the devices, services and gateways to the election.
@@ -104,14 +116,16 @@ func (r *roles) followDevices(all []query.Device) {
 		devices[i] = vrrp.Device{Name: d.Name, Index: d.Index, Running: d.Running, Addrs: d.Addrs}
 	}
 	r.router.SetDevices(devices)
+	r.logDeaf()
 }
 
-// askGateways keeps the tracked gateways resolved, on the devices in whose subnets they are.
+// askGateways keeps the tracked gateways resolved, on the devices with a link in whose subnets they are.
 func (r *roles) askGateways(cfg *config.Director) {
 	var all []neigh.Neighbour
 	for _, gateway := range plan.Gateways(cfg) {
 		for _, d := range r.devices {
-			if slices.ContainsFunc(d.Addrs, func(p netip.Prefix) bool { return p.Contains(gateway) }) {
+			in := func(p netip.Prefix) bool { return p.Contains(gateway) }
+			if d.Running && slices.ContainsFunc(d.Addrs, in) { // the kernel asks by no other
 				all = append(all, neigh.Neighbour{Device: d.Index, Address: gateway})
 			}
 		}
@@ -125,14 +139,20 @@ func (r *roles) askGateways(cfg *config.Director) {
 	}
 }
 
-// gatewayUp reports whether a gateway answers on any device.
-func (r *roles) gatewayUp(gateway netip.Addr) bool {
+// gatewayUp reports whether a gateway answers on any device, and whether that is known: the kernel needs three seconds
+// to find that a neighbour does not answer.
+func (r *roles) gatewayUp(gateway netip.Addr) (up, known bool) {
+	known = true
 	for n, st := range r.gateways.States() {
-		if n.Address == gateway && st.MAC != [6]byte{} && !st.Silent {
-			return true
+		switch {
+		case n.Address != gateway || st.Silent:
+		case st.MAC != [6]byte{}:
+			return true, true
+		default:
+			known = false
 		}
 	}
-	return false
+	return false, known
 }
 
 // report logs and notifies an event of the election. The Router calls it.
@@ -146,6 +166,9 @@ func (r *roles) report(e vrrp.Event) {
 			level = slog.LevelWarn
 		}
 		r.log.Log(context.Background(), level, "VRRP role", args...)
+		if e.Old == vrrp.Fault && e.New == vrrp.Backup {
+			r.rejoined()
+		}
 		r.notify(notify.Event{Time: time.Now(), Kind: notify.KindVRRP, Service: e.Instance, Old: e.Old.String(),
 			New: e.New.String(), Reason: e.Reason})
 	case vrrp.Reannounce:
@@ -177,7 +200,7 @@ var remedies = map[vrrp.Refusal]string{
 	vrrp.BadTTL:      "they come from another network: list peers, or look for the sender",
 	vrrp.BadSource:   "add the sender to peers, or look for it",
 	vrrp.NoTrailer:   "they have no HMAC: set the same key at both; until then key_mode = \"permissive\"",
-	vrrp.BadTrailer:  "they have an HMAC and this director has no key: set the same key at both",
+	vrrp.BadTrailer:  "their HMAC is of an unknown type: look for its sender's program",
 	vrrp.BadKey:      "set the same key and key_id at both",
 	vrrp.BadHMAC:     "set the same key at both",
 	vrrp.Stale:       "set both hosts' clocks",
@@ -252,8 +275,12 @@ func vrrpStatus(s *vrrp.Status) api.VRRP {
 		v.Tracks = append(v.Tracks, api.Track{Name: t.Name, Up: t.Up, Weight: t.Weight})
 	}
 	for _, p := range s.Peers {
-		v.Peers = append(v.Peers, api.Peer{Address: p.Addr.String(), Priority: p.Priority, Last: p.Age.Seconds(),
-			Refused: p.Refusal.String(), Differs: p.Differs})
+		peer := api.Peer{Address: p.Addr.String(), Priority: p.Priority, Last: p.Age.Seconds(),
+			Refused: p.Refusal.String(), Differs: p.Differs}
+		if p.Refusal != vrrp.Accepted {
+			peer.Fix = remedy(p.Refusal)
+		}
+		v.Peers = append(v.Peers, peer)
 	}
 	if s.Rival.IsValid() {
 		v.OtherMaster = &api.OtherMaster{Address: s.Rival.String(), Refused: s.RivalRefused.String(),

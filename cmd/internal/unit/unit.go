@@ -23,7 +23,7 @@ type State struct {
 	Result  string        // why the process ended, such as "success", "exit-code" or "signal"; $SERVICE_RESULT
 	Code    int32         // 1 exited, 2 killed, 3 killed and dumped: si_code of SIGCHLD (sigaction(2)); 0: it never ran
 	Status  int32         // exit status, or number of the signal
-	Lived   time.Duration // of the process, which systemd may have failed to prepare; 0: it never ran
+	Lived   time.Duration // from the process's start to its end
 	Restart string        // Restart= of the unit, such as "on-failure"
 	Prevent Ends          // RestartPreventExitStatus=
 	Force   Ends          // RestartForceExitStatus=
@@ -80,11 +80,9 @@ func ask(ctx context.Context) (s State, err error) {
 	s.Code, _ = properties["ExecMainCode"].(int32)
 	s.Status, _ = properties["ExecMainStatus"].(int32)
 	s.Restart, _ = properties["Restart"].(string)
-	began, _ := properties["ExecMainStartTimestampMonotonic"].(uint64) // in microseconds
+	began, _ := properties["ExecMainStartTimestampMonotonic"].(uint64) // microseconds
 	ended, _ := properties["ExecMainExitTimestampMonotonic"].(uint64)
-	if ended > began {
-		s.Lived = time.Duration(ended-began) * time.Microsecond
-	}
+	s.Lived = max(0, time.Duration(int64(ended-began))*time.Microsecond)
 	s.Prevent, s.Force = ends(properties["RestartPreventExitStatus"]), ends(properties["RestartForceExitStatus"])
 	if s.Result == "" || s.Restart == "" {
 		return s, fmt.Errorf("%s has no Result= and Restart=", s.Name)
@@ -101,7 +99,7 @@ func ends(property any) (e Ends) {
 	return e
 }
 
-// Queued reports whether a queued job starts the unit again after the stop, whatever Restart= says.
+// Queued reports whether a job is queued that starts the unit again: a user has asked for that.
 func (s State) Queued() bool { return s.Job == "restart" || s.Job == "start" && s.Waits }
 
 // StartsAgain reports whether systemd starts the unit again after the stop: because of a queued job, or by Restart=
