@@ -850,8 +850,8 @@ func advertFrom(number byte, priority uint8, addresses ...string) Packet {
 	return Packet{Device: 1, Src: src, Dst: group4, TTL: ttl, Payload: a.Append(nil, src, group4, RFC5798)}
 }
 
-// TestSeveralMasters: other masters that take turns, and one that is heard rarely since its addresses differ, are found.
-// A router that has given way is none.
+// TestSeveralMasters: other masters that take turns, and one that is heard rarely since its addresses differ, are
+// found. A router that has given way is none.
 func TestSeveralMasters(t *testing.T) {
 	for _, c := range []struct {
 		name  string
@@ -887,7 +887,8 @@ func TestDiffersLater(t *testing.T) {
 	w.run(time.Second)
 	a.deliver(advertFrom(3, 200, "10.0.0.81"))
 	a.deliver(advertFrom(3, 200, "10.0.0.81"))
-	if want := []string{"VI initialize→backup", "VI differs 10.0.0.2", "VI differs 10.0.0.3"}; !slices.Equal(a.log, want) {
+	want := []string{"VI initialize→backup", "VI differs 10.0.0.2", "VI differs 10.0.0.3"}
+	if !slices.Equal(a.log, want) {
 		t.Errorf("log %q", a.log)
 	}
 }
@@ -896,8 +897,8 @@ func TestDiffersLater(t *testing.T) {
 func TestSendErrors(t *testing.T) {
 	w := newWorld(t)
 	a := w.add(1, vi(100, func(i *Instance) { i.Peers = addrs("10.0.0.2", "10.0.0.3") }))
-	for _, c := range []struct{ first, second, want error }{{unix.EPERM, nil, unix.EPERM}, {nil, unix.EPERM, unix.EPERM},
-		{nil, nil, nil}} {
+	for _, c := range []struct{ first, second, want error }{{unix.EPERM, nil, unix.EPERM},
+		{nil, unix.EPERM, unix.EPERM}, {nil, nil, nil}} {
 		a.send(a.all[0], a.moment(), 100)
 		a.sent("VI", c.first)
 		a.sent("VI", c.second)

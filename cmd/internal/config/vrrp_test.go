@@ -128,7 +128,7 @@ func TestVRRPFaults(t *testing.T) {
 				"an array"}},
 		{"a source that moves", with("excluded = [\"10.0.2.9\"]\nsource = \"10.0.2.9\""),
 			[]string{`source: 10.0.2.9 is one of the addresses of vrrp "VI_1": want an address that stays on eth0`}},
-		{"a source that another moves", []string{basicVRRP, inside + "source = \"198.51.100.80\""},
+		{"another one's source", []string{basicVRRP, inside + "source = \"198.51.100.80\""},
 			[]string{`vrrp "inside": source: 198.51.100.80 is one of the addresses of vrrp "VI_1": want an address`}},
 		{"a source that moves with a later instance", []string{basicVRRP + "source = \"10.0.2.10\"", inside},
 			[]string{`vrrp "inside": addresses: 10.0.2.10 is the source of vrrp "VI_1": want an address that may move`}},
