@@ -102,8 +102,8 @@ func TestHoldMore(t *testing.T) {
 	}
 }
 
-// TestHoldBytes: the packets that wait, super-packets of 64 KB included, have a bound in bytes. When they are gone there
-// is room again.
+// TestHoldBytes: the packets that wait, super-packets of 64 KB included, have a bound in bytes. When they are gone
+// there is room again.
 func TestHoldBytes(t *testing.T) {
 	var f frames
 	now := conntab.Ticks(1)

@@ -63,8 +63,8 @@ func TestRestartUnderLoad(t *testing.T) {
 	}
 }
 
-// mustHaveTaken fails the test unless the director in the unit has taken over n connections, and keeps them for the next
-// one: nothing in the unit's sandbox may refuse the file.
+// mustHaveTaken fails the test unless the director in the unit has taken over n connections, and keeps them for the
+// next one: nothing in the unit's sandbox may refuse the file.
 func (u *unitSite) mustHaveTaken(when string, n int) {
 	u.t.Helper()
 	var st api.DirectorStatus
