@@ -3,6 +3,7 @@ package balancer
 import (
 	"encoding/json"
 	"fmt"
+	"hash/crc32"
 	"net/netip"
 	"sync/atomic"
 	"unsafe"
@@ -27,9 +28,22 @@ type kept struct {
 
 const (
 	keptBlock   = 128 // records in a section
-	keptLayout  = 1   // of both kinds of records
 	longestName = 504
 )
+
+// realserversLayout identifies the layout of keptRealserver. Another version of the program may have another one.
+func realserversLayout() uint32 {
+	var r keptRealserver
+	return crc32.ChecksumIEEE(fmt.Appendln(nil, 1, keptBlock, unsafe.Sizeof(r), unsafe.Offsetof(r.counts),
+		unsafe.Offsetof(r.names), len(r.counts), longestName))
+}
+
+// servicesLayout identifies the layout of keptService.
+func servicesLayout() uint32 {
+	var r keptService
+	return crc32.ChecksumIEEE(fmt.Appendln(nil, 1, keptBlock, unsafe.Sizeof(r), unsafe.Offsetof(r.length),
+		unsafe.Offsetof(r.name), longestName))
+}
 
 // keptRealserver is the record of a Dest. What has changed becomes valid at once, by valid.
 type keptRealserver struct {
@@ -120,7 +134,8 @@ func (k *kept) realserver(number uint32) *keptRealserver {
 	}
 	i := int(number / keptBlock)
 	for len(k.realservers) <= i {
-		k.realservers = append(k.realservers, block[keptRealserver](k.memory, realserversSection(len(k.realservers))))
+		k.realservers = append(k.realservers, block[keptRealserver](k.memory, realserversSection(len(k.realservers)),
+			realserversLayout()))
 	}
 	if k.realservers[i] == nil {
 		return nil
@@ -132,9 +147,9 @@ func realserversSection(i int) string { return fmt.Sprintf("realservers%d", i) }
 func servicesSection(i int) string    { return fmt.Sprintf("services%d", i) }
 
 // block makes a section of records, nil if there is no room.
-func block[T any](m conntab.Memory, name string) []T {
+func block[T any](m conntab.Memory, name string, layout uint32) []T {
 	var record T
-	return records[T](m.Section(name, keptLayout, keptBlock*int(unsafe.Sizeof(record))))
+	return records[T](m.Section(name, layout, keptBlock*int(unsafe.Sizeof(record))))
 }
 
 // records returns a section as records, which have no pointers.
@@ -187,7 +202,7 @@ func (k *kept) cursor(service string) *cursor {
 	slot, known := k.slots[service]
 	if !known {
 		if len(k.free) == 0 {
-			next := block[keptService](k.memory, servicesSection(len(k.services)))
+			next := block[keptService](k.memory, servicesSection(len(k.services)), servicesLayout())
 			if next == nil {
 				return nil
 			}

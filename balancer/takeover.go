@@ -63,7 +63,7 @@ type heir struct{ conntab.Heir }
 func (b *Balancer) heirs(former conntab.Former) *heirs {
 	h := &heirs{balancer: b, byID: map[realserverID]*Dest{}}
 	for i := 0; ; i++ {
-		list := records[keptRealserver](former.Section(realserversSection(i), keptLayout))
+		list := records[keptRealserver](former.Section(realserversSection(i), realserversLayout()))
 		if list == nil {
 			break
 		}
@@ -136,7 +136,7 @@ func (h *heirs) retire(id realserverID, r Realserver) *Dest {
 // resume lets the schedulers go on where those of the former process were.
 func (b *Balancer) resume(former conntab.Former, h *heirs) {
 	for i := 0; ; i++ {
-		list := records[keptService](former.Section(servicesSection(i), keptLayout))
+		list := records[keptService](former.Section(servicesSection(i), servicesLayout()))
 		if list == nil {
 			return
 		}

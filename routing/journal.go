@@ -194,6 +194,9 @@ func (r records) String() string {
 	return strings.Join(s, ", ")
 }
 
+// journalVersion is the version that this program writes, and the only one that it reads. A restart hands the journal
+// to another release, older or newer: one with further fields or values must read this version for as long as releases
+// that write it are in use, and may write the next version only once the former release reads it.
 const journalVersion = 1
 
 // journal is the content of the file. Its records are valid only in the same network namespace and until the next boot.

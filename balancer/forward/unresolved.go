@@ -15,12 +15,14 @@ import (
 
 // Packets to a realserver of VS/DR wait while its MAC address is not known: waitingFor packets for each realserver, as
 // the kernel keeps some for a neighbour that it resolves (unres_qlen_bytes in arp(7)). They wait no longer than the
-// kernel asks for a neighbour, three times a second apart. More wait after HoldMore: holdMore in all.
+// kernel asks for a neighbour, three times a second apart. More wait after HoldMore: holdMore in all. Super-packets are
+// large: all packets together have no more than holdBytes, as many full packets as holdMore.
 const (
 	waitingFor  = 3
 	mostWaiting = 256
 	longestWait = 3 * conntab.PerSecond
 	holdMore    = 16384
+	holdBytes   = holdMore * 1500
 )
 
 // unresolved is copies of the packets that wait, in the order of their arrival. Workers use it only for such packets.
@@ -31,6 +33,7 @@ type unresolved struct {
 
 	mu      sync.Mutex // for the following; hold does not wait for a full socket
 	packets []unresolvedPacket
+	bytes   int           // of packets
 	more    conntab.Ticks // until then more packets may wait
 }
 
@@ -46,8 +49,8 @@ type unresolvedPacket struct {
 // before the workers run.
 func (s *Shared) UseLink(port egress.Port) { s.unresolved.port = port }
 
-// HoldMore lets more packets wait until the time end. A director that has adopted a TAP device knows no MAC address,
-// and reads the packets that have waited in the device before the answers to its requests.
+// HoldMore lets more packets wait until the time end. A director that has adopted a device knows few MAC addresses, or
+// none, and reads the packets that have waited in the device before the answers to its requests.
 func (s *Shared) HoldMore(end conntab.Ticks) {
 	u := &s.unresolved
 	u.mu.Lock()
@@ -68,10 +71,12 @@ func (w *Worker) hold(dest *balancer.Dest, b *packet.Buf, now conntab.Ticks) dro
 func (u *unresolved) hold(p unresolvedPacket, b *packet.Buf) drop.Reason {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if u.port == nil || p.since >= u.more && u.full(p.dest) || len(u.packets) >= holdMore {
+	if u.port == nil || p.since >= u.more && u.full(p.dest) || len(u.packets) >= holdMore ||
+		u.bytes+b.Len() > holdBytes {
 		return drop.Unresolved
 	}
 	p.buf = b.Clone()
+	u.bytes += b.Len()
 	u.packets = append(u.packets, p)
 	return drop.Accept
 }
@@ -106,6 +111,7 @@ func (u *unresolved) resolved(snap *balancer.Snapshot, now conntab.Ticks, t *sta
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	stay := u.packets[:0]
+	u.bytes = 0
 	for _, w := range u.packets {
 		to := neighbour(snap, w.dest)
 		switch {
@@ -116,6 +122,7 @@ func (u *unresolved) resolved(snap *balancer.Snapshot, now conntab.Ticks, t *sta
 			t.Drop(drop.Unresolved)
 		default:
 			stay = append(stay, w)
+			u.bytes += w.buf.Len()
 		}
 	}
 	clear(u.packets[len(stay):])

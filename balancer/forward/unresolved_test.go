@@ -102,6 +102,31 @@ func TestHoldMore(t *testing.T) {
 	}
 }
 
+// TestHoldBytes: the packets that wait, super-packets of 64 KB included, have a bound in bytes. When they are gone
+// there is room again.
+func TestHoldBytes(t *testing.T) {
+	var f frames
+	now := conntab.Ticks(1)
+	w, _ := newDirect(t, 1500, method.Link{Device: 7, OwnMAC: nearLink.OwnMAC}, &f, &now)
+	w.shared.HoldMore(now + 100*conntab.PerSecond)
+	gso := packet.Offload{GSO: packet.GSOUDP, Size: 1200, Partial: true, CsumStart: 20, CsumOffset: 6}
+	large := udp(53, true, 50*1200)
+	most := uint64(holdBytes / len(large))
+	for range 2 {
+		var before, after stats.Tally
+		w.Read(&before)
+		for range most + 7 {
+			w.put(0, large, gso)
+			w.forward(w.bufs[:1])
+		}
+		if w.Read(&after); after.Drops[drop.Unresolved]-before.Drops[drop.Unresolved] != 7 {
+			t.Errorf("%d super-packets are dropped, want 7 of %d", after.Drops[drop.Unresolved], most+7)
+		}
+		now += longestWait + 1
+		w.shared.SendResolved(w.balancer.Snapshot(), now)
+	}
+}
+
 // TestCaptureOfUnresolved: packets that have waited for a MAC address are captured when they are sent, if the filter
 // selects them.
 func TestCaptureOfUnresolved(t *testing.T) {

@@ -78,9 +78,9 @@ type File struct {
 // pageSize is the size of pages of the machine, and so the unit of sections.
 var pageSize = int64(max(os.Getpagesize(), page))
 
-// Create makes a file that takes the path with Commit. version is the program's. It calls failed for a section for which
-// there is no room. The folder of path must be on tmpfs. former may be nil; its space is used if there is not enough for
-// both.
+// Create makes a file that takes the path with Commit. version is the program's. It calls failed for a section for
+// which there is no room. The folder of path must be on tmpfs. former may be nil; its space is used if there is not
+// enough for both.
 func Create(path, version string, former *Former, failed func(section string, err error)) (*File, error) {
 	if err := onTmpfs(filepath.Dir(path)); err != nil {
 		return nil, err
@@ -223,8 +223,8 @@ func (f *File) allocate(offset, size int64) ([]byte, error) {
 	return b, nil
 }
 
-// reserve is the space that a large section leaves in the tmpfs of shared. systemd refuses to reload its units with less
-// than 16 MB (verify_run_space in systemd's src/core/dbus-manager.c), and other programs' files are there, too.
+// reserve is the space that a large section leaves in the tmpfs of shared. systemd refuses to reload its units with
+// less than 16 MB (verify_run_space in systemd's src/core/dbus-manager.c), and other programs' files are there, too.
 const reserve = 32 << 20
 
 var shared = "/run"

@@ -71,7 +71,6 @@ func Command() *cobra.Command {
 		withFile(cli.UndrainCommand(socket)),
 		withFile(cli.StandbyCommand(socket)),
 		withFile(cli.ActiveCommand(socket)),
-		withFile(cli.PeersCommand(socket)),
 		withFile(cli.ExplainCommand(socket)),
 		withFile(cli.CaptureCommand(socket)),
 		withFile(cli.ProfileCommand(socket)),

@@ -85,11 +85,11 @@ func (c *controller) start(cfg *config.Director, former plan.Inputs) error {
 	if cfg.TAP { // its workers do not read the answers yet
 		c.resolveNeighbours(&in)
 	} else {
-		c.awaitNeighbours(&in)
+		c.awaitNeighbours(&in, c.firstWait())
 	}
 	in.ReplyLinks = c.ask.replyLinks(in)
 	c.listDevices(&in)
-	if err := c.lan.check(in, c.announced(in)); err != nil {
+	if err := c.lan.check(in, c.announced(in, former.RetiredVIPs)); err != nil {
 		return err
 	}
 	err := c.converge(in)
@@ -105,16 +105,17 @@ func (c *controller) start(cfg *config.Director, former plan.Inputs) error {
 	return nil
 }
 
-// announced returns the part of in's announcements that a predecessor has made: the VIPs whose routes were adopted with
-// their device. The question whether another host has them would take a third of a second, in which their packets wait.
-func (c *controller) announced(in plan.Inputs) []neigh.Device {
+// announced returns the part of in's announcements that a predecessor has made whose devices were adopted: former VIPs,
+// and those whose routes were adopted. The question whether another host has them would take a third of a second, in
+// which their packets wait.
+func (c *controller) announced(in plan.Inputs, former []netip.Addr) []neigh.Device {
 	if !c.handed {
 		return nil
 	}
 	all := plan.Announce(in)
 	for i := range all {
 		all[i].Addrs = slices.DeleteFunc(slices.Clone(all[i].Addrs), func(a netip.Addr) bool {
-			return !c.network.Leads(netip.PrefixFrom(a, a.BitLen()))
+			return !slices.Contains(former, a) && !c.network.Leads(netip.PrefixFrom(a, a.BitLen()))
 		})
 	}
 	return all
@@ -248,7 +249,7 @@ func (c *controller) configure(cfg *config.Director) (was, is *state, err error)
 		in := was.inputs.Reconfigured(cfg)
 		in.Rules = c.ask.rules()
 		c.resolvePaths(&in)
-		c.awaitNeighbours(&in)
+		c.awaitNeighbours(&in, firstAnswer)
 		c.listDevices(&in)
 		if err = c.converge(in); err != nil {
 			c.restoreNeighbours()

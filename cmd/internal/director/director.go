@@ -50,11 +50,8 @@ type director struct {
 }
 
 // open checks that the machine lets cfg run, and only then makes what cfg needs. On an error nothing is left, also of a
-// predecessor whose devices are stored.
+// predecessor whose devices are stored: they are taken first.
 func open(file string, cfg *config.Director) (_ *director, err error) {
-	if err := daemon.CheckPrivileges(); err != nil {
-		return nil, err
-	}
 	d := &director{file: file, http: metrics.NewServer(), plane: dataPlane{start: time.Now()}}
 	d.level.Set(cfg.Log)
 	d.log, d.flush = daemon.Logger(&d.level)
@@ -66,6 +63,9 @@ func open(file string, cfg *config.Director) (_ *director, err error) {
 		}
 	}()
 	if err := d.handover.take(daemon.TakeStored(), cfg, &d.plane); err != nil {
+		return nil, err
+	}
+	if err := daemon.CheckPrivileges(); err != nil {
 		return nil, err
 	}
 	// This comes first: it reports whether another director runs here, and adopts the changes that a former one has

@@ -77,13 +77,13 @@ func (h *handover) take(stored daemon.Stored, cfg *config.Director, p *dataPlane
 	return errors.Join(err, h.forget(devices...))
 }
 
-// firstAnswers is how long packets that have waited in an adopted TAP device may wait on for the MAC addresses of their
+// firstAnswers is how long packets that have waited in an adopted device may wait on for the MAC addresses of their
 // realservers.
 const firstAnswers = 3 * time.Second
 
 // begin is called when the workers begin.
 func (h *handover) begin(p *dataPlane) {
-	if h.adopted && p.ethernet != nil {
+	if h.adopted {
 		p.shared.HoldMore(p.now() + conntab.Ticks(firstAnswers*conntab.PerSecond/time.Second))
 	}
 }
@@ -112,15 +112,16 @@ func (h *handover) store(p *dataPlane) {
 	h.stored = err == nil
 }
 
-// end decides whether the process leaves its devices and changes. It does not if the configuration file at path names
-// another control socket than control: a successor with that file would not find the journal.
+// end decides whether the process leaves its devices and changes. It does not if the configuration file at path cannot
+// be read, since no start succeeds then, or names another control socket than control: a successor with that file would
+// not find the journal.
 func (h *handover) end(path, control string) {
 	if !h.allowed || !h.stored {
 		return
 	}
 	next, err := config.ControlSocket(path, "director")
 	h.moved = err == nil && next != control
-	h.leaves = !h.moved
+	h.leaves = err == nil && next == control
 }
 
 // endNetwork ends m, and undoes its changes unless they are left.

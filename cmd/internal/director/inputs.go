@@ -82,7 +82,7 @@ func (c *controller) adopt() {
 	if in.Config.TAP { // its workers do not read the answers yet
 		c.resolveNeighbours(&in)
 	} else {
-		c.awaitNeighbours(&in)
+		c.awaitNeighbours(&in, c.firstWait())
 	}
 	c.logFailure(slog.LevelError, "cannot keep what connections of a former process need", c.converge(in))
 }

@@ -91,15 +91,18 @@ func TestAdoptedVIP(t *testing.T) {
 	cfg := withVIP("10.9.0.80")
 	o, later := growing(t, func(o *operated) { o.lan.missing = errors.New("cannot ask") })
 	later.Store(true)
+	vip := []netip.Addr{netip.MustParseAddr("10.9.0.80")}
 	for _, c := range []struct {
-		vip    string
+		vip    string // with a route
+		former []netip.Addr
 		handed bool // with the device
 		want   string
-	}{{"10.9.0.80/32", true, ""}, {"10.9.0.81/32", true, "cannot ask"}, {"10.9.0.80/32", false, "cannot ask"}} {
+	}{{"10.9.0.80/32", nil, true, ""}, {"10.9.0.81/32", nil, true, "cannot ask"}, {"10.9.0.81/32", vip, true, ""},
+		{"10.9.0.80/32", vip, false, "cannot ask"}} {
 		o.network.adopted, o.controller.handed = netip.MustParsePrefix(c.vip), c.handed
 		in := plan.Inputs{}.Reconfigured(cfg)
 		o.controller.listDevices(&in)
-		err := o.lan.check(in, o.controller.announced(in))
+		err := o.lan.check(in, o.controller.announced(in, c.former))
 		if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%+v: %v", c, err)
 		}

@@ -32,8 +32,8 @@ type memory struct {
 	file   *keep.File   // nil: nothing outlives the process
 	former *keep.Former // what a former process has left, until adopt; nil: nothing
 	path   string       // of file
-	// tableLost and partLost are set once the connection table, or another part of the memory, is private. Any goroutine
-	// may ask for memory.
+	// tableLost and partLost are set once the connection table, or another part of the memory, is private. Any
+	// goroutine may ask for memory.
 	tableLost, partLost atomic.Bool
 
 	inputs, totals *keep.Blob
@@ -132,8 +132,8 @@ func (m *memory) open(cfg *config.Director, log *slog.Logger) error {
 	return nil
 }
 
-// removeUnused removes a connection table that an earlier start has left at path, if this one uses another file or none:
-// it would be out of date for a later start.
+// removeUnused removes a connection table that an earlier start has left at path, if this one uses another file or
+// none: it would be out of date for a later start.
 func (m *memory) removeUnused(path string) {
 	if _, missing := os.Lstat(path); missing != nil || path == m.path {
 		return
@@ -157,8 +157,8 @@ func inUse(err error) error {
 	return errors.Join(errors.New("connections.keep: set another file, or stop the director that uses this one"), err)
 }
 
-// fail notes that a section of the memory is private; "" is all of it. It logs that once for the connections of IPv4, and
-// once for the rest.
+// fail notes that a section of the memory is private; "" is all of it. It logs that once for the connections of IPv4,
+// and once for the rest.
 func (m *memory) fail(section string, err error) {
 	lost, text := &m.partLost, "changes of realservers, weights and health are forgotten at the end: there is no room "+
 		"for them on the tmpfs"
@@ -182,9 +182,9 @@ func (m *memory) sections() conntab.Memory {
 	return m.file
 }
 
-// recall returns the weights and the health that the former process knew, and as retired its VIPs and servers of VS/NAT.
-// Their routes and rules must be there before the connections are: in between, replies of VS/NAT would reach clients as
-// they are.
+// recall returns the weights and the health that the former process knew, and as retired its VIPs and servers of
+// VS/NAT. Their routes and rules must be there before the connections are: in between, replies of VS/NAT would reach
+// clients as they are.
 func (m *memory) recall() (in plan.Inputs, states []health.State) {
 	if m.former == nil {
 		return in, nil
@@ -242,11 +242,13 @@ func (m *memory) note(in *plan.Inputs) {
 
 // sameKept reports whether a and b have the same keptInputs.
 func sameKept(a, b *plan.Inputs) bool {
-	return a.Config == b.Config && slices.Equal(a.RetiredVIPs, b.RetiredVIPs) &&
-		slices.Equal(a.RetiredNAT, b.RetiredNAT) && maps.Equal(a.Weights, b.Weights) && slices.EqualFunc(a.Health, b.Health, func(x, y health.State) bool {
+	same := func(x, y health.State) bool {
 		return x.Service == y.Service && x.Realserver == y.Realserver && x.Checked == y.Checked && x.Known == y.Known &&
 			x.Up == y.Up && x.Offset == y.Offset
-	})
+	}
+	return a.Config == b.Config && slices.Equal(a.RetiredVIPs, b.RetiredVIPs) &&
+		slices.Equal(a.RetiredNAT, b.RetiredNAT) && maps.Equal(a.Weights, b.Weights) &&
+		slices.EqualFunc(a.Health, b.Health, same)
 }
 
 // adopt takes over what the former process has left, once p has its first configuration, and gives the file its path.

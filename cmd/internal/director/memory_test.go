@@ -196,7 +196,7 @@ func TestMemoryWithoutRoom(t *testing.T) {
 	}
 }
 
-// TestLostPart: the warning says what of the memory is lost, and the status has the file as long as connections are there.
+// TestLostPart: the warning says what of the memory is lost. The status has the file as long as connections are there.
 func TestLostPart(t *testing.T) {
 	path, cfg := onTmpfs(t, "32m"), running()
 	m := remember(t, path, cfg)

@@ -49,6 +49,17 @@ type place struct {
 // usually come within a millisecond. Packets to realservers that answer later wait.
 const firstAnswer = 200 * time.Millisecond
 
+// firstAnswerHanded is firstAnswer for a start whose clients' packets wait in an adopted device: see handover.begin.
+const firstAnswerHanded = 20 * time.Millisecond
+
+// firstWait returns how long a start waits for its realservers' answers.
+func (c *controller) firstWait() time.Duration {
+	if c.handed {
+		return firstAnswerHanded
+	}
+	return firstAnswer
+}
+
 // resolveNeighbours finds the realservers of VS/DR that in needs among this host's neighbours. If that fails, what is
 // known stays.
 func (c *controller) resolveNeighbours(in *plan.Inputs) {
@@ -163,10 +174,10 @@ func silence(a netip.Addr, device string) string {
 	return "it does not answer neighbour discovery on " + device
 }
 
-// awaitNeighbours is resolveNeighbours for a new configuration: it waits for the first answers.
-func (c *controller) awaitNeighbours(in *plan.Inputs) {
+// awaitNeighbours is resolveNeighbours for a new configuration: it waits for the first answers, no longer than most.
+func (c *controller) awaitNeighbours(in *plan.Inputs, most time.Duration) {
 	c.resolveNeighbours(in)
-	for end := time.After(firstAnswer); ; {
+	for end := time.After(most); ; {
 		open := slices.ContainsFunc(slices.Collect(maps.Values(in.Neighbours)), func(n plan.Neighbour) bool {
 			return n.Fault == "" && !n.Resolved()
 		})
@@ -196,7 +207,7 @@ func (c *controller) takeNeighbours() (pause <-chan time.Time) {
 // waits for the first answers, since what was known of neighbours may be gone.
 func (c *controller) restoreNeighbours() {
 	in := c.state().inputs
-	c.awaitNeighbours(&in)
+	c.awaitNeighbours(&in, firstAnswer)
 	c.putNeighbours(in)
 }
 

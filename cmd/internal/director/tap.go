@@ -126,7 +126,7 @@ func (p *dataPlane) toClients() (egress.Port, error) {
 }
 
 // askedByBridge returns added, the addresses of the TAP device's port, as addresses to ask for on its bridge, which has
-// the same hosts behind it. It returns nil without a bridge: the port is in no network yet.
+// the same hosts behind it. It returns nil without a bridge, since the port is in no network yet, and without VIPs.
 func askedByBridge(in plan.Inputs, added []neigh.Device) []neigh.Device {
 	i := slices.IndexFunc(in.Devices, func(d query.Device) bool { return d.Name == in.Config.Bridge })
 	if i < 0 {
@@ -138,6 +138,9 @@ func askedByBridge(in plan.Inputs, added []neigh.Device) []neigh.Device {
 		if slices.Contains(plan.VIPs(in.Config), a) {
 			vips = append(vips, a)
 		}
+	}
+	if len(vips) == 0 {
+		return nil
 	}
 	return []neigh.Device{{Name: d.Name, Index: d.Index, MAC: d.MAC, Addrs: vips}}
 }

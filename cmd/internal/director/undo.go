@@ -1,6 +1,7 @@
 package director
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -9,6 +10,8 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -30,19 +33,27 @@ func undoCommand(file *string, socket *cli.Socket) *cobra.Command {
 			"sysctls and the settings of\ndevices. It removes the connection table that the director has left. In " +
 			"ExecStopPost= of a unit it does nothing if systemd\nstarts the unit again.",
 		RunE: func(c *cobra.Command, _ []string) error {
+			out, warnings := c.OutOrStdout(), c.ErrOrStderr()
 			control, err := socket.Path()
-			if err != nil && unit.InStopPost() { // a file with faults may be why the unit has failed
-				control = config.DefaultControl("director")
-				fmt.Fprintf(c.ErrOrStderr(), "%v: taking control = %q\n", err, control)
-			} else if err != nil {
+			switch {
+			case err != nil && unit.InStopPost(): // the next start fails for this reason
+				dir := runtimeDirectory(config.DefaultControl("director"))
+				fmt.Fprintf(warnings, "%v: undoing what any director has left in %s\n", err, dir)
+				return undoAll(out, dir, "")
+			case err != nil:
 				return err
+			case unit.InStopPost() && startsAgain(c.Context(), out, warnings):
+				return undoFormer(out, control)
 			}
-			if unit.InStopPost() && startsAgain(c.Context(), c.OutOrStdout(), c.ErrOrStderr()) {
-				return nil
-			}
-			return undo(c.OutOrStdout(), control, leftTable(*file, control))
+			return undo(out, control, leftTable(*file, control))
 		}}
 	return socket.Flag(c)
+}
+
+// runtimeDirectory returns the unit's RuntimeDirectory=, or the folder of the control socket if it has none.
+func runtimeDirectory(control string) string {
+	first, _, _ := strings.Cut(os.Getenv("RUNTIME_DIRECTORY"), ":")
+	return cmp.Or(first, filepath.Dir(control))
 }
 
 // leftTable returns the path of the connection table of the director with this control socket, "" for none. If the
@@ -78,11 +89,11 @@ func startsAgain(ctx context.Context, out, warnings io.Writer) bool {
 		fmt.Fprintf(warnings, "undoing the changes, also if the unit starts again: %v\n", err)
 		return false
 	}
-	if state.StartsAgain() {
-		fmt.Fprintf(out, "nothing is undone: %s starts again\n", state.Name)
-		return true
+	if !state.StartsAgain() {
+		return false
 	}
-	return false
+	fmt.Fprintf(out, "nothing is undone: %s starts again\n", state.Name)
+	return true
 }
 
 func askUnit(ctx context.Context) (unit.State, error) {
@@ -110,16 +121,76 @@ func undo(out io.Writer, control, table string) error {
 		_, err := fmt.Fprintf(out, "nothing to undo: there is no %s\n", path)
 		return errors.Join(err, removeTable(out, table))
 	}
-	log, flush := daemon.Logger(slog.LevelInfo)
-	defer flush()
-	m, err := routing.Open(filepath.Base(path), log)
+	err = undoJournal(filepath.Base(path))
 	if used, ok := errors.AsType[*routing.InUseError](err); ok {
 		return fmt.Errorf("a director runs (process %s, control socket %s): stop it", used.PID, control)
 	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", filepath.Dir(path), err)
 	}
-	return errors.Join(m.Close(), removeTable(out, table))
+	return removeTable(out, table)
+}
+
+// undoJournal undoes the changes that the journal at path lists.
+func undoJournal(path string) error {
+	log, flush := daemon.Logger(slog.LevelInfo)
+	defer flush()
+	m, err := routing.Open(path, log)
+	if err != nil {
+		return err
+	}
+	return m.Close()
+}
+
+// undoFormer undoes the changes of directors that have ended, if there are none of the director with this control
+// socket: the configuration file had another one before. Its next start does not find their journals.
+func undoFormer(out io.Writer, control string) error {
+	if _, err := os.Lstat(journalPath(control)); !errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return undoAll(out, runtimeDirectory(control), journalPath(control))
+}
+
+// undoAll undoes the changes of all directors in a folder that have ended, and removes their connection tables. It
+// leaves the director with the journal except alone.
+func undoAll(out io.Writer, dir, except string) error {
+	if err := becomeOwner(dir); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	leave := []string{journalPath(config.DefaultControl("realserver")), except}
+	var names []string
+	for _, pattern := range []string{"*.journal", "*.table"} {
+		files, err := filepath.Glob(pattern)
+		if err != nil {
+			return err
+		}
+		for _, file := range files {
+			name := strings.TrimSuffix(file, filepath.Ext(file))
+			if !slices.Contains(leave, filepath.Join(dir, name+".journal")) {
+				names = append(names, name)
+			}
+		}
+	}
+	slices.Sort(names)
+	var errs []error
+	for _, name := range slices.Compact(names) {
+		var err error
+		if _, missing := os.Lstat(name + ".journal"); missing == nil {
+			err = undoJournal(name + ".journal")
+		}
+		if _, runs := errors.AsType[*routing.InUseError](err); runs {
+			continue
+		}
+		if err == nil {
+			err = removeTable(out, name+".table")
+		}
+		if err != nil && !errors.Is(err, keep.ErrInUse) {
+			errs = append(errs, fmt.Errorf("%s: %w", dir, err))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // removeTable removes the connection table at path, if there is one.

@@ -287,9 +287,10 @@ func TestUnitPutsHostBack(t *testing.T) {
 	u.configure("metrics = \"198.51.100.1:9464\"") // no address of this host
 	b.run("kill", "-KILL", pid)
 	begin := time.Now()
-	testkit.Within(t, "two starts have failed", 3*soon, func() bool {
+	testkit.Within(t, "two starts have failed, and the program runs again", 3*soon, func() bool {
 		n, err := strconv.Atoi(b.property(directorUnit, "NRestarts"))
-		return err == nil && n >= 3
+		return err == nil && n >= 3 && b.property(directorUnit, "SubState") == "start" &&
+			b.property(directorUnit, "MainPID") != "0" // a stop before would run no ExecStopPost=
 	})
 	if took := time.Since(begin); took < 2*time.Second {
 		t.Errorf("two starts have failed within %v: it starts too often", took)
@@ -305,6 +306,88 @@ func TestUnitPutsHostBack(t *testing.T) {
 	b.run("kill", "-KILL", pid)
 	mustFail()
 	u.mustBeAsBefore("after a kill without a restart", before)
+}
+
+// TestUnitWithoutItsFile: the host is as before also if the configuration file is gone, does not say any more where the
+// journal is, or names another control socket.
+func TestUnitWithoutItsFile(t *testing.T) {
+	t.Parallel()
+	u := newUnitSite(t, tun, 1)
+	b := u.systemd
+	const other = "control = \"/run/vstun/other.sock\""
+	u.configure("")
+	before := observe(t, u.Director)
+	for _, kill := range []bool{false, true} {
+		for name, c := range map[string]struct {
+			keys, next string // of [director]
+			removed    bool
+		}{
+			"no file":                      {removed: true},
+			"no TOML":                      {keys: other, next: "queues = ["},
+			"another control socket":       {next: other},
+			"the default control socket":   {keys: other},
+			"another control socket again": {keys: other, next: "control = \"/run/vstun/third.sock\""},
+		} {
+			when := fmt.Sprintf("after a restart with %s, kill -9 %v,", name, kill)
+			u.configure(c.keys)
+			b.run("systemctl", "start", directorUnit)
+			pid := b.property(directorUnit, "MainPID")
+			if u.configure(c.next); c.removed {
+				b.run("rm", "/etc/vstun/director.toml")
+			}
+			if kill {
+				b.run("kill", "-KILL", pid)
+			} else {
+				_, _ = b.try("systemctl", "restart", directorUnit) // fails with a file that is no TOML
+			}
+			if strings.Contains(name, "control socket") {
+				u.mustBeAnew(pid)
+			} else {
+				testkit.Within(t, "the unit has ended", soon, func() bool {
+					return slices.Contains([]string{"inactive", "failed"}, b.property(directorUnit, "ActiveState"))
+				})
+				u.mustBeAsBefore(when, before)
+			}
+			b.run("systemctl", "stop", directorUnit)
+			u.mustBeAsBefore(when+" and a stop", before)
+			_, _ = b.try("systemctl", "reset-failed", directorUnit) // nothing may have failed
+		}
+	}
+}
+
+// TestUnitThatEndsAtOnce: systemd tries about once a second to start a program that ends at once, and one for which
+// there is no /dev/net/tun. That program says so.
+func TestUnitThatEndsAtOnce(t *testing.T) {
+	t.Parallel()
+	for name, keys := range map[string]string{
+		"end":    "ExecStart=\nExecStart=/bin/false\n",
+		"no TUN": "BindPaths=\nBindPaths=-/dev/not-there\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			u := newUnitSite(t, tun, 1)
+			b := u.systemd
+			u.configure("")
+			b.write("/run/systemd/system/"+directorUnit+".d/test.conf", "[Service]\n"+keys)
+			b.run("systemctl", "daemon-reload")
+			begin := time.Now()
+			_, _ = b.try("systemctl", "start", directorUnit) // it fails
+			restarts := 0
+			testkit.Within(t, "the unit has been started again three times", 3*soon, func() bool {
+				n, err := strconv.Atoi(b.property(directorUnit, "NRestarts"))
+				restarts = n
+				return err == nil && n >= 3
+			})
+			if took := time.Since(begin); took < time.Duration(restarts)*900*time.Millisecond {
+				t.Errorf("%d starts in %v", restarts, took)
+			}
+			b.run("systemctl", "stop", directorUnit)
+			log := b.run("journalctl", "--no-pager", "-o", "cat", "-u", directorUnit)
+			if name == "no TUN" && !strings.Contains(log, "modprobe tun") {
+				t.Errorf("the log is\n%s", log)
+			}
+		})
+	}
 }
 
 // TestStoredDevicesDiffer: a start with another device, other queues or other offloads gives the stored ones up. With

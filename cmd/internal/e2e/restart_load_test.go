@@ -1,9 +1,12 @@
 package e2e
 
 import (
+	"encoding/json"
 	"os"
 	"testing"
 	"time"
+
+	"vstun/cmd/internal/api"
 )
 
 // TestRestartUnderLoad: downloads and requests run while systemd restarts the director, and while it starts a director
@@ -43,6 +46,7 @@ func TestRestartUnderLoad(t *testing.T) {
 			}
 			u.mustBeAnew(pid)
 			r.await(t, 2*rate)
+			u.mustHaveTaken(how, d.n)
 			broken, why := d.broken()
 			all, _, failed := r.take(t)
 			slowest, stall := r.takeSlowest(), time.Duration(d.stall.Load())-paced
@@ -56,5 +60,19 @@ func TestRestartUnderLoad(t *testing.T) {
 				t.Errorf("%s: longer than %v", how, bar)
 			}
 		}
+	}
+}
+
+// mustHaveTaken fails the test unless the director in the unit has taken over n connections, and keeps them for the
+// next one: nothing in the unit's sandbox may refuse the file.
+func (u *unitSite) mustHaveTaken(when string, n int) {
+	u.t.Helper()
+	var st api.DirectorStatus
+	if err := json.Unmarshal([]byte(u.systemd.run("director", "status", "--json")), &st); err != nil {
+		u.t.Fatal(err)
+	}
+	if a := st.Connections.Adopted; a == nil || a.Connections < n || a.Dropped > 0 ||
+		st.Connections.Keep != "/run/vstun/director.table" {
+		u.t.Errorf("%s: taken over %+v of %d, kept in %q", when, a, n, st.Connections.Keep)
 	}
 }
