@@ -209,11 +209,6 @@ func (s *site) prepare(h *lab.Host, name string) *program {
 
 func newProgram(t *testing.T, h *lab.Host, name, config, socket string) *program {
 	t.Helper()
-	t.Cleanup(func() { // it outlives the program
-		if err := keep.Remove(keep.Path(socket, ".table")); err != nil {
-			t.Error(err)
-		}
-	})
 	return &program{t: t, host: h, name: name, config: config, socket: socket}
 }
 
@@ -242,6 +237,11 @@ func (p *program) startAs(cmd *exec.Cmd) {
 		p.t.Fatal(err)
 	}
 	p.Process, p.ending = process, false
+	p.t.Cleanup(func() { // it outlives the program
+		if err := keep.Remove(keep.Path(p.socket, ".table")); err != nil {
+			p.t.Error(err)
+		}
+	})
 	p.t.Cleanup(func() {
 		if p.Process == process && !p.ending {
 			p.stop()
