@@ -20,7 +20,7 @@ import (
 func BenchmarkTakeOver(b *testing.B) {
 	const connections = 1_000_000
 	path := keep.Path("/run/vstun-takeover-benchmark.sock", ".table")
-	failed := func(err error) { b.Fatal(err) }
+	failed := func(_ string, err error) { b.Fatal(err) }
 	defer func() {
 		if err := keep.Remove(path); err != nil {
 			b.Error(err)
@@ -58,7 +58,8 @@ func BenchmarkTakeOver(b *testing.B) {
 		p := packet.Info{TCPFlags: packet.FlagACK, Flow: flow(0, 0).Flow}
 		n *= 0x9e3779b1
 		p.Flow.Src = netip.AddrFrom4([4]byte{byte(n >> 24), byte(n >> 16), byte(n >> 8), byte(n)})
-		r := first.table.Put(conntab.Conn{Flow: p.Flow, State: conntab.Established, Dest: n % 3, Expires: time.Hour}, 0)
+		r := first.table.Report(conntab.Conn{Flow: p.Flow, State: conntab.Established, Dest: n % 3,
+			Expires: time.Hour}, conntab.Ordered, 0)
 		if r != conntab.Inserted {
 			b.Fatal(n, r)
 		}
@@ -85,7 +86,7 @@ func BenchmarkTakeOver(b *testing.B) {
 func BenchmarkKept(b *testing.B) {
 	const flows, batches = 10_000, 20
 	path := keep.Path("/run/vstun-kept-benchmark.sock", ".table")
-	f, err := keep.Create(path, "", nil, func(err error) { b.Fatal(err) })
+	f, err := keep.Create(path, "", nil, func(_ string, err error) { b.Fatal(err) })
 	if errors.Is(err, keep.ErrNoTmpfs) {
 		b.Skip("SKIPPED: ", err)
 	}

@@ -12,6 +12,7 @@ import (
 
 	"vstun/balancer"
 	"vstun/balancer/conntab"
+	"vstun/balancer/method"
 	"vstun/encap/packet"
 )
 
@@ -84,6 +85,166 @@ func TestTemplateTakesOver(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestTemplateMoves: a template whose realserver has gone leads elsewhere at the other director, too, at once.
+func TestTemplateMoves(t *testing.T) {
+	for mode, key := range modes {
+		w := newNetwork(t, 2, 4096, key)
+		one, two := w.directors[0], w.directors[1]
+		w.run(5 * second)
+		former := one.open(w, 7, vip, 443)
+		w.run(20)
+		for _, d := range w.directors {
+			list := services()
+			list[5].Realservers = slices.DeleteFunc(list[5].Realservers, func(r balancer.Realserver) bool {
+				return strings.HasPrefix(former, r.Address.String())
+			})
+			if err := d.balancer.Apply(balancer.Config{Services: list}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		p := client(7, vip, packet.ProtoTCP, 443, packet.FlagSYN)
+		p.Flow.SrcPort++
+		ack := *p
+		ack.TCPFlags = packet.FlagACK
+		want := one.send(w, p, &ack)
+		w.run(20)
+		at, ok := two.balancer.Snapshot().TemplateOf(&balancer.Connection{Service: "shop",
+			Conn: conntab.Conn{Flow: p.Flow}}, w.now)
+		if got := fmt.Sprint(at.Realserver, " ", at.Forward); !ok || want == former || got != want {
+			t.Errorf("%s: the template leads to %s, want %s, was %s", mode, got, want, former)
+		}
+	}
+}
+
+// TestOtherNames: directors whose services have other names keep each other's connections and templates.
+func TestOtherNames(t *testing.T) {
+	w := newNetwork(t, 2, 4096, key)
+	one, two := w.directors[0], w.directors[1]
+	list := services()
+	for i := range list {
+		list[i].Name = "the " + list[i].Name
+	}
+	if err := two.balancer.Apply(balancer.Config{Services: list}); err != nil {
+		t.Fatal(err)
+	}
+	w.run(5 * second)
+	for n := range 20 {
+		two.open(w, 5000+n*256, vip, 443) // moves its scheduler on
+		two.open(w, 9000+n*256, vip, 443)
+		want := one.open(w, n*256, vip, 443)
+		w.run(20)
+		if got := two.open(w, n*256+1, vip, 444); got != want {
+			t.Errorf("client %d: %s, want %s", n, got, want)
+		}
+	}
+	if st := two.Status(); len(st.Refused) > 0 {
+		t.Errorf("refused: %v", st.Refused)
+	}
+}
+
+// TestFTP: a kernel director's template of FTP has no ports, neither of the VIP nor of the realserver.
+func TestFTP(t *testing.T) {
+	for name, port := range map[string]uint16{"the same port": 0, "nat": 2121} {
+		w := newNetwork(t, 2, 4096, nil)
+		one, two := w.directors[0], w.directors[1]
+		for _, d := range w.directors {
+			list := services()
+			list[5].Ports = []balancer.PortRange{{First: 21, Last: 21}}
+			if port != 0 {
+				list[5].Realservers = []balancer.Realserver{realserver(5, method.NAT), realserver(6, method.NAT)}
+				for i := range list[5].Realservers {
+					list[5].Realservers[i].Port = port
+				}
+			}
+			if err := d.balancer.Apply(balancer.Config{Services: list}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		w.run(5 * second)
+		found := 0
+		w.spoil = func(datagrams [][]byte) [][]byte {
+			for _, b := range datagrams {
+				h, rest, _ := parseHeader(b)
+				eachRecord(rest, h.count, false, func(r *Record) {
+					if r.Flags&FlagTemplate != 0 && r.Virtual.Port() == 0 && r.Real.Port() == 0 {
+						found++
+					}
+				}, func(f Fault) { t.Error(f) })
+			}
+			return datagrams
+		}
+		two.open(w, 5000, vip, 21) // moves its scheduler on
+		want := one.open(w, 7, vip, 21)
+		w.run(20)
+		if got := two.open(w, 7+1, vip, 21); got != want || found == 0 {
+			t.Errorf("%s: %s, want %s; %d templates without ports; %v", name, got, want, found, two.Status().Refused)
+		}
+	}
+}
+
+// TestHalfClosedAtOnce: in the mode IPVS, a new connection that is half-closed within a flush takes the place of the
+// port's former one.
+func TestHalfClosedAtOnce(t *testing.T) {
+	for mode, key := range modes {
+		w := newNetwork(t, 2, 4096, key)
+		one, two := w.directors[0], w.directors[1]
+		w.run(5 * second)
+		p := func(flags uint8) *packet.Info { return client(7, vip, packet.ProtoTCP, 81, flags) }
+		former := one.open(w, 7, vip, 81)
+		w.run(20)
+		one.send(w, p(packet.FlagRST|packet.FlagACK))
+		w.run(20)
+		want := one.open(w, 7, vip, 81)
+		one.send(w, p(packet.FlagFIN|packet.FlagACK))
+		w.run(20)
+		c, _ := two.conn(w, p(0))
+		if got := two.send(w, p(packet.FlagACK)); got != want || got == former || c.State != conntab.FinWait {
+			t.Errorf("%s: %s in %v, want %s, was %s", mode, got, c.State, want, former)
+		}
+	}
+}
+
+// TestTemplateOfLongConnection: a persistent client with one long connection has its realserver at the other director,
+// too, all the time, and not for ever.
+func TestTemplateOfLongConnection(t *testing.T) {
+	w := newNetwork(t, 2, 4096, key)
+	one, two := w.directors[0], w.directors[1]
+	w.run(5 * second)
+	for n := range 20 { // in different passes of the refresh
+		one.open(w, n*256, vip, 443)
+	}
+	w.run(second)
+	of := func(n int) bool {
+		c := balancer.Connection{Service: "shop", Conn: conntab.Conn{Flow: client(n*256, vip, packet.ProtoTCP, 443,
+			0).Flow}}
+		_, known := two.balancer.Snapshot().TemplateOf(&c, w.now)
+		return known
+	}
+	for s := range 1500 {
+		if s%60 == 0 {
+			for n := range 20 {
+				one.send(w, client(n*256, vip, packet.ProtoTCP, 443, packet.FlagACK))
+			}
+		}
+		w.run(second)
+		for n := range 20 {
+			if !of(n) {
+				t.Fatalf("client %d has no template at the other director after %d s", n, s)
+			}
+		}
+		one.table.Sweep(w.now)
+		two.table.Sweep(w.now)
+	}
+	for range 1100 { // the connections, 900 s, and what they hold
+		w.run(second)
+		one.table.Sweep(w.now)
+		two.table.Sweep(w.now)
+	}
+	if a, b := one.table.Len(), two.table.Len(); a > 0 || b > 0 {
+		t.Errorf("%d and %d entries are left", a, b)
 	}
 }
 
@@ -283,6 +444,69 @@ func TestNewcomerIPVS(t *testing.T) {
 	}
 	if bulks := one.Status().Bulks - before; bulks < 2 || bulks > 7 {
 		t.Errorf("%d bulk transfers in 20 s", bulks)
+	}
+}
+
+// TestForgedAddresses: datagrams from many addresses, in the mode IPVS, have the table sent now and then at most, and
+// keep no peer out.
+func TestForgedAddresses(t *testing.T) {
+	w := newNetwork(t, 2, 1024, nil)
+	one, two := w.directors[0], w.directors[1]
+	w.run(10 * second)
+	before := one.Status().Bulks
+	good := appendRecord(make([]byte, headerSize), &Record{Protocol: 6, State: 1, Client: at("192.0.2.1:1"),
+		Virtual: at("198.51.100.80:80"), Real: at("10.0.11.2:80"), Timeout: 900})
+	putHeader(good, 0, 1)
+	empty := make([]byte, headerSize)
+	putHeader(empty, 0, 0)
+	for n := range 20_000 {
+		from := netip.AddrFrom4([4]byte{10, 1, byte(n >> 8), byte(n)})
+		one.take([][]byte{good, empty}[n%2], from, w.now)
+		if n%100 == 0 {
+			w.run(10)
+		}
+	}
+	two.open(w, 7, vip, 80)
+	w.run(10)
+	st := one.Status()
+	if _, known := one.conn(w, client(7, vip, packet.ProtoTCP, 80, 0)); !known || st.Refused["stranger"] > 0 {
+		t.Errorf("the peer is kept out: %v", st.Refused)
+	}
+	if bulks := st.Bulks - before; bulks == 0 || bulks > 7 || len(st.Peers) > maxPeers {
+		t.Errorf("%d transfers in 20 s, %d peers", bulks, len(st.Peers))
+	}
+	junk := slices.Clone(good)
+	junk[headerSize+recordSize4-1] = 77 // no realserver
+	w.run(10 * second)
+	before = one.Status().Bulks
+	for n := range 100 {
+		one.take(slices.Clone(junk), netip.AddrFrom4([4]byte{10, 2, 0, byte(n)}), w.now)
+	}
+	w.run(10 * second)
+	if bulks := one.Status().Bulks - before; bulks > 0 {
+		t.Errorf("%d transfers for records that are refused", bulks)
+	}
+}
+
+// TestRestartsEndConnections: directors in the mode IPVS that start again and again, one after the other, do not keep
+// connections alive that have ended.
+func TestRestartsEndConnections(t *testing.T) {
+	w := newNetwork(t, 2, 1024, nil)
+	w.run(5 * second)
+	for n := range 50 {
+		w.directors[0].open(w, n, vip, 80)
+	}
+	for range 30 {
+		w.run(50 * second)
+		old := w.directors[0]
+		w.directors = w.directors[1:]
+		w.start(1024, nil).addr = old.addr
+	}
+	for _, d := range w.directors {
+		d.table.Sweep(w.now)
+		if n := d.table.Len(); n > 0 {
+			t.Errorf("%d connections after 1,500 s", n)
+		}
 	}
 }
 

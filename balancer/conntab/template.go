@@ -18,6 +18,9 @@ import (
 // (Linux ip_vs_conn.c, ip_vs_conn_expire).
 const templateGrace = 60 * PerSecond
 
+// TemplateGrace is the time by which a template outlives its timeout, repeatedly, while it is held by connections.
+const TemplateGrace = templateGrace * time.Second / PerSecond
+
 // MaxPersistence is the longest timeout of a template.
 const MaxPersistence = MaxTimeout
 
@@ -40,7 +43,6 @@ func (t *Table) PutTemplate(client netip.Addr, service, dest uint32, timeout tim
 type newTemplate struct {
 	dest    uint32
 	timeout Ticks
-	left    Ticks  // time until it ends; 0: timeout
 	former  uint32 // number of the one that it replaces, 0 for none
 }
 
@@ -113,7 +115,9 @@ func (s *store[A]) lookupTemplate(client netip.Addr, service uint32, now Ticks) 
 	if !found || sh.slots[i].expires.reached(now) && !s.table.refs.has(sh.slots[i].ref) {
 		return Conn{}, false
 	}
-	return sh.slots[i].conn(now), true
+	c := sh.slots[i].conn(now)
+	c.Held = s.table.refs.has(sh.slots[i].ref)
+	return c, true
 }
 
 // hold takes a hold on the template e, and lets its timeout begin again.
@@ -154,11 +158,7 @@ func (s *store[A]) putTemplate(client netip.Addr, service uint32, n *newTemplate
 		s.remove(sh, i)
 	}
 	number = t.refs.take()
-	left := n.timeout
-	if n.left > 0 {
-		left = n.left
-	}
-	e := entry[A]{state: TemplateState, dest: n.dest, ref: number, value: uint32(n.timeout), expires: now + left}
+	e := entry[A]{state: TemplateState, dest: n.dest, ref: number, value: uint32(n.timeout), expires: now + n.timeout}
 	if s.add(sh, &k, e) == nil {
 		t.refs.detach(number)
 		return 0, 0, Full
