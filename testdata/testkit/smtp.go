@@ -56,6 +56,7 @@ type SMTPOptions struct {
 	User, Password string           // who may send; "": everybody
 	Mechanisms     []string         // of logins: "PLAIN", "LOGIN"; none: PLAIN
 	Refused        map[string]error // answers to recipients
+	Greylisted     map[string]error // answers to recipients, the first time
 	Message        error            // answer to every message; nil: it is taken
 }
 
@@ -166,6 +167,13 @@ func (s *smtpSession) Mail(from string, _ *smtp.MailOptions) error {
 
 func (s *smtpSession) Rcpt(to string, _ *smtp.RcptOptions) error {
 	if err := s.server.options.Refused[to]; err != nil {
+		return err
+	}
+	s.server.mu.Lock()
+	err := s.server.options.Greylisted[to]
+	delete(s.server.options.Greylisted, to)
+	s.server.mu.Unlock()
+	if err != nil {
 		return err
 	}
 	s.mail.To = append(s.mail.To, to)

@@ -99,7 +99,17 @@ type mailer struct {
 	due      time.Time
 	rest     time.Time // no mail is due before, unless an attempt has failed
 	stats    MailStats
+	owed     *owed
 }
+
+// owed is a mail for recipients that the server has refused for now, while others have it.
+type owed struct {
+	report
+	due time.Time
+}
+
+// maxOwed bounds the attempts at an owed mail: with their pauses, about half an hour.
+const maxOwed = 12
 
 func newMailer(failed func(error)) *mailer {
 	host, err := os.Hostname()
@@ -116,7 +126,7 @@ func (m *mailer) set(c *Mail, timeout time.Duration) {
 	m.config, m.timeout = c, timeout
 	m.stats.Configured = c != nil
 	if c == nil {
-		m.events, m.lost, m.attempts = nil, 0, 0
+		m.events, m.lost, m.attempts, m.owed = nil, 0, 0, nil
 		m.stats.Error, m.stats.Since = "", time.Time{}
 	}
 	if m.attempts > 0 {
@@ -188,12 +198,15 @@ func (m *mailer) run(ctx, after context.Context) {
 		case <-ctx.Done():
 			if after.Err() == nil {
 				m.attempt(after)
+				m.repay(after, time.Now().Add(2*longestPause)) // whether it is due or not
 			}
 			m.finish()
 			return
 		case <-m.wake:
 		case <-m.next():
-			m.attempt(after)
+			if !m.repay(after, time.Now()) {
+				m.attempt(after)
+			}
 		}
 	}
 }
@@ -202,7 +215,10 @@ func (m *mailer) run(ctx, after context.Context) {
 func (m *mailer) next() <-chan time.Time {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if len(m.events) == 0 {
+	switch {
+	case m.owed != nil && (len(m.events) == 0 || m.owed.due.Before(m.due)):
+		return time.After(time.Until(m.owed.due))
+	case len(m.events) == 0:
 		return nil
 	}
 	return time.After(time.Until(m.due))
@@ -218,13 +234,70 @@ func (m *mailer) attempt(ctx context.Context) {
 	if len(r.events) == 0 || c == nil {
 		return
 	}
+	delivered, later, err := deliverWithin(ctx, timeout, c, &r)
+	m.note(c, &r, delivered, err)
+	if len(later) > 0 {
+		m.owe(&r, later)
+	}
+}
+
+// deliverWithin is deliver with a bound of its time.
+func deliverWithin(ctx context.Context, timeout time.Duration, c *Mail, r *report) (delivered bool, later []string,
+	err error) {
 	bounded, cancel := context.WithTimeout(ctx, timeout)
-	delivered, err := deliver(bounded, c, &r)
+	defer cancel()
+	delivered, later, err = deliver(bounded, c, r)
 	if errors.Is(err, os.ErrDeadlineExceeded) && !errors.Is(bounded.Err(), context.Canceled) {
 		err = fmt.Errorf("not done within %v: %w", timeout, err)
 	}
-	cancel()
-	m.note(c, &r, delivered, err)
+	return delivered, later, err
+}
+
+// owe notes that some recipients get the mail of r later. If they wait for another one already, both become one.
+func (m *mailer) owe(r *report, to []string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	next := *r
+	next.to, next.attempts = to, 0
+	if m.owed != nil {
+		next.events = slices.Concat(m.owed.events, r.events)
+		next.events = next.events[max(len(next.events)-maxMailed, 0):]
+		next.to = slices.Compact(slices.Sorted(slices.Values(slices.Concat(m.owed.to, to))))
+		next.attempts = m.owed.attempts
+	}
+	m.owed = &owed{next, time.Now().Add(min(m.pause<<next.attempts, longestPause))}
+}
+
+// repay attempts the owed mail if it is due, and reports whether it is.
+func (m *mailer) repay(ctx context.Context, now time.Time) bool {
+	m.mu.Lock()
+	o, c, timeout := m.owed, m.config, m.timeout
+	if o == nil || o.due.After(now) {
+		m.mu.Unlock()
+		return false
+	}
+	m.owed = nil
+	m.mu.Unlock()
+	delivered, later, err := deliverWithin(ctx, timeout, c, &o.report)
+	if !delivered && !isRefusal(err) {
+		later = o.to
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if delivered {
+		m.stats.Sent++
+	}
+	o.attempts++
+	switch {
+	case len(later) == 0 || m.config == nil:
+	case o.attempts == maxOwed:
+		m.failed(fmt.Errorf("mail of %s by %s: %s: it is not sent again to %s", changes(len(o.events)), c.Server,
+			oneLine(err), strings.Join(later, ", ")))
+	default:
+		o.to, o.due = later, time.Now().Add(min(m.pause<<o.attempts, longestPause))
+		m.owed = o
+	}
+	return true
 }
 
 // note notes the outcome of an attempt. err is why no recipient, or with delivered not every one, gets the mail.
@@ -289,6 +362,10 @@ func (m *mailer) finish() {
 	defer m.mu.Unlock()
 	if n := len(m.events); n > 0 {
 		m.failed(fmt.Errorf("%s never mailed: the director has ended", changes(n)))
+	}
+	if m.owed != nil {
+		m.failed(fmt.Errorf("%s never mailed to %s: the director has ended", changes(len(m.owed.events)),
+			strings.Join(m.owed.to, ", ")))
 	}
 }
 

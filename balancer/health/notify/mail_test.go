@@ -394,6 +394,28 @@ func TestMailRefused(t *testing.T) {
 	}
 }
 
+// TestMailLater: a recipient that the server refuses for now gets the mail later, and no other one gets it twice.
+func TestMailLater(t *testing.T) {
+	t.Parallel()
+	ln := listenLocal(t)
+	busy := &smtp.SMTPError{Code: 451, EnhancedCode: smtp.EnhancedCode{4, 7, 1}, Message: "greylisted"}
+	s := testkit.ServeSMTP(t, ln, testkit.SMTPOptions{TLS: "none",
+		Greylisted: map[string]error{"new@example.com": busy}})
+	c := mailTo(ln.Addr().String())
+	c.To = append(c.To, "new@example.com")
+	n := newMailed(t, c, patience)
+	n.Send(event(1))
+	testkit.Eventually(t, "both have it", func() bool { return len(s.Mails()) == 2 })
+	first, second := s.Mails()[0], s.Mails()[1]
+	if !slices.Equal(first.To, []string{"ops@example.com"}) || !slices.Equal(second.To, []string{"new@example.com"}) ||
+		first.Text(t) != second.Text(t) {
+		t.Errorf("mails to %v and %v", first.To, second.To)
+	}
+	if st := n.Mail(); st.Lost != 0 || st.Waiting != 0 {
+		t.Errorf("%+v", st)
+	}
+}
+
 // TestMailEnds: at the end waiting events are mailed at once. A server that hangs does not delay the end for long, and
 // the events without a mail are reported.
 func TestMailEnds(t *testing.T) {

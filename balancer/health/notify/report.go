@@ -20,6 +20,15 @@ type report struct {
 	lost     int     // earlier events that no mail has
 	attempts int     // at this mail, before, which failed
 	stats    MailStats
+	to       []string // recipients that do not have it yet; nil: all of the configuration
+}
+
+// recipients returns the recipients of r.
+func (r *report) recipients(c *Mail) []string {
+	if r.to != nil {
+		return r.to
+	}
+	return c.To
 }
 
 // message returns the mail of r.

@@ -39,38 +39,38 @@ func refused(err error) error {
 }
 
 // deliver sends the mail of r. ctx bounds it. delivered reports whether a recipient gets the mail. With delivered, err
-// names the recipients that the server has refused.
-func deliver(ctx context.Context, c *Mail, r *report) (delivered bool, err error) {
+// names the recipients that the server has refused, and later are those that it may take at another time.
+func deliver(ctx context.Context, c *Mail, r *report) (delivered bool, later []string, err error) {
 	message, err := r.message(c)
 	if err != nil {
-		return false, &refusal{err}
+		return false, nil, &refusal{err}
 	}
 	conn, err := dial(ctx, c.Server)
 	if err != nil {
-		return false, err
+		return false, nil, err
 	}
 	defer func() { _ = conn.Close() }()
 	defer context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Now()) })()
 	client, err := c.connect(ctx, conn, r.host)
 	if err != nil {
-		return false, err
+		return false, nil, err
 	}
-	refusals, err := c.envelope(client)
+	refusals, later, err := c.envelope(client, r.recipients(c))
 	if err != nil {
-		return false, err
+		return false, nil, err
 	}
 	w, err := client.Data()
 	if err != nil {
-		return false, err
+		return false, nil, err
 	}
 	if _, err := message.WriteTo(w); err != nil {
-		return false, err
+		return false, nil, err
 	}
 	if err := w.Close(); err != nil {
-		return false, refused(err)
+		return false, nil, refused(err)
 	}
 	_ = client.Quit() // the server has the mail
-	return true, refusals
+	return true, later, refusals
 }
 
 // dial connects to an SMTP server within the time of ctx.
@@ -167,34 +167,39 @@ func (c *Mail) login(client *smtp.Client, name string) error {
 	return err
 }
 
-// envelope names sender and recipients to the server. refusals is nil, or names the recipients that the server refuses.
-// err is the error of the sender, of the connection, or of all recipients.
-func (c *Mail) envelope(client *smtp.Client) (refusals, err error) {
+// envelope names the sender and recipients to the server. refusals is nil, or names the recipients that the server
+// refuses. later are those that it refuses for now: class 4 of RFC 5321, section 4.2.1. err is the error of the sender,
+// of the connection, or of all recipients.
+func (c *Mail) envelope(client *smtp.Client, recipients []string) (refusals error, later []string, err error) {
 	from, err := ParseAddress(c.From)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if err := client.Mail("<" + from + ">"); err != nil {
-		return nil, fmt.Errorf("from %s: %w", from, err)
+		return nil, nil, fmt.Errorf("from %s: %w", from, err)
 	}
 	var all []error
-	for _, text := range c.To {
+	for _, text := range recipients {
 		to, err := ParseAddress(text)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		if err := client.Rcpt("<" + to + ">"); err != nil {
 			err = fmt.Errorf("to %s: %w", to, err)
-			if _, answered := errors.AsType[*textproto.Error](err); !answered {
-				return nil, err
+			answer, answered := errors.AsType[*textproto.Error](err)
+			if !answered {
+				return nil, nil, err
+			}
+			if answer.Code < 500 {
+				later = append(later, text)
 			}
 			all = append(all, err)
 		}
 	}
-	if refusals = errors.Join(all...); len(all) == len(c.To) {
-		return nil, refusals
+	if refusals = errors.Join(all...); len(all) == len(recipients) {
+		return nil, nil, refusals
 	}
-	return refusals, nil
+	return refusals, later, nil
 }
 
 // advised adds the remedy to an error of TLS.

@@ -233,7 +233,7 @@ func (r *vrrpReader) readAddress(t *table, key string, value any, v *VRRP, label
 	case taken:
 		t.faultAt(key, "%v is also one of %s: want each address once", addr, other)
 	case r.sources[addr] != "":
-		t.faultAt(key, "%v is the source of %s: want an address that may move", addr, r.sources[addr])
+		t.faultAt(key, "%v is the source of %s: want one that may move", addr, r.sources[addr])
 	default:
 		r.addrs[addr] = label
 		if r.vips[addr] {

@@ -131,7 +131,7 @@ func TestVRRPFaults(t *testing.T) {
 		{"another one's source", []string{basicVRRP, inside + "source = \"198.51.100.80\""},
 			[]string{`vrrp "inside": source: 198.51.100.80 is one of the addresses of vrrp "VI_1": want an address`}},
 		{"a source that moves with a later instance", []string{basicVRRP + "source = \"10.0.2.10\"", inside},
-			[]string{`vrrp "inside": addresses: 10.0.2.10 is the source of vrrp "VI_1": want an address that may move`}},
+			[]string{`vrrp "inside": addresses: 10.0.2.10 is the source of vrrp "VI_1": want one that may move`}},
 		{"a source of another family", with("source = \"fe80::2\""), []string{"source: fe80::2 is of another"}},
 		{"a source that is none", with("source = \"224.0.0.18\""), []string{`source: "224.0.0.18" is not an`}},
 		{"a source of IPv6 multicast", []string{strings.Replace(basicVRRP, "198.51.100.80", "2001:db8::80",
