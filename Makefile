@@ -52,7 +52,7 @@ rate:
 
 # Two directors stand in for each other, under 1,000 downloads, 500 idle connections and 500 requests a second; and how long a failover takes.
 ha:
-	VSTUN_FULL=1 $(GO) test -count=1 -timeout 20m -run '^(TestHA|TestVRRPFailoverTime)$$' -v ./cmd/internal/e2e
+	VSTUN_FULL=1 $(GO) test -count=1 -timeout 20m -run '^(TestHA|TestVRRPFailoverTime|TestVRRPPlannedSwitch)$$' -v ./cmd/internal/e2e
 
 # kill -9 at 1,000 random moments under load: each time the next process takes the connections over.
 kills:

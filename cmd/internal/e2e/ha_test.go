@@ -31,7 +31,12 @@ func haSizes() map[method]haSize {
 // the requests only those fail that are sent, or under way, while no director answers.
 func TestHA(t *testing.T) {
 	for m, size := range haSizes() {
-		t.Run(string(m), func(t *testing.T) { testHA(t, m, size) })
+		t.Run(string(m), func(t *testing.T) {
+			if os.Getenv("VSTUN_FULL") == "" {
+				t.Parallel()
+			}
+			testHA(t, m, size)
+		})
 	}
 }
 

@@ -237,7 +237,7 @@ func (p *syncPair) awaitSame() {
 func TestSyncUpload(t *testing.T) {
 	t.Parallel()
 	p := newSyncPair(t, tun, false, unicast)
-	n, done := short(300_000_000, 100_000_000), make(chan string, 4)
+	n, done := short(100_000_000, 30_000_000), make(chan string, 4)
 	for range cap(done) {
 		c := p.dial("tcp", 81)
 		if err := c.SetDeadline(time.Now().Add(3 * time.Minute)); err != nil {
