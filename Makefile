@@ -35,7 +35,7 @@ test: deps
 
 # The same with the race detector, in the programs, too.
 race: deps
-	$(if $(shell command -v gcc),$(GO) test -race -short -timeout 20m ./...,@echo "SKIPPED: go test -race needs gcc")
+	$(if $(shell command -v gcc),$(GO) test -race -short -timeout 30m ./...,@echo "SKIPPED: go test -race needs gcc")
 
 # The end-to-end tests beside four busy loops, RUNS times. RUN=NAME is for the tests whose names match.
 busy: deps
