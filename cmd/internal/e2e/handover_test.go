@@ -311,6 +311,7 @@ func TestUnitPutsHostBack(t *testing.T) {
 // TestUnitWithoutItsFile: the host is as before also if the configuration file is gone, does not say any more where the
 // journal is, or names another control socket.
 func TestUnitWithoutItsFile(t *testing.T) {
+	slowWithRace(t)
 	t.Parallel()
 	u := newUnitSite(t, tun, 1)
 	b := u.systemd
@@ -358,6 +359,7 @@ func TestUnitWithoutItsFile(t *testing.T) {
 // TestUnitThatEndsAtOnce: systemd tries about once a second to start a program that ends at once, and one for which
 // there is no /dev/net/tun. That program says so.
 func TestUnitThatEndsAtOnce(t *testing.T) {
+	slowWithRace(t)
 	t.Parallel()
 	for name, keys := range map[string]string{
 		"end":    "ExecStart=\nExecStart=/bin/false\n",
@@ -393,6 +395,7 @@ func TestUnitThatEndsAtOnce(t *testing.T) {
 // TestStoredDevicesDiffer: a start with another device, other queues or other offloads gives the stored ones up. With
 // another control socket, the journal is undone before.
 func TestStoredDevicesDiffer(t *testing.T) {
+	slowWithRace(t)
 	t.Parallel()
 	u := newUnitSite(t, tun, 1)
 	b := u.systemd

@@ -34,6 +34,14 @@ func short[N int | time.Duration](n, less N) N {
 	return n
 }
 
+// slowWithRace skips a test that takes long with the race detector, and whose code other tests run with it, too.
+func slowWithRace(t *testing.T) {
+	t.Helper()
+	if raceDetector {
+		t.Skip("SKIPPED: takes long with the race detector: make test runs it")
+	}
+}
+
 // site is a lab with our programs. Everything that its methods start ends with the test.
 type site struct {
 	*lab.Lab

@@ -216,6 +216,7 @@ func TestImportedPair(t *testing.T) {
 // TestImportBesideKeepalived: a director runs the import of a file, and keepalived the file itself. They stand in for
 // each other: neither refuses the other's advertisements, and all addresses move, those that are not advertised too.
 func TestImportBesideKeepalived(t *testing.T) {
+	slowWithRace(t)
 	t.Parallel()
 	needTool(t, "keepalived", "keepalived")
 	const usual = "authentication {\nauth_type PASS\nauth_pass secret123\n}\n"

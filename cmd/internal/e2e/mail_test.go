@@ -209,6 +209,7 @@ func TestMailOfBurst(t *testing.T) {
 // TestImportedMail: the import of a keepalived.conf with mail passes director check, and the director that runs it
 // mails what keepalived would mail about: the realservers, and not the service.
 func TestImportedMail(t *testing.T) {
+	slowWithRace(t)
 	t.Parallel()
 	s := newSite(t, 2, nil)
 	server, _ := s.serveSMTP(s.Client, netip.AddrPortFrom(s.Client.Addr, 25).String(), testkit.SMTPOptions{TLS: "none"})
@@ -291,6 +292,7 @@ signal.pause()
 // TestMailByAnotherServer: another program's SMTP server takes the mails, by each kind of connection, and refuses a
 // wrong password.
 func TestMailByAnotherServer(t *testing.T) {
+	slowWithRace(t)
 	t.Parallel()
 	const python = "/usr/bin/python3" // Debian's, which has the package
 	if err := exec.Command(python, "-c", "import aiosmtpd.controller").Run(); err != nil {

@@ -201,6 +201,7 @@ func (b *handbook) mustHold(when string, open *idle, load *requests) {
 
 // TestPairOfTheManual sets up a pair as pairs.md says, and does the planned work of that page: nothing breaks.
 func TestPairOfTheManual(t *testing.T) {
+	slowWithRace(t)
 	t.Parallel()
 	b := newHandbook(t)
 	for _, c := range b.blocks("## Set up") {

@@ -13,6 +13,7 @@ import (
 // that was killed. None breaks or fails. With VSTUN_FULL=1 (`make restarts`) there are 1,000 downloads and 500 requests
 // a second, and none of them stalls for more than half a second: the machine should have nothing else to do.
 func TestRestartUnderLoad(t *testing.T) {
+	slowWithRace(t)
 	full := os.Getenv("VSTUN_FULL") != ""
 	downloads, rate, rounds := 100, 50, 1
 	if full {

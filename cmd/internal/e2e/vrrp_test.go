@@ -284,6 +284,7 @@ func TestVRRPLink(t *testing.T) {
 // TestVRRPAddressRefused: neighbours learn of the VIPs of a master that cannot have another address, and the address
 // comes once the host can have it.
 func TestVRRPAddressRefused(t *testing.T) {
+	slowWithRace(t)
 	t.Parallel()
 	p := newPair(t, true)
 	at := p.first.host
