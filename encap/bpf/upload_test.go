@@ -1,0 +1,135 @@
+package bpf
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"io"
+	"math/rand"
+	"net"
+	"net/netip"
+	"testing"
+	"time"
+
+	"vstun/encap"
+	"vstun/encap/packet"
+	"vstun/testdata/testkit"
+)
+
+// upload is a TCP connection from the client to the VIP.
+type upload struct {
+	client, server net.Conn
+	flow           packet.Flow
+}
+
+// dial opens a connection to the VIP.
+func (n *network) dial(t testing.TB, six bool) *upload {
+	t.Helper()
+	enter(t, n.realserver)
+	var l net.Listener
+	testkit.Eventually(t, "listen", func() (ok bool) {
+		var err error
+		l, err = net.Listen("tcp", net.JoinHostPort(pick(virtuals, six).String(), "80"))
+		return err == nil
+	})
+	defer l.Close()
+	accepted := make(chan net.Conn, 1)
+	go func() {
+		if c, err := l.Accept(); err == nil {
+			accepted <- c
+		}
+	}()
+	enter(t, n.client)
+	d := net.Dialer{Timeout: testkit.Patience}
+	c, err := d.DialContext(context.Background(), "tcp", l.Addr().String())
+	must(t, err)
+	u := &upload{client: c, server: testkit.Receive(t, "connection", accepted)}
+	t.Cleanup(u.close)
+	enter(t, n.director)
+	from, to := c.LocalAddr().(*net.TCPAddr).AddrPort(), c.RemoteAddr().(*net.TCPAddr).AddrPort()
+	u.flow = packet.Flow{Src: from.Addr().Unmap(), Dst: to.Addr().Unmap(), SrcPort: from.Port(), DstPort: to.Port(),
+		Proto: packet.ProtoTCP}
+	return u
+}
+
+func (u *upload) close() { u.client.Close(); u.server.Close() }
+
+// send sends size random bytes to the server and reports whether all arrived as they were sent.
+func (u *upload) send(t testing.TB, size int64) {
+	t.Helper()
+	deadline := time.Now().Add(2 * testkit.Patience)
+	must(t, u.client.SetDeadline(deadline))
+	must(t, u.server.SetDeadline(deadline))
+	want := make(chan []byte, 1)
+	go func() {
+		h := sha256.New()
+		if _, err := io.Copy(io.MultiWriter(u.client, h), io.LimitReader(rand.New(rand.NewSource(1)), size)); err != nil {
+			want <- nil
+			return
+		}
+		want <- h.Sum(nil)
+	}()
+	h := sha256.New()
+	if got, err := io.CopyN(h, u.server, size); err != nil {
+		t.Fatalf("%d of %d bytes arrived: %v", got, size, err)
+	}
+	if sent := testkit.Receive(t, "end of the upload", want); !bytes.Equal(h.Sum(nil), sent) {
+		t.Fatal("the bytes that arrived are not those that were sent")
+	}
+}
+
+// TestUpload: uploads pass both programs in each tunnel, with GSO packets whole, and arrive byte by byte. Both programs
+// count the same packets.
+func TestUpload(t *testing.T) {
+	needRoot(t)
+	n := newNetwork(t)
+	d, r := newTestDirector(t), newTestRealserver(t)
+	must(t, d.Attach(n.d0))
+	enter(t, n.realserver)
+	must(t, r.Attach(n.r0))
+	enter(t, n.director)
+	for _, outer := range []bool{false, true} {
+		for _, c := range tunnels(outer) {
+			for _, inner := range []bool{false, true} {
+				name := fmt.Sprintf("%v with key %v, IPv6 in %v, IPv6 out %v", c.Kind, c.HasKey, inner, outer)
+				n.upload(t, name, d, r, c, inner)
+			}
+		}
+	}
+}
+
+// upload uploads through a tunnel.
+func (n *network) upload(t *testing.T, name string, d *Director, r *Realserver, c encap.Config, six bool) {
+	t.Helper()
+	tunnel, err := encap.New(c)
+	must(t, err)
+	rules, _ := rulesOf(decapsulator(c))
+	rules.Device, rules.LocalAddrs = n.tun, realservers[:]
+	must(t, r.Set(rules))
+	u := n.dial(t, six)
+	defer u.close()
+	ref, err := d.Add(n.path(t, &c.Destination, Path{Kind: Tunnel, IPv6: six, Tunnel: &tunnel}))
+	must(t, err)
+	_, err = d.Set([]Flow{{Flow: u.flow, Path: ref, Port: sourcePort}})
+	must(t, err)
+	taken := func() Taken {
+		all := map[netip.Addr]Taken{}
+		must(t, r.Read(all))
+		return all[c.Source]
+	}
+	before := taken()
+	const size = 16 << 20
+	u.send(t, size)
+	after := taken()
+	must(t, d.Remove(ref))
+	var packets, sent uint64
+	must(t, d.Delete([]packet.Flow{u.flow}, func(_ packet.Flow, s State) { packets, sent = s.Count.Since(0) }))
+	got := Taken{after.Packets - before.Packets, after.Bytes - before.Bytes}
+	if want := (Taken{packets, sent + packets*uint64(tunnel.Overhead())}); got != want || sent < size {
+		t.Errorf("%s: the realserver took %+v, the director sent %+v", name, got, want)
+	}
+	if mean := sent / max(1, packets); mean < 8000 {
+		t.Errorf("%s: packets of %d bytes: GSO packets are not whole", name, mean)
+	}
+}
