@@ -128,7 +128,7 @@ const (
 // filterHook is a tc filter in a clsact qdisc. It outlives a process that is killed: see renew.
 type filterHook struct {
 	filter *netlink.BpfFilter
-	qdisc  *netlink.GenericQdisc // that attach has made; nil: it was there
+	qdisc  *netlink.GenericQdisc // that attach, or an earlier process, has made; nil: it is another program's
 }
 
 // filter attaches the program by a tc filter. It replaces one that an earlier process has left.
@@ -139,9 +139,9 @@ func (h *hooks) filter(device int) (hook, error) {
 		FilterAttrs: netlink.FilterAttrs{LinkIndex: device, Parent: netlink.HANDLE_MIN_INGRESS, Handle: filterHandle,
 			Priority: filterPriority, Protocol: unix.ETH_P_ALL}}}
 	l := &netlink.GenericLink{LinkAttrs: netlink.LinkAttrs{Index: device}}
-	if err := netlink.QdiscAdd(qdisc); errors.Is(err, unix.EEXIST) {
-		at.qdisc = nil
-	} else if err != nil {
+	err := netlink.QdiscAdd(qdisc)
+	made := err == nil
+	if err != nil && !errors.Is(err, unix.EEXIST) {
 		return nil, fmt.Errorf("make a clsact qdisc: %w", err)
 	}
 	filters, err := netlink.FilterList(l, netlink.HANDLE_MIN_INGRESS)
@@ -149,12 +149,16 @@ func (h *hooks) filter(device int) (hook, error) {
 		return nil, errors.Join(fmt.Errorf("list tc filters: %w", err), at.removeQdisc())
 	}
 	for _, f := range filters {
-		if a := f.Attrs(); a.Priority == filterPriority {
-			if b, ok := f.(*netlink.BpfFilter); !ok || b.Name != h.name && b.Name != "" {
-				return nil, errors.Join(fmt.Errorf("another program has a tc filter of priority %d: see tc filter show",
-					filterPriority), at.removeQdisc())
-			}
+		if f.Attrs().Priority != filterPriority {
+			continue
 		}
+		if b, ok := f.(*netlink.BpfFilter); !ok || b.Name != h.name {
+			return nil, fmt.Errorf("another program has a tc filter of priority %d: see tc filter show", filterPriority)
+		}
+		made = true // by the earlier process
+	}
+	if !made {
+		at.qdisc = nil
 	}
 	if err := h.renew(); err != nil {
 		return nil, errors.Join(err, at.removeQdisc())

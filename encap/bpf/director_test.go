@@ -7,12 +7,15 @@ import (
 	"net/netip"
 	"testing"
 
+	"github.com/vishvananda/netlink"
+
 	"vstun/balancer/method"
 	"vstun/encap"
 	"vstun/encap/egress"
 	"vstun/encap/packet"
 	"vstun/encap/packet/drop"
 	"vstun/encap/packet/stats"
+	"vstun/testdata/testkit"
 )
 
 func newTestDirector(t testing.TB) *Director {
@@ -211,7 +214,7 @@ func TestLink(t *testing.T) {
 			f := packet.Ethernet(got)
 			if action != redirect || len(want) != 1 || !bytes.Equal(f.Payload(), want[0]) || f.Dst() != mac ||
 				f.Src() != own {
-				t.Errorf("%v: %s: action %d:\n got %x\nwant %x", six, name, action, got, want)
+				t.Fatalf("%v: %s: action %d:\n got %x\nwant %x", six, name, action, got, want)
 			}
 		})
 		s.id, s.noDF = 0, true
@@ -242,7 +245,7 @@ func TestNATRequests(t *testing.T) {
 					want := w.forward(m, b, netip.AddrPort{}, 1500)
 					action, got := run(t, d.objects.Director, frame(b))
 					if action != redirect || len(want) != 1 || !bytes.Equal(got[packet.EthernetHeaderLen:], want[0]) {
-						t.Errorf("%v: port %d: %s: action %d:\n got %x\nwant %x", six, port, name, action, got, want)
+						t.Fatalf("%v: port %d: %s: action %d:\n got %x\nwant %x", six, port, name, action, got, want)
 					}
 				})
 			}
@@ -566,5 +569,55 @@ func TestMemory(t *testing.T) {
 			t.Errorf("IPv6 %v: %d bytes a flow, want %d; %d bytes idle", six, each, most, idle)
 		}
 		d.Close()
+	}
+}
+
+// TestNATReplies: with method NAT, replies leave the program as they leave the worker and its kernel, by the kernel's
+// route to the client. Without a route, and where they do not fit it, they are left.
+func TestNATReplies(t *testing.T) {
+	needRoot(t)
+	testkit.NewNamespace(t)
+	prepare(t)
+	sysctl(t, "ipv4/conf/lo/forwarding", "1")
+	sysctl(t, "ipv6/conf/all/forwarding", "1")
+	must(t, netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "client", MTU: 1300}, PeerName: "peer"}))
+	up(t, "peer")
+	up(t, "client", "192.0.2.1/24", "2001:db8::1/64")
+	d := newTestDirector(t)
+	for _, six := range []bool{false, true} {
+		for _, proto := range []uint8{packet.ProtoTCP, packet.ProtoUDP} {
+			for _, port := range []uint16{80, 8080} {
+				server := netip.AddrPortFrom(pick(realservers, six), 8080)
+				s := spec{src: server, dst: netip.AddrPortFrom(pick(clients, six), 40007), proto: proto, ttl: 63,
+					flags: packet.FlagACK, payload: 100, id: 99}
+				vip := netip.AddrPortFrom(pick(virtuals, six), port)
+				add(t, d, Path{Kind: NAT, IPv6: six, Device: loopback, MTU: 1500, Realserver: server}, s,
+					Flow{VIP: vip.Addr(), Port: port})
+				m, err := method.New(server.Addr(), method.Config{Kind: method.NAT, Port: 8080, MTU: 1500})
+				must(t, err)
+				w := newWorker()
+				variants(s, func(name string, s spec) {
+					b := s.bytes()
+					want := w.forward(m, b, vip, 1500)
+					action, got := run(t, d.objects.Director, frame(b))
+					if action != redirect || len(want) != 1 || !bytes.Equal(got[packet.EthernetHeaderLen:], want[0]) {
+						t.Fatalf("%v: port %d: %s: action %d:\n got %x\nwant %x", six, port, name, action, got, want)
+					}
+				})
+				s.payload = 1300
+				big := frame(s.bytes())
+				if action, got := run(t, d.objects.Director, big); action != next || !bytes.Equal(got, big) {
+					t.Errorf("IPv6 %v: a reply that does not fit: action %d", six, action)
+				}
+				s.payload, s.dst = 100, netip.AddrPortFrom(pick([2]netip.Addr{netip.MustParseAddr("203.0.113.1"),
+					netip.MustParseAddr("2001:db8:9::1")}, six), 40007)
+				add(t, d, Path{Kind: NAT, IPv6: six, Device: loopback, MTU: 1500, Realserver: server}, s,
+					Flow{VIP: vip.Addr(), Port: port})
+				away := frame(s.bytes())
+				if action, got := run(t, d.objects.Director, away); action != next || !bytes.Equal(got, away) {
+					t.Errorf("IPv6 %v: a reply without a route: action %d", six, action)
+				}
+			}
+		}
 	}
 }

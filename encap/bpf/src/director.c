@@ -297,6 +297,8 @@ static __always_inline int replace(struct __sk_buff *skb, struct packet *in, int
 		if (bpf_l4_csum_replace(skb, check, 0, diff, BPF_F_PSEUDO_HDR | mark))
 			return -1;
 		bpf_skb_store_bytes(skb, L2 + (reply ? 8 : 24), to, 16, 0);
+		if (reply)
+			in->first[2] = to[0]; /* IPv6's first 12 bytes reach into its source */
 	} else {
 		if (bpf_l4_csum_replace(skb, check, from[0], to[0], BPF_F_PSEUDO_HDR | mark | 4))
 			return -1;
