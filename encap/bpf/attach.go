@@ -17,6 +17,7 @@ type hooks struct {
 	name    string // of the program, in tc(8)
 	program *ebpf.Program
 	leases  *ebpf.Map
+	clock   clock
 	noTCX   bool // for tests: as on a kernel before Linux 6.6
 
 	mu      sync.Mutex
@@ -28,8 +29,8 @@ type hooks struct {
 // hook is a program at a device.
 type hook interface{ detach() error }
 
-func (h *hooks) init(name string, program *ebpf.Program, leases *ebpf.Map) {
-	h.name, h.program, h.leases, h.devices = name, program, leases, map[int]hook{}
+func (h *hooks) init(name string, program *ebpf.Program, leases *ebpf.Map, c clock) {
+	h.name, h.program, h.leases, h.clock, h.devices = name, program, leases, c, map[int]hook{}
 }
 
 // attach attaches the program to ingress of a device. A program that is there already stays.
@@ -206,7 +207,11 @@ func (h *hooks) renew() error {
 		return nil
 	}
 	write := func() error {
-		return h.leases.Put(uint32(0), &leaseRecord{1, now() + uint32(leaseTime/tick)})
+		now, err := h.clock.now()
+		if err != nil {
+			return err
+		}
+		return h.leases.Put(uint32(0), &leaseRecord{1, now + uint32(leaseTime/jiffy)})
 	}
 	if err := write(); err != nil {
 		return fmt.Errorf("write the program's lease: %w", err)

@@ -94,7 +94,7 @@ func TestTCX(t *testing.T) {
 	must(t, err)
 	defer l.Close()
 	other := hooks{noTCX: true}
-	other.init("other", filter.program, leasesOf(t))
+	other.init("other", filter.program, leasesOf(t), clockOf(t))
 	must(t, other.attach(n.d0))
 	defer other.close()
 	d, _, u := attached(t, n, false)
@@ -127,6 +127,31 @@ func leasesOf(t *testing.T) *ebpf.Map {
 	must(t, err)
 	t.Cleanup(func() { m.Close() })
 	return m
+}
+
+// clockOf returns the programs' clock.
+func clockOf(t *testing.T) clock { return newTestDirector(t).clock }
+
+// now is the time of a clock.
+func now(t *testing.T, c clock) uint32 {
+	t.Helper()
+	time, err := c.now()
+	must(t, err)
+	return time
+}
+
+// TestClock: the programs' clock goes as fast as the kernel's.
+func TestClock(t *testing.T) {
+	c := clockOf(t)
+	begin, first := time.Now(), now(t, c)
+	testkit.Within(t, "200 ms", testkit.Patience, func() bool { return time.Since(begin) > 200*time.Millisecond })
+	passed := since(first, now(t, c))
+	if took := time.Since(begin); passed < 200*time.Millisecond-2*jiffy || passed > took+2*jiffy {
+		t.Errorf("%v pass while the programs' clock goes on by %v, in steps of %v", took, passed, jiffy)
+	}
+	if since(5, 3) != 0 || since(1<<32-1, 1) != 2*jiffy {
+		t.Error("wrong times around 0")
+	}
 }
 
 // TestClsact: without TCX the programs are attached by tc filters. They leave no trace, and another program's filters
@@ -163,7 +188,7 @@ func TestClsact(t *testing.T) {
 	}
 	// A filter that an earlier process has left is replaced. Another program's filter in its place is an error.
 	stale := hooks{noTCX: true}
-	stale.init(d.hooks.name, newCounter(t, next).program, leasesOf(t))
+	stale.init(d.hooks.name, newCounter(t, next).program, leasesOf(t), clockOf(t))
 	must(t, stale.attach(n.d0))
 	must(t, d.Attach(n.d0))
 	u.send(t, some)
@@ -175,7 +200,7 @@ func TestClsact(t *testing.T) {
 		t.Errorf("qdiscs %s after an earlier process's filter", q)
 	}
 	other := hooks{noTCX: true}
-	other.init("other", newCounter(t, next).program, leasesOf(t))
+	other.init("other", newCounter(t, next).program, leasesOf(t), clockOf(t))
 	must(t, other.attach(n.d0))
 	if err := d.Attach(n.d0); err == nil || strings.Contains(err.Error(), "\n") {
 		t.Errorf("in place of another program's filter: %v", err)
@@ -200,8 +225,8 @@ func TestLease(t *testing.T) {
 	for _, of := range []struct {
 		left   int32 // ticks
 		action int
-	}{{int32(leaseTime / tick), redirect}, {-1, next}, {1 << 20, redirect}} {
-		lease := leaseRecord{1, now() + uint32(of.left)}
+	}{{int32(leaseTime / jiffy), redirect}, {-1, next}, {1 << 20, redirect}} {
+		lease := leaseRecord{1, now(t, d.clock) + uint32(of.left)}
 		must(t, errors.Join(d.objects.Leases.Put(uint32(0), &lease), r.objects.Leases.Put(uint32(0), &lease)))
 		if action, _ := run(t, d.objects.Director, frame(s.bytes())); action != of.action {
 			t.Errorf("%d ticks left: the director's action is %d", of.left, action)
@@ -222,8 +247,8 @@ func TestRenew(t *testing.T) {
 		return l
 	}
 	first := read()
-	if left := since(now(), first.Until); first.Limited != 1 || left <= 0 || left > leaseTime+time.Second {
-		t.Errorf("lease %+v, now %d", first, now())
+	if left := since(now(t, d.clock), first.Until); first.Limited != 1 || left <= 0 || left > leaseTime+time.Second {
+		t.Errorf("lease %+v, %v left", first, left)
 	}
 	testkit.Eventually(t, "another lease", func() bool { return read().Until != first.Until })
 }

@@ -27,25 +27,39 @@ import (
 	"github.com/cilium/ebpf/features"
 	"github.com/cilium/ebpf/rlimit"
 	"golang.org/x/sys/unix"
+
+	"vstun/encap/packet"
 )
 
 //go:generate ../../.ci/bpf
 
-// tick is the unit of the programs' times: 2^20 ns of CLOCK_MONOTONIC_COARSE, in 32 bits.
-const tick = 1 << 20
-
-// now is the programs' time.
-func now() uint32 {
+// jiffy is the unit of the programs' times.
+var jiffy = func() time.Duration {
 	var t unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC_COARSE, &t); err != nil {
+	if err := unix.ClockGetres(unix.CLOCK_MONOTONIC_COARSE, &t); err != nil {
 		panic(err) // the kernel has this clock since 2.6.32
 	}
-	return uint32(t.Nano() / tick)
+	return time.Duration(t.Nano())
+}()
+
+// clock is the programs' clock: it counts jiffies, modulo 2^32.
+type clock struct{ program *ebpf.Program }
+
+// now is the time. It needs no capability.
+func (c clock) now() (uint32, error) {
+	t, err := c.program.Run(&ebpf.RunOptions{Data: noPacket[:]})
+	if err != nil {
+		return 0, fmt.Errorf("read the BPF programs' clock: %w", err)
+	}
+	return t, nil
 }
 
-// since is the time from then, at most 26 days ago, to now.
+// noPacket is the shortest input that the kernel runs a program with.
+var noPacket [packet.EthernetHeaderLen + packet.IPv6HeaderLen]byte
+
+// since is the time from then to now, at most 2^31 jiffies.
 func since(then, now uint32) time.Duration {
-	return max(0, time.Duration(int32(now-then))) * tick
+	return max(0, time.Duration(int32(now-then))) * jiffy
 }
 
 // oldest is the oldest kernel that has what the programs use: bpf_check_mtu.
@@ -56,8 +70,7 @@ var helpers = []struct {
 	fn    asm.BuiltinFunc
 	since string
 }{
-	{asm.FnCheckMtu, "5.12"}, {asm.FnKtimeGetCoarseNs, "5.11"}, {asm.FnRedirectNeigh, "5.10"},
-	{asm.FnFibLookup, "4.18"}, {asm.FnSkbAdjustRoom, "4.13"},
+	{asm.FnCheckMtu, "5.12"}, {asm.FnRedirectNeigh, "5.10"}, {asm.FnJiffies64, "5.5"}, {asm.FnFibLookup, "4.18"}, {asm.FnSkbAdjustRoom, "4.13"},
 }
 
 // explainLoad returns err, an error of loading a program, as one line that says what to do.

@@ -29,6 +29,7 @@ var ErrFull = errors.New("no room for more flows in the BPF map")
 type Director struct {
 	objects directorObjects
 	hooks   hooks
+	clock   clock
 
 	mu    sync.Mutex
 	paths []pathRecord // by index; Generation is that of the last path, also after Remove
@@ -67,7 +68,8 @@ func newDirector(spec *ebpf.CollectionSpec, c DirectorConfig) (*Director, error)
 	for i := len(d.paths) - 1; i >= 0; i-- {
 		d.free = append(d.free, uint32(i))
 	}
-	d.hooks.init("vstun_director", d.objects.Director, d.objects.Leases)
+	d.clock = clock{d.objects.Clock}
+	d.hooks.init("vstun_director", d.objects.Director, d.objects.Leases, d.clock)
 	return d, nil
 }
 
@@ -153,7 +155,10 @@ func (d *Director) vip(a netip.Addr) (uint16, error) {
 func (d *Director) Set(flows []Flow) (n int, err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	time := now()
+	time, err := d.clock.now()
+	if err != nil {
+		return 0, err
+	}
 	for n < len(flows) {
 		first := n
 		m := d.objects.Flows4
@@ -211,7 +216,10 @@ func (d *Director) entry(f *Flow, time uint32) (e entry, err error) {
 
 // Delete deletes flows, and calls fn with what the program has counted for each that was set.
 func (d *Director) Delete(flows []packet.Flow, fn func(packet.Flow, State)) error {
-	time := now()
+	time, err := d.clock.now()
+	if err != nil {
+		return err
+	}
 	for i := range flows {
 		f := &flows[i]
 		var e entry
@@ -253,18 +261,18 @@ func (d *Director) Read(fn func(f packet.Flow, s State, live bool)) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	c := &d.chunk
-	if err := read(d.objects.Flows4, &c.keys4, &c.entries, func(k *flow4, e *entry, now uint32) {
+	if err := read(d.objects.Flows4, d.clock, &c.keys4, &c.entries, func(k *flow4, e *entry, now uint32) {
 		fn(k.flow(), e.state(now), d.live(Ref{e.Path, e.Generation}))
 	}); err != nil {
 		return err
 	}
-	return read(d.objects.Flows6, &c.keys6, &c.entries, func(k *flow6, e *entry, now uint32) {
+	return read(d.objects.Flows6, d.clock, &c.keys6, &c.entries, func(k *flow6, e *entry, now uint32) {
 		fn(k.flow(), e.state(now), d.live(Ref{e.Path, e.Generation}))
 	})
 }
 
 // read calls fn with each element of a map of flows. keys and entries are memory for a batch of them.
-func read[K any](m *ebpf.Map, keys *[]K, entries *[]entry, fn func(*K, *entry, uint32)) error {
+func read[K any](m *ebpf.Map, c clock, keys *[]K, entries *[]entry, fn func(*K, *entry, uint32)) error {
 	var cursor ebpf.MapBatchCursor
 	for {
 		if len(*entries) < len(*keys) {
@@ -278,7 +286,10 @@ func read[K any](m *ebpf.Map, keys *[]K, entries *[]entry, fn func(*K, *entry, u
 		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 			return fmt.Errorf("read the flows of the fast path: %w", err)
 		}
-		time := now()
+		time, failed := c.now()
+		if failed != nil {
+			return failed
+		}
 		for i := range n {
 			fn(&(*keys)[i], &(*entries)[i], time)
 		}

@@ -21,6 +21,7 @@ const (
 	directorMapLeases    = "leases"
 	directorMapPaths     = "paths"
 	directorMapVips      = "vips"
+	directorProgClock    = "clock"
 	directorProgDirector = "director"
 )
 
@@ -66,6 +67,7 @@ type directorSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type directorProgramSpecs struct {
+	Clock    *ebpf.ProgramSpec `ebpf:"clock"`
 	Director *ebpf.ProgramSpec `ebpf:"director"`
 }
 
@@ -133,11 +135,13 @@ type directorVariables struct {
 //
 // It can be passed to loadDirectorObjects or ebpf.CollectionSpec.LoadAndAssign.
 type directorPrograms struct {
+	Clock    *ebpf.Program `ebpf:"clock"`
 	Director *ebpf.Program `ebpf:"director"`
 }
 
 func (p *directorPrograms) Close() error {
 	return _DirectorClose(
+		p.Clock,
 		p.Director,
 	)
 }

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime"
 	"testing"
 
 	"github.com/vishvananda/netlink"
@@ -133,4 +134,17 @@ func (n *network) path(t testing.TB, c *netip.Addr, p Path) Path {
 		p.NextHop = *c
 	}
 	return p
+}
+
+// lock locks a subtest's goroutine to a thread, which leave returns to its namespace.
+func lock(t testing.TB) (leave func()) {
+	t.Helper()
+	runtime.LockOSThread()
+	back, err := netns.Get()
+	must(t, err)
+	return func() {
+		enter(t, back)
+		back.Close()
+		runtime.UnlockOSThread()
+	}
 }

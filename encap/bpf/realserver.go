@@ -78,7 +78,7 @@ func newRealserver(spec *ebpf.CollectionSpec) (*Realserver, error) {
 	if err := load("realserver", spec, nil, &r.objects); err != nil {
 		return nil, err
 	}
-	r.hooks.init("vstun_realserver", r.objects.Realserver, r.objects.Leases)
+	r.hooks.init("vstun_realserver", r.objects.Realserver, r.objects.Leases, clock{r.objects.Clock})
 	return r, nil
 }
 

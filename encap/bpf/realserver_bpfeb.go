@@ -22,6 +22,7 @@ const (
 	realserverMapPairs4      = "pairs4"
 	realserverMapPairs6      = "pairs6"
 	realserverMapRules       = "rules"
+	realserverProgClock      = "clock"
 	realserverProgRealserver = "realserver"
 )
 
@@ -67,6 +68,7 @@ type realserverSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type realserverProgramSpecs struct {
+	Clock      *ebpf.ProgramSpec `ebpf:"clock"`
 	Realserver *ebpf.ProgramSpec `ebpf:"realserver"`
 }
 
@@ -137,11 +139,13 @@ type realserverVariables struct {
 //
 // It can be passed to loadRealserverObjects or ebpf.CollectionSpec.LoadAndAssign.
 type realserverPrograms struct {
+	Clock      *ebpf.Program `ebpf:"clock"`
 	Realserver *ebpf.Program `ebpf:"realserver"`
 }
 
 func (p *realserverPrograms) Close() error {
 	return _RealserverClose(
+		p.Clock,
 		p.Realserver,
 	)
 }

@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/safchain/ethtool"
+
 	"vstun/encap"
 	"vstun/encap/packet"
 	"vstun/testdata/testkit"
@@ -81,9 +83,18 @@ func (u *upload) send(t testing.TB, size int64) {
 
 // TestUpload: uploads pass both programs in each tunnel, with GSO packets whole, and arrive byte by byte. Both programs
 // count the same packets.
-func TestUpload(t *testing.T) {
+func TestUpload(t *testing.T) { uploads(t, true) }
+
+// TestSegmentedUpload is TestUpload with a link that segments GSO packets between director and realserver, as a network
+// card does.
+func TestSegmentedUpload(t *testing.T) { uploads(t, false) }
+
+func uploads(t *testing.T, whole bool) {
 	needRoot(t)
 	n := newNetwork(t)
+	if !whole {
+		segment(t, "d1")
+	}
 	d, r := newTestDirector(t), newTestRealserver(t)
 	must(t, d.Attach(n.d0))
 	enter(t, n.realserver)
@@ -93,14 +104,28 @@ func TestUpload(t *testing.T) {
 		for _, c := range tunnels(outer) {
 			for _, inner := range []bool{false, true} {
 				name := fmt.Sprintf("%v with key %v, IPv6 in %v, IPv6 out %v", c.Kind, c.HasKey, inner, outer)
-				n.upload(t, name, d, r, c, inner)
+				n.upload(t, name, d, r, c, inner, whole)
 			}
 		}
 	}
 }
 
+// segment makes a device segment each packet in software before it leaves.
+func segment(t testing.TB, device string) {
+	t.Helper()
+	e, err := ethtool.NewEthtool()
+	must(t, err)
+	defer e.Close()
+	off := map[string]bool{}
+	for _, of := range []string{"generic", "tcp", "tcp6", "tcp-ecn", "tcp-mangleid", "udp", "gre", "gre-csum", "ipxip4",
+		"ipxip6", "udp_tnl", "udp_tnl-csum"} {
+		off["tx-"+of+"-segmentation"] = false
+	}
+	must(t, e.Change(device, off))
+}
+
 // upload uploads through a tunnel.
-func (n *network) upload(t *testing.T, name string, d *Director, r *Realserver, c encap.Config, six bool) {
+func (n *network) upload(t *testing.T, name string, d *Director, r *Realserver, c encap.Config, six, whole bool) {
 	t.Helper()
 	tunnel, err := encap.New(c)
 	must(t, err)
@@ -119,15 +144,26 @@ func (n *network) upload(t *testing.T, name string, d *Director, r *Realserver, 
 		return all[c.Source]
 	}
 	before := taken()
-	const size = 16 << 20
-	u.send(t, size)
+	size := uint64(16 << 20)
+	if !whole {
+		size = 4 << 20
+	}
+	u.send(t, int64(size))
 	after := taken()
 	must(t, d.Remove(ref))
 	var packets, sent uint64
 	must(t, d.Delete([]packet.Flow{u.flow}, func(_ packet.Flow, s State) { packets, sent = s.Count.Since(0) }))
 	got := Taken{after.Packets - before.Packets, after.Bytes - before.Bytes}
-	if want := (Taken{packets, sent + packets*uint64(tunnel.Overhead())}); got != want || sent < size {
+	want := Taken{packets, sent + packets*uint64(tunnel.Overhead())}
+	if !whole {
+		if got.Packets < size/1500 || got.Bytes < sent || got.Bytes/got.Packets > 1500 {
+			t.Errorf("%s: the realserver took %+v of %d bytes", name, got, sent)
+		}
+	} else if got != want {
 		t.Errorf("%s: the realserver took %+v, the director sent %+v", name, got, want)
+	}
+	if sent < size {
+		t.Errorf("%s: the director has sent %d bytes", name, sent)
 	}
 	if mean := sent / max(1, packets); mean < 8000 {
 		t.Errorf("%s: packets of %d bytes: GSO packets are not whole", name, mean)

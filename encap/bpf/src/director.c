@@ -210,8 +210,12 @@ static __always_inline int wrap(struct __sk_buff *skb, struct packet *in, const 
 	__u8 ttl;
 	int err = -1;
 
-	if (in->gso && in->proto == IPPROTO_UDP && !p->udp)
-		return NEXT; /* GRO may merge the datagrams again: see merged datagrams below */
+	/*
+	 * Datagrams that are one GSO packet would reach the tunnel's end as one where no card segments them. A raw socket
+	 * there can't separate them, and a UDP socket takes their size for that of tunnel packets.
+	 */
+	if (in->gso && in->proto == IPPROTO_UDP)
+		return NEXT;
 	if (!fits(skb, in, p, n) || !trim(skb, in) || bpf_skb_adjust_room(skb, n, BPF_ADJ_ROOM_MAC, p->flags))
 		return NEXT;
 	lower(in);
