@@ -1,8 +1,13 @@
 package bpf
 
 import (
+	"bufio"
 	"errors"
+	"fmt"
+	"os"
+	"os/exec"
 	"runtime"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -300,4 +305,75 @@ func TestWithoutRights(t *testing.T) {
 		must(t, d.Delete([]packet.Flow{s.flow()}, nil))
 		must(t, d.Remove(ref))
 	})
+}
+
+// TestKilled: programs and maps end with their process, also when it is killed.
+func TestKilled(t *testing.T) {
+	needRoot(t)
+	const env = "VSTUN_BPF_DEVICE"
+	if device := os.Getenv(env); device != "" { // the process that is killed
+		index, err := strconv.Atoi(device)
+		must(t, err)
+		d := newTestDirector(t)
+		must(t, d.Attach(index))
+		fmt.Println("attached")
+		select {}
+	}
+	n := newNetwork(t)
+	programs := func() int {
+		r, err := link.QueryPrograms(link.QueryOptions{Target: n.d0, Attach: ebpf.AttachTCXIngress})
+		if errors.Is(err, ebpf.ErrNotSupported) {
+			t.Skip("SKIPPED: needs TCX (Linux 6.6)")
+		}
+		must(t, err)
+		return len(r.Programs)
+	}
+	if programs() != 0 {
+		t.Fatal("the device has a program already")
+	}
+	c := exec.Command("/proc/self/exe", "-test.run", "^TestKilled$")
+	c.Env = append(os.Environ(), fmt.Sprintf("%s=%d", env, n.d0))
+	out, err := c.StdoutPipe()
+	must(t, err)
+	must(t, c.Start()) // in this thread's namespace
+	line := make(chan string, 1)
+	go func() {
+		text, _ := bufio.NewReader(out).ReadString('\n')
+		line <- text
+	}()
+	said := testkit.Receive(t, "the process attaches its program", line)
+	attached := programs()
+	must(t, c.Process.Kill())
+	_ = c.Wait() // killed
+	if said != "attached\n" || attached != 1 {
+		t.Errorf("%d programs: %q", attached, said)
+	}
+	testkit.Eventually(t, "no program", func() bool { return programs() == 0 })
+}
+
+// TestDeviceMTU: a packet that the path's device cannot take is left, whatever MTU the path has.
+func TestDeviceMTU(t *testing.T) {
+	needRoot(t)
+	n := newNetwork(t)
+	d := newTestDirector(t)
+	s := request(false, packet.ProtoTCP)
+	c := tunnels(false)[0]
+	p := tunnelPath(t, c, false)
+	p.Device, p.MTU = n.d1, 9000
+	add(t, d, p, s, Flow{})
+	l, err := netlink.LinkByIndex(n.d1)
+	must(t, err)
+	for _, mtu := range []int{1500, 1400, 2000} {
+		must(t, netlink.LinkSetMTU(l, mtu))
+		for headers, action := range map[int]int{60: redirect, 59: next} {
+			s.payload = mtu - headers
+			if got, _ := run(t, d.objects.Director, frame(s.bytes())); got != action {
+				t.Errorf("%d bytes in a tunnel over a device with MTU %d: action %d", s.payload+60, mtu, got)
+			}
+		}
+	}
+	must(t, netlink.LinkDel(l))
+	if got, _ := run(t, d.objects.Director, frame(s.bytes())); got != next {
+		t.Errorf("without the device: action %d", got)
+	}
 }

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"testing"
 
+	"github.com/cilium/ebpf"
 	"github.com/vishvananda/netlink"
 
 	"vstun/balancer/method"
@@ -619,5 +621,65 @@ func TestNATReplies(t *testing.T) {
 				}
 			}
 		}
+	}
+}
+
+// TestPathChanges: while paths are removed and others take their places, each packet leaves by one of the paths, whole,
+// or is left. After Remove none leaves by the removed path.
+func TestPathChanges(t *testing.T) {
+	d := newTestDirector(t)
+	s := request(false, packet.ProtoTCP)
+	var paths []Path
+	var want [][]byte
+	w := newWorker()
+	all := append(tunnels(false), tunnels(true)...)
+	for _, c := range all {
+		paths = append(paths, tunnelPath(t, c, false))
+		b := w.forward(methodOf(t, c), s.bytes(), netip.AddrPort{}, 1500)[0]
+		finishOuter(b, make([]byte, packet.IPv4HeaderLen)) // DF: the ID is 0
+		want = append(want, b)
+	}
+	in := frame(s.bytes())
+	stop, ended := make(chan struct{}), make(chan string, 1)
+	go func() {
+		taken := 0
+		for {
+			select {
+			case <-stop:
+				ended <- fmt.Sprint("taken ", taken > 0)
+				return
+			default:
+			}
+			o := ebpf.RunOptions{Data: in, DataOut: make([]byte, len(in)+256)}
+			action, err := d.objects.Director.Run(&o)
+			switch got := o.DataOut; {
+			case err != nil:
+				ended <- err.Error()
+				return
+			case int(int32(action)) == next:
+			case !slices.ContainsFunc(want, func(b []byte) bool { return bytes.Equal(b, got[14:]) }):
+				ended <- fmt.Sprintf("a packet of no path: %x", got)
+				return
+			default:
+				taken++
+			}
+		}
+	}()
+	for i := range 3000 {
+		ref, err := d.Add(paths[i%len(paths)])
+		must(t, err)
+		_, err = d.Set([]Flow{{Flow: s.flow(), Path: ref, Port: sourcePort}})
+		must(t, err)
+		if action, got := run(t, d.objects.Director, in); action != redirect || !bytes.Equal(got[14:], want[i%len(want)]) {
+			t.Fatalf("action %d: %x", action, got)
+		}
+		must(t, d.Remove(ref))
+		if action, _ := run(t, d.objects.Director, in); action != next {
+			t.Fatalf("action %d after Remove", action)
+		}
+	}
+	close(stop)
+	if result := testkit.Receive(t, "end of the other goroutine", ended); result != "taken true" {
+		t.Error(result)
 	}
 }
