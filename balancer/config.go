@@ -35,6 +35,8 @@ type Options struct {
 
 	Silent   bool // a packet for which there is no service, or no realserver, is dropped without an answer
 	NoResets bool // a TCP packet of an unknown connection is dropped without a RST
+	// Connections of other directors may be missing: replies of VS/NAT's realservers of unknown connections wait.
+	Incomplete bool
 }
 
 // Target is the reachability part of a Realserver. Checks that take the path of clients' packets are sent to it.

@@ -266,6 +266,9 @@ func (s *Snapshot) Silent() bool { return s.options.Silent }
 // NoResets reports whether a TCP packet of an unknown connection is dropped without a RST.
 func (s *Snapshot) NoResets() bool { return s.options.NoResets }
 
+// Incomplete reports whether connections of other directors may be missing.
+func (s *Snapshot) Incomplete() bool { return s.options.Incomplete }
+
 // HasVIP reports whether a is the address of a service.
 func (s *Snapshot) HasVIP(a netip.Addr) bool {
 	_, ok := s.vips[a]

@@ -92,6 +92,63 @@ func TestAdoptedChangesAreUndone(t *testing.T) {
 	must(t, m.Close())
 }
 
+// TestAdoptWithoutTheDevice: with a killed program its device goes. A route that leads nowhere takes the packets that a
+// rule led to the device. A successor that has made the device anew leaves that route and the rules in place.
+func TestAdoptWithoutTheDevice(t *testing.T) {
+	newHost(t)
+	before := machineState(t)
+	device := func() {
+		t.Helper()
+		must(t, netlink.LinkAdd(&netlink.Tuntap{LinkAttrs: named("vs8"), Mode: netlink.TUNTAP_MODE_TUN}))
+	}
+	all := netip.MustParsePrefix("0.0.0.0/0")
+	s := State{
+		Sysctls: []Sysctl{{Key: "net/ipv4/conf/vs8/accept_local", Value: "1"}},
+		Links:   []Link{{Name: "vs8", TxQueueLen: 77, Up: true}},
+		Addrs:   []Addr{{Link: "vs8", Prefix: netip.MustParsePrefix("127.118.0.1/32")}},
+		Routes: []Route{{Dst: all, Link: "vs8", Table: 5090},
+			{Dst: all, Blackhole: true, Metric: lastMetric, Table: 5090}},
+		Rules: []Rule{{In: "vs8", Goto: 32, Priority: 12}, {Protocol: unix.IPPROTO_TCP,
+			SrcPorts: PortRange{80, 80}, Table: 5090, Priority: 13}, {In: "vs8", Priority: 32}},
+	}
+	device()
+	m := open(t)
+	must(t, m.Set(s))
+	m.Leave()
+	must(t, netlink.LinkDel(linkOf(t, "vs8")))
+	left := slices.DeleteFunc(machineRoutes(t), func(r netlink.Route) bool { return r.Table != 5090 })
+	if len(left) != 1 || left[0].Type != unix.RTN_BLACKHOLE {
+		t.Errorf("without the device the table has %v", left)
+	}
+	sub, err := nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV4_RULE)
+	must(t, err)
+	defer sub.Close()
+	must(t, sub.SetReceiveTimeout(&unix.Timeval{Usec: 1}))
+
+	device()
+	m, _, err = Adopt(m.path, nil)
+	must(t, err)
+	must(t, m.Set(s))
+	for {
+		messages, _, err := sub.Receive()
+		if errors.Is(err, unix.EAGAIN) {
+			break
+		}
+		must(t, err)
+		for _, msg := range messages {
+			if msg.Header.Type == unix.RTM_DELROUTE || msg.Header.Type == unix.RTM_DELRULE {
+				t.Errorf("type %d: %x", msg.Header.Type, msg.Data)
+			}
+		}
+	}
+	if n, err := m.passAgain(); n != 0 || err != nil {
+		t.Errorf("another pass made %d changes, %v", n, err)
+	}
+	must(t, m.Close())
+	must(t, netlink.LinkDel(linkOf(t, "vs8")))
+	sameState(t, before, machineState(t))
+}
+
 // TestAdoptFindsNothing: without a journal, or with one of another boot, there is nothing to adopt.
 func TestAdoptFindsNothing(t *testing.T) {
 	newHost(t)

@@ -20,8 +20,8 @@ import (
 // records lists changes and the values before them, which is enough to undo the changes in another process. The journal
 // is written before the changes, so a listed change may not have been made.
 type records struct {
-	Unreachable []routeRecord  `json:"unreachable,omitempty"`
-	Made        []string       `json:"made,omitempty"` // devices: QuietLink or none
+	Unreachable []routeRecord  `json:"unreachable,omitempty"` // and blackholes: without a device
+	Made        []string       `json:"made,omitempty"`        // devices: QuietLink or none
 	Sysctls     []sysctlRecord `json:"sysctls,omitempty"`
 	Links       []linkRecord   `json:"links,omitempty"`
 	Addrs       []addrRecord   `json:"addrs,omitempty"`

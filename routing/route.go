@@ -46,8 +46,12 @@ func (r routeRecord) kernel() route {
 
 func (r Route) kernel(links linkSet) route {
 	k := r.record().kernel()
-	if r.Unreachable {
+	switch {
+	case r.Unreachable:
 		k.Type = unix.RTN_UNREACHABLE
+		return k
+	case r.Blackhole:
+		k.Type = unix.RTN_BLACKHOLE
 		return k
 	}
 	k.Type = unix.RTN_UNICAST
@@ -67,13 +71,16 @@ func (r Route) kernel(links linkSet) route {
 	return k
 }
 
-// planRoutes plans the unreachable routes of State.Routes, or the others. An equal route of another program stays. A
-// different route of another program is a conflict.
-func (m *Manager) planRoutes(want []Route, unreachable bool, own map[routeRecord]bool, snap snapshot) (steps []step,
+// leadsNowhere reports whether r has no device.
+func (r Route) leadsNowhere() bool { return r.Unreachable || r.Blackhole }
+
+// planRoutes plans the routes of State.Routes that lead nowhere, or the others. An equal route of another program
+// stays. A different route of another program is a conflict.
+func (m *Manager) planRoutes(want []Route, nowhere bool, own map[routeRecord]bool, snap snapshot) (steps []step,
 	next []routeRecord, err error) {
 	var errs []error
 	for _, w := range want {
-		if w.Unreachable != unreachable {
+		if w.leadsNowhere() != nowhere {
 			continue
 		}
 		key, r := w.record(), w.kernel(snap.links)

@@ -7,7 +7,7 @@
 //
 // Settings that existed before stay, even if the state asks for the same. An existing setting that contradicts the
 // state is an error, before anything is changed. Close undoes the changes in reverse order. After a SIGKILL the next
-// Open undoes them, by the journal.
+// Open undoes them, by the journal, or Adopt takes them over.
 package routing
 
 import (
@@ -39,7 +39,7 @@ const (
 )
 
 // State is the desired state of the host's network. It is applied in the order of the fields, and undone in the reverse
-// order, with two exceptions: Loose is applied with Sysctls, and unreachable routes are made first and undone last.
+// order, with two exceptions: Loose is applied with Sysctls, and routes that lead nowhere are made first, undone last.
 type State struct {
 	// QuietIPIP keeps the kernel's own IPIP driver, whenever it is loaded, from answering packets of IP protocol 4 that
 	// fit none of its tunnels. The driver answers them with ICMP port unreachable, even if a raw socket receives them
@@ -83,19 +83,20 @@ type Addr struct {
 }
 
 // Route sends Dst out of a device, without a gateway. If it is Unreachable, the kernel answers with ICMP host
-// unreachable.
+// unreachable. If it is a Blackhole, the kernel drops the packet without an answer.
 //
-// An unreachable route with a high metric behind a route by a device is for packets that would take the default route
-// once the device is gone. It outlives a SIGKILL on purpose, until the next Open: a router that sends such packets here
-// would get them back, and they would loop until their TTL is used up.
+// Such a route with a high metric behind a route by a device is for packets that would go on to the default route once
+// the device is gone. It outlives a SIGKILL on purpose, until the next Open, or Set after Adopt. A router that sends
+// such packets here would get them back, and they would loop until their TTL is used up.
 type Route struct {
 	Dst         netip.Prefix // without host bits
-	Link        string       // "" if Unreachable
+	Link        string       // "" if Unreachable or Blackhole
 	Unreachable bool
+	Blackhole   bool
 	Metric      uint32 // the smallest wins; 0 = the kernel's default: 0 for IPv4, 1024 for IPv6
 	Table       int    // 0 = main
-	MTU         int    // bytes; 0 = the device's; not with Unreachable
-	AdvMSS      int    // MSS that TCP advertises on this route, bytes; 0 = from the MTU; not with Unreachable
+	MTU         int    // bytes; 0 = the device's; only with Link
+	AdvMSS      int    // MSS that TCP advertises on this route, bytes; 0 = from the MTU; only with Link
 }
 
 // Rule makes the kernel look up a table of Routes for the packets that match all of its selectors (`ip rule`). Rules of

@@ -28,8 +28,11 @@ func guarded() State {
 func way(t *testing.T) string {
 	t.Helper()
 	routes, err := netlink.RouteGet(net.IPv4(198, 51, 100, 80))
-	if errors.Is(err, unix.EHOSTUNREACH) {
+	switch {
+	case errors.Is(err, unix.EHOSTUNREACH):
 		return "unreachable"
+	case errors.Is(err, unix.EINVAL):
+		return "blackhole"
 	}
 	must(t, err)
 	l, err := netlink.LinkByIndex(routes[0].LinkIndex)
@@ -125,6 +128,8 @@ func TestRouteThatBecomesUnreachableAndBack(t *testing.T) {
 		{Route{Dst: dst, Link: "vs0"}, "vs0"},
 		{Route{Dst: dst, Link: "vs0", Metric: 7}, "vs0"},
 		{Route{Dst: dst, Unreachable: true, Metric: 7}, "unreachable"},
+		{Route{Dst: dst, Blackhole: true, Metric: 7}, "blackhole"},
+		{Route{Dst: dst, Link: "vs0", Metric: 7}, "vs0"},
 	} {
 		must(t, m.Set(State{Routes: []Route{c.route}}))
 		if w := way(t); w != c.want {

@@ -81,9 +81,10 @@ func (s State) validate() error {
 
 func (f *faults) route(r Route) {
 	f.once(fmt.Sprintf("route %s in table %s with metric %d", r.Dst, tableName(r.table()), r.record().Metric))
-	if r.Unreachable {
-		f.check(r.Link == "" && r.MTU == 0 && r.AdvMSS == 0, "route %s: unreachable, so it has no device, MTU or MSS",
-			r.Dst)
+	if r.leadsNowhere() {
+		f.check(r.Link == "" && r.MTU == 0 && r.AdvMSS == 0, "route %s: unreachable or a blackhole, so it has no "+
+			"device, MTU or MSS", r.Dst)
+		f.check(!r.Unreachable || !r.Blackhole, "route %s: either unreachable or a blackhole", r.Dst)
 	} else {
 		f.check(validLink(r.Link), "route %s: bad device name %q", r.Dst, r.Link)
 	}

@@ -7,12 +7,12 @@ import (
 	"vstun/balancer/conntab"
 )
 
-// bulk is a transfer of the whole table to all peers, a part at a time.
+// bulk is a transfer of the table to all peers, a part at a time.
 type bulk struct {
 	walker   *conntab.Walker
 	entries  []conntab.Conn // that have been visited and not sent yet
-	halfOpen bool           // with half-open connections
-	due      float64        // records that may be sent
+	parts    parts
+	due      float64 // records that may be sent
 	records  uint64
 	sessions []uint64      // of the peers that have asked for it
 	done     chan struct{} // closed at its end
@@ -24,21 +24,38 @@ type bulk struct {
 func (s *Sync) SendTable(halfOpen bool) <-chan struct{} {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.begin(halfOpen && s.sealer != nil).done
+	what := known
+	if halfOpen && s.sealer != nil {
+		what |= halfOpens
+	}
+	return s.begin(what).done
 }
 
-// begin begins a bulk transfer, in place of one that is going on. Its peers and waiters are taken over.
-func (s *Sync) begin(halfOpen bool) *bulk {
-	b := &bulk{walker: s.table.NewWalker(), halfOpen: halfOpen, done: make(chan struct{})}
+// parts are the parts of the table that a bulk transfer sends.
+type parts uint8
+
+const (
+	known     parts = 1 << iota // what is sent at any time
+	halfOpens                   // half-open connections
+)
+
+// begin begins a bulk transfer, in place of one that is going on. Its parts, peers and waiters are taken over.
+func (s *Sync) begin(what parts) *bulk {
+	b := &bulk{walker: s.table.NewWalker(), parts: what, done: make(chan struct{})}
 	if s.bulk != nil {
-		b.halfOpen, b.sessions, b.done = halfOpen || s.bulk.halfOpen, s.bulk.sessions, s.bulk.done
+		b.parts, b.sessions, b.done = what|s.bulk.parts, s.bulk.sessions, s.bulk.done
 	}
 	s.bulk = b
+	s.wakeUp()
+	return b
+}
+
+// wakeUp lets Run work at once.
+func (s *Sync) wakeUp() {
 	select {
 	case s.wake <- struct{}{}:
 	default:
 	}
-	return b
 }
 
 // sendBulk sends the part of a bulk transfer that is due.
@@ -51,6 +68,9 @@ func (s *Sync) sendBulk(now, elapsed conntab.Ticks) {
 	b.due = min(b.due+rate*float64(max(elapsed, 1))/conntab.PerSecond, rate/10)
 	snapshot := s.balancer.Snapshot()
 	slots := s.table.Slots() / 20 // a sparse table is passed in a second or more
+	if b.parts == halfOpens {
+		slots *= 4 // the switch is now
+	}
 	for {
 		before := s.counts.sent.Records
 		for len(b.entries) > 0 && b.due > 0 {
@@ -86,7 +106,7 @@ func (s *Sync) sendBulk(now, elapsed conntab.Ticks) {
 	s.counts.bulks++
 	close(b.done)
 	if b.again {
-		s.begin(false)
+		s.begin(known)
 	}
 }
 
@@ -94,11 +114,13 @@ func (s *Sync) sendBulk(now, elapsed conntab.Ticks) {
 // peer would take the old end of its own connection for a new one.
 func (s *Sync) inBulk(c *conntab.Conn) bool {
 	switch {
+	case !c.Template && halfOpen(c.State):
+		return s.bulk.parts&halfOpens != 0
+	case s.bulk.parts&known == 0:
+		return false
 	case c.Reported && s.sealer == nil && !c.Template && !c.State.Active() && c.State != conntab.UDP:
 		return false
 	case c.Template:
-		return true
-	case s.bulk.halfOpen && (c.State == conntab.SynRecv || c.State == conntab.SynAck):
 		return true
 	case c.State == conntab.UDP && c.Packets < threshold:
 		return false

@@ -102,6 +102,11 @@ func (r *Record) connection(service func(proto uint8, vip netip.Addr, port uint1
 	return c, Accepted
 }
 
+// halfOpen reports whether the client has not answered the realserver yet.
+func halfOpen(s conntab.State) bool {
+	return s == conntab.SynRecv || s == conntab.SynAck || s > conntab.SCTPNone && s < conntab.SCTPEstablished
+}
+
 // synced reports whether connections in this state are sent (Linux ip_vs_sync.c, ip_vs_sync_conn): none whose client
 // has not answered yet.
 func synced(s conntab.State) bool {

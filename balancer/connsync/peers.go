@@ -72,7 +72,7 @@ func (s *Sync) takeKernel(b []byte, from netip.Addr, now conntab.Ticks) {
 		p = &peer{id: id, addr: from, gave: now - giveEvery}
 		s.peers[id] = p
 		if s.bulk == nil && h.count > 0 {
-			s.begin(false)
+			s.begin(known)
 		}
 	}
 	p.heard = now
@@ -84,7 +84,7 @@ func (s *Sync) takeKernel(b []byte, from netip.Addr, now conntab.Ticks) {
 		s.bulk.again = true
 	case now-p.gave >= giveEvery:
 		p.gave = now
-		s.begin(false)
+		s.begin(known)
 	}
 }
 
@@ -228,7 +228,7 @@ func (s *Sync) takeHello(p *peer, body []byte, now conntab.Ticks) {
 			s.bulk != nil && slices.Contains(s.bulk.sessions, p.id.session) {
 			continue
 		}
-		b := s.begin(false)
+		b := s.begin(known)
 		b.sessions = append(b.sessions, p.id.session)
 	}
 	if !knows {

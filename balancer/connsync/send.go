@@ -142,7 +142,7 @@ func (s *Sync) sendChanges(now conntab.Ticks) {
 	for n := s.feed.Next(now, c.read); n > 0; n = s.feed.Next(now, c.read) {
 		for i := range c.read[:n] {
 			conn := &c.read[i].Conn
-			if conn.Template || !synced(conn.State) {
+			if conn.Template || !synced(conn.State) && !(s.givesHalfOpen() && halfOpen(conn.State)) {
 				continue
 			}
 			if i, known := c.index[conn.Flow]; known {
@@ -164,9 +164,12 @@ func (s *Sync) sendChanges(now conntab.Ticks) {
 	clear(c.index)
 	if lost := s.feed.Lost(); lost != c.lost {
 		c.lost = lost
-		s.begin(false)
+		s.begin(known)
 	}
 }
+
+// givesHalfOpen reports whether half-open connections are sent.
+func (s *Sync) givesHalfOpen() bool { return s.switching && s.sealer != nil }
 
 // announce adds the record of a connection. partly reports whether some of its time may have passed.
 func (s *Sync) announce(snapshot *balancer.Snapshot, c *balancer.Connection, partly bool) {

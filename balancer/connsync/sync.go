@@ -73,11 +73,14 @@ type Sync struct {
 	changes changes
 	refresh refresh
 	bulk    *bulk // nil: none is going on
-	peers   map[peerID]*peer
-	nonces  [2]uint64 // of the last hellos, the newest first
-	hello   conntab.Ticks
-	asked   bool // an early hello is due
-	hellos  int  // that have been sent, in the mode IPVS
+	// switching: packets of this director's connections may come to a peer, since switched
+	switching bool
+	switched  conntab.Ticks
+	peers     map[peerID]*peer
+	nonces    [2]uint64 // of the last hellos, the newest first
+	hello     conntab.Ticks
+	asked     bool // an early hello is due
+	hellos    int  // that have been sent, in the mode IPVS
 
 	answered conntab.Ticks // a session that was no peer
 	begun    conntab.Ticks
@@ -134,9 +137,38 @@ func (s *Sync) Run(ctx context.Context) error {
 			last = now
 		}
 	}
+	s.work(s.now(), s.now()-last) // the last changes
 	err := s.Close()
 	<-received
 	return err
+}
+
+// switchFor is the time after Switch in which packets of a connection may come here and to a peer.
+const switchFor = 3 * conntab.PerSecond
+
+// Switch is called when the packets of this director's connections begin to come to a peer. For three seconds, changes
+// are sent within 10 ms, and in the mode VSTUN half-open connections are sent, too: the peer may get the next packet of
+// each. The channel is closed when those that exist are sent.
+func (s *Sync) Switch() <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.switching, s.switched = true, s.now()
+	if s.sealer == nil {
+		s.wakeUp()
+		done := make(chan struct{})
+		close(done)
+		return done
+	}
+	s.feed.Include(conntab.Opened, true)
+	return s.begin(halfOpens).done
+}
+
+// endSwitch ends what Switch has begun, when it is due.
+func (s *Sync) endSwitch(now conntab.Ticks) {
+	if s.switching && now-s.switched >= switchFor {
+		s.switching = false
+		s.feed.Include(conntab.Opened, false)
+	}
 }
 
 // Close closes the link and ends Run. It may be called several times.
@@ -148,11 +180,12 @@ func (s *Sync) Close() error {
 	return s.closed
 }
 
-// work does what is due, and reports whether it is due again soon: during a bulk transfer, and while datagrams are
-// missing. elapsed is the time since the last call.
+// work does what is due, and reports whether it is due again soon: during a bulk transfer, after Switch, and while
+// datagrams are missing. elapsed is the time since the last call.
 func (s *Sync) work(now, elapsed conntab.Ticks) (soon bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.endSwitch(now)
 	s.sendChanges(now)
 	s.sendRefresh(now, elapsed)
 	s.sendBulk(now, elapsed)
@@ -162,7 +195,7 @@ func (s *Sync) work(now, elapsed conntab.Ticks) (soon bool) {
 		s.isReady = true
 		close(s.ready)
 	}
-	return s.bulk != nil || missing
+	return s.bulk != nil || s.switching || missing
 }
 
 // Ready returns a channel that is closed when the table has the connections of all peers, or no peer has been heard for

@@ -108,6 +108,47 @@ func TestHalfOpenStays(t *testing.T) {
 	}
 }
 
+// TestSwitch: at a switch, the peer learns at once of connections that are half-open, or become so in the next seconds.
+// Later ones are not sent.
+func TestSwitch(t *testing.T) {
+	w := newNetwork(t, 2, 4096, key)
+	one, two := w.directors[0], w.directors[1]
+	w.run(5 * second)
+	open := func(n int, proto uint8, port uint16) string {
+		return one.send(w, client(n, vip, proto, port, packet.FlagSYN))
+	}
+	want := map[int]string{1: open(1, packet.ProtoTCP, 80), 2: open(2, packet.ProtoSCTP, 99)}
+	w.run(second)
+	sent := one.Switch()
+	w.run(second / 4)
+	select {
+	case <-sent:
+	default:
+		t.Error("the half-open connections are not sent")
+	}
+	for n := 3; n < 9; n += 2 {
+		want[n], want[n+1] = open(n, packet.ProtoTCP, 80), open(n+1, packet.ProtoSCTP, 99)
+		w.run(ticksOf(2 * bulkEvery))
+	}
+	for n, to := range want {
+		p := client(n, vip, packet.ProtoTCP, 80, packet.FlagACK)
+		if n%2 == 0 {
+			p = client(n, vip, packet.ProtoSCTP, 99, 0)
+			p.SCTPChunk = packet.ChunkCookieEcho
+		}
+		if got := two.send(w, p); got != to {
+			t.Errorf("connection %d: %s, want %s", n, got, to)
+		}
+	}
+	w.run(5 * second)
+	late := client(10, vip, packet.ProtoTCP, 80, packet.FlagSYN)
+	one.send(w, late)
+	w.run(5 * second)
+	if _, known := two.conn(w, late); known {
+		t.Error("a half-open connection is sent without a switch")
+	}
+}
+
 // TestNewcomer: a director that starts, or starts again, gets the whole table, also what its peer has from itself.
 func TestNewcomer(t *testing.T) {
 	const n = 3000

@@ -27,16 +27,20 @@ type Change struct {
 // goroutine uses a Feed.
 type Feed struct {
 	table *Table
-	size  int   // changes a shard
-	own   bool  // leaves out connections that another director has reported
-	kinds uint8 // bits of the kinds that it has
+	size  int           // changes a shard
+	own   bool          // leaves out connections that another director has reported
+	kinds atomic.Uint32 // bits of the kinds that it has
 	lost  atomic.Uint64
 	at    [2]cursor // of each family
 	turn  int       // family that is read first
 }
 
 // Changes starts a feed that holds at least n changes. Close ends it.
-func (t *Table) Changes(n int) *Feed { return t.attach(&Feed{kinds: 1<<8 - 1}, n) }
+func (t *Table) Changes(n int) *Feed {
+	f := &Feed{}
+	f.kinds.Store(1<<8 - 1)
+	return t.attach(f, n)
+}
 
 // OwnChanges is Changes for the changes of these kinds only. It leaves out connections that another director has
 // reported, as long as no packet of them has come. Changes that it leaves out take no place: a flood of half-open
@@ -44,9 +48,18 @@ func (t *Table) Changes(n int) *Feed { return t.attach(&Feed{kinds: 1<<8 - 1}, n
 func (t *Table) OwnChanges(n int, kinds ...ChangeKind) *Feed {
 	f := &Feed{own: true}
 	for _, k := range kinds {
-		f.kinds |= 1 << k
+		f.Include(k, true)
 	}
 	return t.attach(f, n)
+}
+
+// Include adds changes of this kind to the feed from now on, or leaves them out.
+func (f *Feed) Include(kind ChangeKind, is bool) {
+	if is {
+		f.kinds.Or(1 << kind)
+	} else {
+		f.kinds.And(^uint32(1 << kind))
+	}
 }
 
 // attach starts the feed f.
@@ -107,7 +120,7 @@ func (s *shard[A]) note(kind ChangeKind, e *entry[A]) {
 		return
 	}
 	for _, r := range s.feeds {
-		if r.feed.kinds&(1<<kind) != 0 && !(r.feed.own && e.flags&reported != 0) {
+		if r.feed.kinds.Load()&(1<<kind) != 0 && !(r.feed.own && e.flags&reported != 0) {
 			r.push(kind, e)
 		}
 	}

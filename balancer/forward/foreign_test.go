@@ -52,6 +52,34 @@ func TestForeign(t *testing.T) {
 	}
 }
 
+// TestEarlyReplies: while connections of other directors may be missing, a realserver's packet of an unknown connection
+// is not sent on untranslated. One that begins a connection is, and so are all of other hosts.
+func TestEarlyReplies(t *testing.T) {
+	s, cfg := newNATSite(t, 1500), natConfig(1500)
+	_, request := flows(packet.ProtoTCP, false)
+	server := request.Reverse()
+	other := server
+	other.SrcPort = 9
+	for _, incomplete := range []bool{false, true} {
+		cfg.Options.Incomplete = incomplete
+		if err := s.worker.balancer.Apply(cfg); err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range []struct {
+			p     []byte
+			waits bool
+		}{
+			{made(server, packet.FlagSYN|packet.FlagACK, 0), true}, {made(server, packet.FlagACK, 100), true},
+			{made(server, packet.FlagSYN, 0), false}, {made(other, packet.FlagACK, 0), false},
+		} {
+			got, raw := s.run(t, packet.Offload{}, clone([][]byte{c.p})...)
+			if sent := len(got) == 1; sent == (c.waits && incomplete) || len(raw) > 0 {
+				t.Errorf("incomplete %v: %x: written back %v, and %x", incomplete, c.p, sent, raw)
+			}
+		}
+	}
+}
+
 // TestOthersBeforeSnapshot: another packet of a realserver is sent on as it came while the rules for VS/NAT are there
 // and the snapshot is not. One for a VIP is not sent on, and without such rules no packet is.
 func TestOthersBeforeSnapshot(t *testing.T) {

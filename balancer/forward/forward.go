@@ -193,6 +193,9 @@ func (w *Worker) packet(snap *balancer.Snapshot, b *packet.Buf, p *packet.Info, 
 	}
 	dest, d := snap.Decide(p, now)
 	if d == drop.NoService && w.foreign(snap, p) {
+		if from != nil && early(snap, p) {
+			return drop.NoConnection
+		}
 		return w.plain(b, p, now)
 	}
 	if d != drop.Accept {

@@ -46,6 +46,22 @@ func (w *Worker) foreign(snap *balancer.Snapshot, p *packet.Info) bool {
 		!snap.WasVIP(p.Flow.Dst)
 }
 
+// early reports whether p, a packet of a VS/NAT realserver that belongs to no known connection, may belong to one that
+// another director is about to report. Its client would end the connection if it got p untranslated; the realserver
+// repeats p if it gets no answer. Packets that begin a connection do not belong to one.
+func early(snap *balancer.Snapshot, p *packet.Info) bool {
+	if !snap.Incomplete() {
+		return false
+	}
+	switch p.Flow.Proto {
+	case packet.ProtoTCP:
+		return p.TCPFlags&packet.FlagACK != 0
+	case packet.ProtoSCTP:
+		return p.SCTPChunk != packet.ChunkInit
+	}
+	return false
+}
+
 // plain sends the packet in b, which is foreign, on its way as it came.
 func (w *Worker) plain(b *packet.Buf, p *packet.Info, now conntab.Ticks) drop.Reason {
 	if !w.loops.again(b.Bytes()[:p.Len], now) {

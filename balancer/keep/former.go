@@ -72,10 +72,11 @@ func (f *Former) open() error {
 	if st.Size < pageSize {
 		return f.unusable("is too short")
 	}
-	memory, err := unix.Mmap(int(f.file.Fd()), 0, int(st.Size), unix.PROT_READ, unix.MAP_SHARED|unix.MAP_POPULATE)
+	memory, err := mapShared(int(f.file.Fd()), 0, st.Size, unix.PROT_READ)
 	if err != nil {
 		return &os.PathError{Op: "mmap", Path: f.path, Err: err}
 	}
+	_ = unix.Madvise(memory, unix.MADV_POPULATE_READ) // Linux 5.14; otherwise pages are mapped with their first use
 	f.memory = memory
 	boot, err := bootID()
 	if err != nil {
@@ -173,7 +174,7 @@ func (f *Former) Close() error {
 	defer f.mu.Unlock()
 	var errs []error
 	if f.memory != nil {
-		errs = append(errs, unix.Munmap(f.memory))
+		errs = append(errs, unmap(f.memory))
 		f.memory, f.sections = nil, nil
 	}
 	if f.file != nil {

@@ -69,6 +69,9 @@ type File struct {
 	room   bool    // until the first failure
 	former *Former // whose space may be used
 	moved  bool    // Commit has been called
+
+	unsettled []unsettled
+	added     chan struct{} // to unsettled
 }
 
 // pageSize is the size of pages of the machine, and so the unit of sections.
@@ -81,7 +84,8 @@ func Create(path, version string, former *Former, failed func(error)) (*File, er
 	if err := onTmpfs(filepath.Dir(path)); err != nil {
 		return nil, err
 	}
-	f := &File{path: path, temp: path + ".new", failed: failed, room: true, former: former, end: pageSize}
+	f := &File{path: path, temp: path + ".new", failed: failed, room: true, former: former, end: pageSize,
+		added: make(chan struct{}, 1)}
 	err := removeUnused(f.temp)
 	if err != nil {
 		return nil, err
@@ -95,7 +99,7 @@ func Create(path, version string, former *Former, failed func(error)) (*File, er
 	return f, nil
 }
 
-// removeUnused removes the file of a process that was killed before Commit.
+// removeUnused removes a file of a process that has ended, if it is there.
 func removeUnused(path string) error {
 	old, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if errors.Is(err, os.ErrNotExist) {
@@ -166,10 +170,15 @@ func (f *File) section(name string, layout uint32, size int64) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer func() { _ = unix.Munmap(h) }()
+	defer func() { _ = unmap(h) }()
 	b, err := f.allocate(start, up(size, pageSize))
 	if err != nil {
 		return nil, err
+	}
+	f.unsettled = append(f.unsettled, unsettled{b, huge <= size && size <= mostHuge})
+	select {
+	case f.added <- struct{}{}:
+	default:
 	}
 	copy(h[:lenName], name)
 	binary.NativeEndian.PutUint32(h[offSecLayout:], layout)
@@ -193,7 +202,7 @@ func (f *File) allocate(offset, size int64) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: no room for %d MB: %w", f.temp, up(size, 1<<20)>>20, err)
 	}
-	b, err := mapShared(fd, offset, size)
+	b, err := mapShared(fd, offset, size, unix.PROT_READ|unix.PROT_WRITE)
 	if err != nil {
 		return nil, fmt.Errorf("%s: mmap: %w", f.temp, err)
 	}
@@ -246,16 +255,9 @@ func Path(socket, suffix string) string {
 
 const shm = "/dev/shm"
 
-// Remove removes what a process has left at path. It is no error if there is nothing.
-func Remove(path string) error {
-	var errs []error
-	for _, p := range []string{path, path + ".new"} {
-		if err := os.Remove(p); err != nil && !errors.Is(err, os.ErrNotExist) {
-			errs = append(errs, err)
-		}
-	}
-	return errors.Join(errs...)
-}
+// Remove removes what a process that has ended has left at path. It is no error if there is nothing. The error is
+// ErrInUse if the process has not ended.
+func Remove(path string) error { return errors.Join(removeUnused(path), removeUnused(path+".new")) }
 
 // ErrNoTmpfs is that a folder is not on tmpfs.
 var ErrNoTmpfs = errors.New("is not on tmpfs")

@@ -2,15 +2,19 @@ package keep
 
 import (
 	"bytes"
+	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"vstun/testdata/testkit"
 )
 
 // folder returns an empty folder on a tmpfs of size bytes (0: as large as the machine lets it be).
@@ -142,6 +146,69 @@ func TestSuccession(t *testing.T) {
 	}
 }
 
+// TestRemove: what a process has left is removed, also if it was killed before Commit; what a process uses is not.
+func TestRemove(t *testing.T) {
+	dir := folder(t, "64m")
+	path := filepath.Join(dir, "t.table")
+	must(t, Remove(path))
+	f := create(t, path, nil)
+	if err := Remove(path); !errors.Is(err, ErrInUse) {
+		t.Errorf("before Commit: %v", err)
+	}
+	must(t, f.Commit())
+	if err := Remove(path); !errors.Is(err, ErrInUse) {
+		t.Errorf("after Commit: %v", err)
+	}
+	must(t, f.Close())
+	must(t, os.WriteFile(path+".new", nil, 0o600))
+	must(t, Remove(path))
+	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+		t.Errorf("left: %v, %v", left, err)
+	}
+}
+
+// TestSettle: Settle changes no byte while others write, and takes sections that come later, too.
+func TestSettle(t *testing.T) {
+	f := create(t, filepath.Join(folder(t, "64m"), "t.table"), nil)
+	ctx, cancel := context.WithCancel(context.Background())
+	var running sync.WaitGroup
+	used := func(size int) {
+		t.Helper()
+		b := f.Section(fmt.Sprint(size), 1, size)
+		if len(b) != size {
+			t.Fatalf("no section of %d bytes", size)
+		}
+		running.Go(func() {
+			for n := byte(1); ctx.Err() == nil; n++ {
+				for i := 0; i < size; i += 64 {
+					if b[i] != n-1 {
+						t.Errorf("byte %d of %d is %d, want %d", i, size, b[i], n-1)
+						return
+					}
+					b[i] = n
+				}
+			}
+		})
+	}
+	settled := func() bool {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		return len(f.unsettled) == 0
+	}
+	used(9 << 20)
+	used(100)
+	if settled() {
+		t.Error("a start waits for it")
+	}
+	running.Go(func() { must(t, f.Settle(ctx)) })
+	testkit.Eventually(t, "the sections are settled", settled)
+	used(5<<20 + 1)
+	testkit.Eventually(t, "the third one is settled", settled)
+	cancel()
+	running.Wait()
+	must(t, errors.Join(f.Commit(), f.Close()))
+}
+
 // TestNoRoom: a section is given or refused at once, and what is refused takes no space.
 func TestNoRoom(t *testing.T) {
 	path := filepath.Join(folder(t, "8m"), "t.table")
@@ -182,7 +249,7 @@ func TestRoomForOne(t *testing.T) {
 	}
 	want := bytes.Clone(b)
 	must(t, errors.Join(f.Commit(), f.Close()))
-	must(t, errors.Join(unix.Munmap(f.header), unix.MunmapPtr(unsafe.Pointer(&b[0]), 5<<20))) // the process's end
+	must(t, errors.Join(unmap(f.header), unmap(b))) // the process's end
 	former := reopen(t, path)
 	before := former.Section("a", 1)
 	next := create(t, path, former)

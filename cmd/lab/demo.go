@@ -24,6 +24,7 @@ type options struct {
 	stay bool
 	ipv6 bool
 	lan  bool
+	ha   bool
 	bin  string
 }
 
@@ -33,15 +34,17 @@ type show struct {
 	bin  string // directory of the programs
 	ipv6 bool
 	lan  bool // the VIP is in the director's subnet, and the method is VS/DR; else it is VS/TUN
+	ha   bool // there are two directors; with lan
 	lab  *lab.Lab
 
 	director *program
+	backup   *program   // the second director
 	agents   []*program // in the order of lab.Webs
 }
 
 // demo runs the whole demo. It cleans up after success, failure, and interruption through the context.
 func demo(ctx context.Context, out io.Writer, o options) (err error) {
-	s := &show{bin: o.bin, ipv6: o.ipv6, lan: o.lan}
+	s := &show{bin: o.bin, ipv6: o.ipv6, lan: o.lan || o.ha, ha: o.ha}
 	network := lab.Routed
 	if s.lan {
 		network = lab.LAN
@@ -55,7 +58,7 @@ func demo(ctx context.Context, out io.Writer, o options) (err error) {
 	s.out = &watched{out, cancel}
 
 	undo := func(f func() error) { err = errors.Join(err, f()) }
-	if s.lab, err = lab.New(lab.Spec{Prefix: prefix, Webs: 2, Network: network}); err != nil {
+	if s.lab, err = lab.New(lab.Spec{Prefix: prefix, Webs: 2, Network: network, Backup: s.ha}); err != nil {
 		return err
 	}
 	defer undo(s.lab.Close)
@@ -67,9 +70,15 @@ func demo(ctx context.Context, out io.Writer, o options) (err error) {
 		return fmt.Errorf("directory for configurations and logs: %w", err)
 	}
 	defer undo(func() error {
-		return errors.Join(keep.Remove(keep.Path(dir+"/director.sock", ".table")), os.RemoveAll(dir))
+		return errors.Join(keep.Remove(keep.Path(dir+"/director.sock", ".table")),
+			keep.Remove(keep.Path(dir+"/director2.sock", ".table")), os.RemoveAll(dir))
 	})
 
+	if s.ha {
+		if err := writeKey(); err != nil {
+			return err
+		}
+	}
 	played := s.play(ctx, o.stay)
 	interrupted := ctx.Err() != nil && errors.Is(played, context.Canceled)
 	if interrupted {
@@ -94,6 +103,12 @@ func (s *show) play(ctx context.Context, stay bool) error {
 		return err
 	}
 	defer servers.Close()
+	if s.ha {
+		if faults := s.failovers(ctx); faults != nil || !stay {
+			return faults
+		}
+		return s.stay(ctx)
+	}
 	counters, err := s.count()
 	if err != nil {
 		return err
@@ -150,22 +165,34 @@ func (s *show) showLogs() {
 	}
 }
 
-// stay waits for Ctrl-C or the end of a program.
+// stay waits for Ctrl-C or the end of a program. A director of a pair is started again.
 func (s *show) stay(ctx context.Context) error {
 	s.describeStay(filepath.Join(s.bin, s.director.name), s.director.config)
-	ended := make(chan *program, 1+len(s.agents))
-	for _, p := range s.programs() {
-		go func() {
-			<-p.process.Done() // at the latest when the demo ends
+	ended := make(chan *program, 1+len(s.programs()))
+	watch := func(p *program) {
+		go func(done <-chan struct{}) {
+			<-done // at the latest when the demo ends
 			ended <- p
-		}()
+		}(p.process.Done())
 	}
-	select {
-	case <-ctx.Done():
-		s.printf("\nCleaning up.\n")
-		return nil
-	case p := <-ended:
-		return fmt.Errorf("%s ended by itself", p)
+	for _, p := range s.programs() {
+		watch(p)
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			s.printf("\nCleaning up.\n")
+			return nil
+		case p := <-ended:
+			if !s.ha || p.name != "director" {
+				return fmt.Errorf("%s ended by itself", p)
+			}
+			s.printf("\n%s has ended, and is started again.\n", p)
+			if err := s.run(p); err != nil {
+				return err
+			}
+			watch(p)
+		}
 	}
 }
 

@@ -33,8 +33,11 @@ type program struct {
 }
 
 func (p *program) String() string {
-	if p.host.Name == p.name {
+	switch p.host.Name {
+	case p.name:
 		return "the " + p.name
+	case p.name + "2":
+		return p.host.Name
 	}
 	return p.host.Name + "'s " + p.name
 }
@@ -52,6 +55,11 @@ func (s *show) startPrograms(ctx context.Context) error {
 	var err error
 	if s.director, err = s.start(s.lab.Director, "director", s.directorTOML); err != nil {
 		return err
+	}
+	if s.ha {
+		if s.backup, err = s.start(s.lab.Backup, "director", s.backupTOML); err != nil {
+			return err
+		}
 	}
 	begin := time.Now()
 	for _, p := range s.programs() {
@@ -71,18 +79,27 @@ func (s *show) start(h *lab.Host, name string, config func(socket string) string
 	if err := os.WriteFile(p.config, []byte(config(p.socket)), 0o600); err != nil {
 		return nil, fmt.Errorf("configuration of %s: %w", p, err)
 	}
-	log, err := os.OpenFile(p.log, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("log of %s: %w", p, err)
-	}
-	defer log.Close()
-	cmd := exec.Command(filepath.Join(s.bin, name), "run", "-c", p.config)
-	cmd.Stdout, cmd.Stderr = log, log
-	if p.process, err = h.Start(cmd); err != nil {
+	if err := s.run(p); err != nil {
 		return nil, err
 	}
 	s.printf("  %-9s %s run -c %s\n", h.Name, name, p.config)
 	return p, nil
+}
+
+// run starts a program that has its configuration. The program does not run.
+func (s *show) run(p *program) error {
+	log, err := os.OpenFile(p.log, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return fmt.Errorf("log of %s: %w", p, err)
+	}
+	defer log.Close()
+	cmd := exec.Command(filepath.Join(s.bin, p.name), "run", "-c", p.config)
+	cmd.Stdout, cmd.Stderr = log, log
+	process, err := p.host.Start(cmd)
+	if err == nil {
+		p.process, p.up = process, false
+	}
+	return err
 }
 
 // awaitUp waits until the program answers on its control socket.
@@ -140,12 +157,14 @@ func (s *show) stopPrograms() error {
 	return errors.Join(errs...)
 }
 
-// programs returns the started programs, the director first.
-func (s *show) programs() []*program {
-	if s.director == nil {
-		return s.agents
+// programs returns the started programs, the directors first.
+func (s *show) programs() (all []*program) {
+	for _, p := range []*program{s.director, s.backup} {
+		if p != nil {
+			all = append(all, p)
+		}
 	}
-	return append([]*program{s.director}, s.agents...)
+	return append(all, s.agents...)
 }
 
 // tail returns the last lines of the program's log, indented.

@@ -32,6 +32,11 @@ const drawing = `vstun demo: a virtual address (VIP), one director, two web serv
 
 // draw prints the topology and the paths of request and reply.
 func (s *show) draw() {
+	if s.ha {
+		s.printf(haDrawing, s.vip(), s.addr(s.lab.Client), s.addr(s.lab.Director), s.addr(s.lab.Backup),
+			s.addr(s.lab.Webs[0]), s.addr(s.lab.Webs[1]))
+		return
+	}
 	if s.lan {
 		s.printf(lanDrawing, s.vip(), s.addr(s.lab.Client), s.addr(s.lab.Director), s.addr(s.lab.Webs[0]),
 			s.addr(s.lab.Webs[1]), s.addr(s.lab.Insider))
@@ -43,6 +48,16 @@ func (s *show) draw() {
 
 // directorTOML is the director's configuration.
 func (s *show) directorTOML(socket string) string {
+	return s.servicesTOML(socket) + s.pairTOML(firstPriority)
+}
+
+// backupTOML is the configuration of a pair's second director.
+func (s *show) backupTOML(socket string) string {
+	return s.servicesTOML(socket) + s.pairTOML(secondPriority)
+}
+
+// servicesTOML is the part of a director's configuration without a pair.
+func (s *show) servicesTOML(socket string) string {
 	text := fmt.Sprintf("[director]\ncontrol = %q\n", socket)
 	service := func(name, protocol string, port int, scheduler string, weights []int) {
 		text += fmt.Sprintf("\n[[service]]\nname = %q\nvip = %q\nprotocol = %q\nport = %d\nscheduler = %q\n",
@@ -65,12 +80,20 @@ func (s *show) agentTOML(socket string) string {
 	if s.lan {
 		encap = "[]"
 	}
-	return fmt.Sprintf("[realserver]\nvips = [%q]\ndirectors = [%q]\nencap = %s\ncontrol = %q\n",
-		s.vip(), s.addr(s.lab.Director), encap, socket)
+	directors := fmt.Sprintf("%q", s.addr(s.lab.Director))
+	if s.ha {
+		directors += fmt.Sprintf(", %q", s.addr(s.lab.Backup))
+	}
+	return fmt.Sprintf("[realserver]\nvips = [%q]\ndirectors = [%s]\nencap = %s\ncontrol = %q\n",
+		s.vip(), directors, encap, socket)
 }
 
 // describeStay prints what to look at while everything runs.
 func (s *show) describeStay(director, config string) {
+	if s.ha {
+		s.printf(haStayText, prefix, s.vip(), director, dir, s.url())
+		return
+	}
 	if s.lan {
 		s.printf(lanStayText, prefix, s.vip(), director, config, dir, s.url())
 		return

@@ -3,6 +3,8 @@ package main
 import (
 	"bytes"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -11,16 +13,17 @@ import (
 	"vstun/testdata/testkit"
 )
 
-func testShow(out *bytes.Buffer, ipv6, lan bool) *show {
+func testShow(out *bytes.Buffer, ipv6, lan, ha bool) *show {
 	host := func(addr, addr6 string) *lab.Host {
 		return &lab.Host{Addr: netip.MustParseAddr(addr), Addr6: netip.MustParseAddr(addr6)}
 	}
-	return &show{out: out, ipv6: ipv6, lan: lan, lab: &lab.Lab{
+	return &show{out: out, ipv6: ipv6, lan: lan, ha: ha, lab: &lab.Lab{
 		Insider:  host("10.0.2.9", "fd00:0:2::9"),
 		VIP:      netip.MustParseAddr("198.51.100.80"),
 		VIP6:     netip.MustParseAddr("2001:db8:100::80"),
 		Client:   host("10.0.1.2", "fd00:0:1::2"),
 		Director: host("10.0.2.2", "fd00:0:2::2"),
+		Backup:   host("10.0.2.3", "fd00:0:2::3"),
 		Webs:     []*lab.Host{host("10.0.11.2", "fd00:0:11::2"), host("10.0.12.2", "fd00:0:12::2")},
 	}}
 }
@@ -28,18 +31,26 @@ func testShow(out *bytes.Buffer, ipv6, lan bool) *show {
 func TestConfigurationsAreValid(t *testing.T) { testkit.Families(t, testConfigurations) }
 
 func testConfigurations(t *testing.T, ipv6 bool) {
-	testConfigurationsOf(t, testShow(nil, ipv6, false))
-	testConfigurationsOf(t, testShow(nil, ipv6, true))
+	testConfigurationsOf(t, testShow(nil, ipv6, false, false))
+	testConfigurationsOf(t, testShow(nil, ipv6, true, false))
+	testConfigurationsOf(t, testShow(nil, ipv6, true, true))
 }
 
 func testConfigurationsOf(t *testing.T, s *show) {
 	t.Helper()
-	d, err := config.ParseDirector("director.toml", []byte(s.directorTOML("/tmp/d.sock")))
-	if err != nil {
+	key := filepath.Join(t.TempDir(), "sync.key")
+	if err := os.WriteFile(key, make([]byte, 32), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if d.Control != "/tmp/d.sock" || len(d.Services) != 2 {
-		t.Errorf("director: %+v", d)
+	for priority, text := range map[uint8]string{firstPriority: s.directorTOML("/tmp/d.sock"),
+		secondPriority: s.backupTOML("/tmp/d.sock")} {
+		d, err := config.ParseDirector("director.toml", []byte(strings.ReplaceAll(text, keyPath(), key)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d.Control != "/tmp/d.sock" || len(d.Services) != 2 || s.ha && d.VRRP[0].Priority != priority {
+			t.Errorf("director: %+v", d)
+		}
 	}
 	r, err := config.ParseRealserver("web1.toml", []byte(s.agentTOML("/tmp/r.sock")))
 	if err != nil {
@@ -53,14 +64,15 @@ func testConfigurationsOf(t *testing.T, s *show) {
 func TestDrawingFits(t *testing.T) { testkit.Families(t, testDrawing) }
 
 func testDrawing(t *testing.T, ipv6 bool) {
-	testDrawingOf(t, ipv6, false)
-	testDrawingOf(t, ipv6, true)
+	testDrawingOf(t, ipv6, false, false)
+	testDrawingOf(t, ipv6, true, false)
+	testDrawingOf(t, ipv6, true, true)
 }
 
-func testDrawingOf(t *testing.T, ipv6, lan bool) {
+func testDrawingOf(t *testing.T, ipv6, lan, ha bool) {
 	t.Helper()
 	var out bytes.Buffer
-	s := testShow(&out, ipv6, lan)
+	s := testShow(&out, ipv6, lan, ha)
 	s.draw()
 	s.describeStay("bin/director", dir+"/director.toml")
 	want := []string{"198.51.100.80", "10.0.1.2", "10.0.2.2", "10.0.11.2", "10.0.12.2"}

@@ -48,6 +48,10 @@ func (s *show) serve() (*servers, error) {
 			return nil, fmt.Errorf("web server: %w", err)
 		}
 		server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Path == streamPath {
+				stream(w, r)
+				return
+			}
 			fmt.Fprintf(w, "%s %s\n", web.Name, r.RemoteAddr)
 		})}
 		all.closers = append(all.closers, server)

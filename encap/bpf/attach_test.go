@@ -56,7 +56,7 @@ func (c counter) count(t *testing.T) (n uint64) {
 	return n
 }
 
-// attached makes an upload whose packets the director's program forwards, and returns the director and the flow's upload.
+// attached attaches both programs, and makes a connection whose packets they take.
 func attached(t *testing.T, n *network, noTCX bool) (*Director, *Realserver, *upload) {
 	t.Helper()
 	d, r := newTestDirector(t), newTestRealserver(t)
@@ -291,7 +291,7 @@ func TestWithoutRights(t *testing.T) {
 		none := [2]unix.CapUserData{}
 		must(t, unix.Capset(&header, &none[0]))
 		if _, err := LoadDirector(DirectorConfig{Flows4: 8, Flows6: 8, Paths: 1}); err == nil ||
-			strings.Contains(err.Error(), "\n") || !strings.HasPrefix(err.Error(), "load the director's BPF program: ") {
+			strings.Contains(err.Error(), "\n") || !strings.HasPrefix(err.Error(), "load the director's BPF program") {
 			t.Errorf("loaded without capabilities: %v", err)
 		} else {
 			t.Log(err)

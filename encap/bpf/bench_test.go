@@ -55,8 +55,8 @@ func report(b *testing.B, p, without *ebpf.Program, f []byte) {
 	b.ReportMetric(0, "ns/op")
 }
 
-// BenchmarkMiss is a packet that each program leaves: of an unknown flow, and a server's packet. The net time is without
-// the time that the kernel needs to run any program for a test.
+// BenchmarkMiss is a packet that each program leaves: of an unknown flow, and a server's packet. The net time is
+// without the time that the kernel needs to run any program for a test.
 func BenchmarkMiss(b *testing.B) {
 	d, r := newTestDirector(b), newTestRealserver(b)
 	rules, _ := rulesOf(encap.Decapsulator{Kind: encap.KindIPIP})

@@ -70,7 +70,8 @@ var helpers = []struct {
 	fn    asm.BuiltinFunc
 	since string
 }{
-	{asm.FnCheckMtu, "5.12"}, {asm.FnRedirectNeigh, "5.10"}, {asm.FnJiffies64, "5.5"}, {asm.FnFibLookup, "4.18"}, {asm.FnSkbAdjustRoom, "4.13"},
+	{asm.FnCheckMtu, "5.12"}, {asm.FnRedirectNeigh, "5.10"}, {asm.FnJiffies64, "5.5"},
+	{asm.FnFibLookup, "4.18"}, {asm.FnSkbAdjustRoom, "4.13"},
 }
 
 // explainLoad returns err, an error of loading a program, as one line that says what to do.

@@ -670,7 +670,8 @@ func TestPathChanges(t *testing.T) {
 		must(t, err)
 		_, err = d.Set([]Flow{{Flow: s.flow(), Path: ref, Port: sourcePort}})
 		must(t, err)
-		if action, got := run(t, d.objects.Director, in); action != redirect || !bytes.Equal(got[14:], want[i%len(want)]) {
+		action, got := run(t, d.objects.Director, in)
+		if action != redirect || !bytes.Equal(got[14:], want[i%len(want)]) {
 			t.Fatalf("action %d: %x", action, got)
 		}
 		must(t, d.Remove(ref))

@@ -142,8 +142,8 @@ func volatileOuter(t *testing.T, got, want []byte, turns bool) {
 	finishOuter(want, got)
 }
 
-// FuzzRealserver: of any packet, what the program takes leaves as from the agent, and what it does not take is unchanged.
-// So it takes nothing that the agent refuses.
+// FuzzRealserver: of any packet, what the program takes leaves as from the agent, and what it does not take is
+// unchanged. So it takes nothing that the agent refuses.
 func FuzzRealserver(f *testing.F) {
 	type receiver struct {
 		program *Realserver

@@ -103,7 +103,8 @@ func newNetwork(t testing.TB) *network {
 	connect(t, "d0", "c0", n.client)
 	connect(t, "d1", "r0", n.realserver)
 	n.d0, _ = up(t, "d0", "192.0.2.1/24", "2001:db8::1/64")
-	n.d1, n.mac1 = up(t, "d1", "10.0.11.1/24", "fd00:11::1/64", directors[0].String()+"/32", directors[1].String()+"/128")
+	n.d1, n.mac1 = up(t, "d1", "10.0.11.1/24", "fd00:11::1/64", directors[0].String()+"/32",
+		directors[1].String()+"/128")
 	sysctl(t, "ipv4/ip_forward", "1")
 	sysctl(t, "ipv6/conf/all/forwarding", "1")
 	route(t, "198.51.100.80/32", realservers[0].String(), 0)

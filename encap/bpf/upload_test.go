@@ -66,7 +66,8 @@ func (u *upload) send(t testing.TB, size int64) {
 	want := make(chan []byte, 1)
 	go func() {
 		h := sha256.New()
-		if _, err := io.Copy(io.MultiWriter(u.client, h), io.LimitReader(rand.New(rand.NewSource(1)), size)); err != nil {
+		random := io.LimitReader(rand.New(rand.NewSource(1)), size)
+		if _, err := io.Copy(io.MultiWriter(u.client, h), random); err != nil {
 			want <- nil
 			return
 		}

@@ -422,6 +422,51 @@ func TestDevice(t *testing.T) {
 	w.expect("no address", Fault)
 }
 
+// TestSource: packets come from the configured address, and from no other one, and from no address that follows the
+// role.
+func TestSource(t *testing.T) {
+	at := netip.MustParseAddr
+	d := Device{Addrs: []netip.Prefix{netip.MustParsePrefix("10.0.0.80/24"), netip.MustParsePrefix("10.0.0.81/24"),
+		netip.MustParsePrefix("10.0.0.1/24"), netip.MustParsePrefix("10.0.0.2/24"),
+		netip.MustParsePrefix("2001:db8::1/64"), netip.MustParsePrefix("fe80::1/64")}}
+	for _, c := range []struct{ source, to, want string }{
+		{"", "224.0.0.18", "10.0.0.1"},
+		{"", "10.0.0.9", "10.0.0.1"},
+		{"10.0.0.2", "224.0.0.18", "10.0.0.2"},
+		{"10.0.0.2", "10.0.0.9", "10.0.0.2"},
+		{"10.0.0.2", "192.0.2.1", "10.0.0.2"},
+		{"10.0.0.7", "10.0.0.9", ""},
+		{"2001:db8::1", "2001:db8:9::1", "2001:db8::1"},
+		{"fe80::1", "ff02::12", "fe80::1"},
+		{"2001:db8::1", "ff02::12", ""},
+	} {
+		i := Instance{Addrs: addrs("10.0.0.80"), Excluded: addrs("10.0.0.81")}
+		if c.source != "" {
+			i.Source = at(c.source)
+		}
+		if got := d.source(&i, at(c.to)); got.IsValid() != (c.want != "") || c.want != "" && got != at(c.want) {
+			t.Errorf("from %q to %s: %v, want %q", c.source, c.to, got, c.want)
+		}
+	}
+}
+
+// TestExcluded: excluded addresses follow the role, and are in no advertisement: a router that does not have them finds
+// no difference.
+func TestExcluded(t *testing.T) {
+	w := newWorld(t)
+	excluded := addrs("10.0.0.81", "2001:db8::81")
+	a := w.add(1, vi(100, func(i *Instance) { i.Excluded = excluded }))
+	b := w.add(2, vi(90))
+	w.until(a, Master, time.Minute)
+	if want := append(addrs("10.0.0.80"), excluded...); !slices.Equal(a.moved, want) {
+		t.Errorf("%v follow the role, want %v", a.moved, want)
+	}
+	w.run(10 * time.Second)
+	if n := b.all[0].counts.Differing; n != 0 || b.all[0].counts.Received == 0 {
+		t.Errorf("%d advertisements differ, of %d", n, b.all[0].counts.Received)
+	}
+}
+
 // grouped returns two instances of a group, at eth0 and eth1.
 func grouped(p0, p1 uint8) []Instance {
 	in := func(i *Instance) { i.Group, i.Name = "G", "outside" }

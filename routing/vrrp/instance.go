@@ -17,6 +17,8 @@ type Instance struct {
 	Interval time.Duration
 	// Addrs are in the advertisements, in this order: 1 to 255 addresses of one family.
 	Addrs        []netip.Addr
+	Excluded     []netip.Addr  // follow the role, too, but are in no advertisement; of any families
+	Source       netip.Addr    // an address of Device to send from; the zero value: the first that fits
 	Preempt      bool          // take the role from a master with a lower priority
 	PreemptDelay time.Duration // from the first advertisement of such a master on
 	Password     string        // version 2: the first 8 bytes count; "": no authentication
@@ -32,6 +34,14 @@ const Owner = 255
 // is6 reports whether the instance is of IPv6.
 func (i *Instance) is6() bool { return i.Addrs[0].Is6() }
 
+// addresses returns the addresses that follow the role.
+func (i *Instance) addresses() []netip.Addr { return slices.Concat(i.Addrs, i.Excluded) }
+
+// moves reports whether an address follows the role.
+func (i *Instance) moves(a netip.Addr) bool {
+	return slices.Contains(i.Addrs, a) || slices.Contains(i.Excluded, a)
+}
+
 // unicast reports whether the instance sends to peers.
 func (i *Instance) unicast() bool { return len(i.Peers) > 0 }
 
@@ -45,7 +55,8 @@ func (i *Instance) equal(o *Instance) bool {
 	key := i.Key == o.Key || i.Key != nil && o.Key != nil && *i.Key == *o.Key
 	return i.same(o) && key && i.Priority == o.Priority && i.Interval == o.Interval && i.Preempt == o.Preempt &&
 		i.PreemptDelay == o.PreemptDelay && i.Password == o.Password && i.Group == o.Group &&
-		i.Checksum == o.Checksum && slices.Equal(i.Addrs, o.Addrs) && slices.Equal(i.Peers, o.Peers)
+		i.Checksum == o.Checksum && slices.Equal(i.Addrs, o.Addrs) && slices.Equal(i.Excluded, o.Excluded) &&
+		i.Source == o.Source && slices.Equal(i.Peers, o.Peers)
 }
 
 // authData returns the type and the data of version 2's authentication.
@@ -87,8 +98,12 @@ func (d *Device) source(i *Instance, to netip.Addr) netip.Addr {
 	for _, p := range d.Addrs {
 		a := p.Addr()
 		switch {
-		case a.Is6() != to.Is6() || slices.Contains(i.Addrs, a):
+		case a.Is6() != to.Is6() || i.moves(a):
 		case to == group6 && !a.IsLinkLocalUnicast(): // RFC 9568, section 5.1.2.1
+		case i.Source.IsValid():
+			if a == i.Source {
+				return a
+			}
 		case p.Contains(to):
 			return a
 		case a.Is6() && a.IsLinkLocalUnicast() != (to == group6):

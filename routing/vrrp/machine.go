@@ -120,7 +120,7 @@ func (e *Election) change(i *instance, now Moment, to Role, reason string) {
 	}
 	e.endRival(i, now, true)
 	e.events = append(e.events, Event{Kind: RoleChanged, Instance: i.Name, Old: was, New: to, Reason: reason,
-		Addrs: i.Addrs})
+		Addrs: i.addresses()})
 }
 
 // resign lets a master's peers take the role at once.

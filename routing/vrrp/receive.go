@@ -195,7 +195,8 @@ func (e *Election) receiveMaster(i *instance, now Moment, a *Advert, src netip.A
 	if now.Boot-i.again >= announceEvery { // the sender was master, and may have answered for the addresses
 		for _, o := range e.members(i) {
 			o.again = now.Boot
-			e.events = append(e.events, Event{Kind: Reannounce, Instance: o.Name, Peer: src, Addrs: o.Addrs})
+			e.events = append(e.events, Event{Kind: Reannounce, Instance: o.Name, Peer: src,
+				Addrs: o.addresses()})
 		}
 	}
 }

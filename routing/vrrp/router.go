@@ -139,8 +139,8 @@ const handOverPoll = 5 * time.Millisecond
 
 // HandOver gives the roles up, as Standby does, before the end. It returns when another master is heard in each
 // instance that was master, at the latest when the last backup would have taken the role. Until then neighbours still
-// send packets here.
-func (r *Router) HandOver() {
+// send packets here. It reports whether another master has got a role.
+func (r *Router) HandOver() bool {
 	var masters []string
 	var limit, begin time.Duration
 	r.do(func(e *Election, now Moment) {
@@ -154,9 +154,13 @@ func (r *Router) HandOver() {
 		}
 		e.Standby(now)
 	})
-	for now().Boot-begin < limit && !r.succeeded(masters, begin) {
+	for now().Boot-begin < limit {
+		if r.succeeded(masters, begin) {
+			return true
+		}
 		time.Sleep(handOverPoll)
 	}
+	return false
 }
 
 // succeeded reports whether each of these instances has had another master since a time.

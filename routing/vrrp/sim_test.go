@@ -32,8 +32,9 @@ type node struct {
 	w        *world
 	name     string
 	paused   bool
-	waiting  []Packet // while it is paused
-	log      []string // "VI_1 backup→master", and other events
+	waiting  []Packet     // while it is paused
+	log      []string     // "VI_1 backup→master", and other events
+	moved    []netip.Addr // by the last change of a role
 	refused  map[Refusal]int
 	skewWall time.Duration
 }
@@ -90,7 +91,7 @@ func (w *world) collect(n *node) {
 	}
 	for _, v := range events {
 		if v.Kind == RoleChanged {
-			n.log = append(n.log, fmt.Sprintf("%s %v→%v", v.Instance, v.Old, v.New))
+			n.log, n.moved = append(n.log, fmt.Sprintf("%s %v→%v", v.Instance, v.Old, v.New)), v.Addrs
 		} else {
 			n.log = append(n.log, fmt.Sprintf("%s %s %v", v.Instance, kindNames[v.Kind], v.Peer))
 		}

@@ -5,6 +5,8 @@ import (
 	"time"
 )
 
+const wantConnections = "a [connections] table"
+
 // readConnections reads the [connections] table. The default timeouts are kernel IPVS's: ip_vs_proto_tcp.c,
 // ip_vs_proto_udp.c and ip_vs_proto_sctp.c in net/netfilter/ipvs. The other defaults are IPVS's too (ip_vs_ctl.c),
 // except for on_removal, secure_tcp and keep. control is the path of the control socket.

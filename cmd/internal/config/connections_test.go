@@ -1,6 +1,9 @@
 package config_test
 
 import (
+	"errors"
+	"os"
+	"path/filepath"
 	"testing"
 
 	"vstun/cmd/internal/config"
@@ -75,5 +78,15 @@ func TestKeep(t *testing.T) {
 		if got := d.Connections; got.Keep != want.Keep || got.KeepBeside != want.KeepBeside {
 			t.Errorf("%q: %q, beside %v", text, got.Keep, got.KeepBeside)
 		}
+		path := filepath.Join(t.TempDir(), "x.toml")
+		if err := os.WriteFile(path, []byte(text+"\nfaulty = true\n"+goodService), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := config.KeptTable(path, d.Control); err != nil || got != want {
+			t.Errorf("KeptTable of %q: %+v, %v", text, got, err)
+		}
+	}
+	if _, err := config.KeptTable(filepath.Join(t.TempDir(), "x.toml"), ""); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("without a file: %v", err)
 	}
 }

@@ -18,6 +18,24 @@ func ControlSocket(path, program string) (string, error) {
 	return "", &root.file.faults
 }
 
+// KeptTable reads from the file of a director where its connection table outlives it. Like ControlSocket it ignores
+// faults of other keys. control is the path of the control socket. If c.KeepBeside, c.Keep is beside it. c has no other
+// value.
+func KeptTable(path, control string) (c Connections, err error) {
+	text, err := readFile(path)
+	if err != nil {
+		return c, err
+	}
+	root, ok := parse(path, text)
+	if ok {
+		c.Keep, c.KeepBeside = readKeep(root.table("connections", wantConnections), control)
+	}
+	if len(root.file.faults) > 0 {
+		return Connections{}, &root.file.faults
+	}
+	return c, nil
+}
+
 // wantTable describes a program's own table.
 var wantTable = map[string]string{
 	"director":   "a [director] table",

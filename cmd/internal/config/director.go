@@ -38,7 +38,7 @@ func ParseDirector(name string, text []byte) (*Director, error) {
 	t.finish()
 	d.Queues = onePerCPU(d.Queues)
 
-	d.Connections = readConnections(root.table("connections", "a [connections] table"), d.Control)
+	d.Connections = readConnections(root.table("connections", wantConnections), d.Control)
 	services := newServiceReader(d.TAP)
 	d.Services = services.read(root)
 	services.checkSource(t, d.Source)

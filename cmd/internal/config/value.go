@@ -31,6 +31,9 @@ func validDevice(name string) bool {
 		}) < 0
 }
 
+// IsDevice reports whether a text is a legal name of a device.
+func IsDevice(text string) bool { return validDevice(text) }
+
 // socket reads the path of a Unix socket, which has 108 bytes with the final NUL: unix(7).
 func (t *table) socket(key, absent string) string {
 	const want = `an absolute path of at most 107 bytes, such as "/run/vstun/NAME.sock"`

@@ -14,7 +14,7 @@ import (
 
 // VRRP is one [[vrrp]]: an instance of the election between directors.
 type VRRP struct {
-	vrrp.Instance              // its Addrs are those of VIPs and Owned, in the file's order
+	vrrp.Instance              // its Addrs and Excluded are those of VIPs and Owned, in the file's order
 	VIPs          []netip.Addr // that a service has: announced while master
 	Owned         []Owned      // the other addresses: this host has them while master
 	Track         []Track
@@ -116,6 +116,7 @@ func (r *vrrpReader) read(root *table, position int, written row) VRRP {
 	v.Priority = uint8(t.integer("priority", 100, 1, vrrp.Owner, "1 to 254, or 255 for the owner of the addresses"))
 	v.Interval = readInterval(t, v.Version)
 	r.readAddresses(t, &v, label)
+	r.readExcluded(t, &v, label)
 	v.Preempt = t.boolean("preempt", true)
 	v.PreemptDelay = t.duration("preempt_delay", 0, 0, time.Hour, "0s to 1h")
 	if _, set := t.values["preempt_delay"]; set && !v.Preempt {
@@ -123,6 +124,7 @@ func (r *vrrpReader) read(root *table, position int, written row) VRRP {
 	}
 	readVRRPAuth(t, &v)
 	r.readPeers(t, &v)
+	readVRRPSource(t, &v)
 	v.Group, _ = t.text("group", "", `a name that the instances of a group share, such as "lb"`)
 	if t.oneOf("checksum", "rfc5798", "rfc9568") == "rfc9568" {
 		v.Checksum = vrrp.RFC9568
@@ -164,39 +166,23 @@ func readInterval(t *table, version uint8) time.Duration {
 	return d
 }
 
+const wantMoving = `an array of VIPs and of addresses such as "10.0.2.10/24" or "10.0.3.10/24 dev eth1"`
+
 // readAddresses reads the addresses: VIPs of services, and others, which the master has.
 func (r *vrrpReader) readAddresses(t *table, v *VRRP, label string) {
-	const want = `an array of VIPs and of addresses such as "10.0.2.10/24" or "10.0.3.10/24 dev eth1"`
-	if _, ok := t.required("addresses", want); !ok {
+	if _, ok := t.required("addresses", wantMoving); !ok {
 		return
 	}
-	list, _ := t.array("addresses", want)
+	list, _ := t.array("addresses", wantMoving)
 	for _, value := range t.elements("addresses", list) {
-		text, ok := value.(string)
-		if !ok {
-			t.wrongType("addresses", value, want)
-			continue
-		}
-		a, ok := parseOwned(text, v.Device)
-		addr := a.Prefix.Addr()
-		switch other, taken := r.addrs[addr]; {
+		addr, ok := r.readAddress(t, "addresses", value, v, label)
+		switch {
 		case !ok:
-			t.faultAt("addresses", "%s is not an address: want %s", show(text), want)
-		case NotUnicast(addr) != "" && !addr.IsLinkLocalUnicast():
-			t.faultAt("addresses", "%s is %s: want a unicast address", show(text), NotUnicast(addr))
-		case taken:
-			t.faultAt("addresses", "%v is also one of %s: want each address once", addr, other)
 		case len(v.Addrs) > 0 && v.Addrs[0].Is6() != addr.Is6():
-			t.faultAt("addresses", "%v and %v are of different families: want an instance for each family", v.Addrs[0],
-				addr)
+			t.faultAt("addresses", "%v and %v are of different families: want an instance for each family, or one of "+
+				"them in excluded", v.Addrs[0], addr)
 		default:
-			r.addrs[addr] = label
 			v.Addrs = append(v.Addrs, addr)
-			if r.vips[addr] {
-				v.VIPs = append(v.VIPs, addr)
-			} else {
-				v.Owned = append(v.Owned, a)
-			}
 		}
 	}
 	switch {
@@ -212,6 +198,68 @@ func (r *vrrpReader) readAddresses(t *table, v *VRRP, label string) {
 		t.faultAt("router_id", "%d of %s belongs to %s: want another router_id", v.RouterID, v.Device, other)
 	}
 	r.routers[router] = label
+}
+
+// readExcluded reads the addresses that are in no advertisement.
+func (r *vrrpReader) readExcluded(t *table, v *VRRP, label string) {
+	list, _ := t.array("excluded", wantMoving)
+	for _, value := range t.elements("excluded", list) {
+		if addr, ok := r.readAddress(t, "excluded", value, v, label); ok {
+			v.Excluded = append(v.Excluded, addr)
+		}
+	}
+}
+
+// readAddress reads an element of addresses or excluded, and adds it to the VIPs or the other addresses.
+func (r *vrrpReader) readAddress(t *table, key string, value any, v *VRRP, label string) (addr netip.Addr, ok bool) {
+	text, ok := value.(string)
+	if !ok {
+		t.wrongType(key, value, wantMoving)
+		return addr, false
+	}
+	a, ok := parseOwned(text, v.Device)
+	addr = a.Prefix.Addr()
+	switch other, taken := r.addrs[addr]; {
+	case !ok:
+		t.faultAt(key, "%s is not an address: want %s", show(text), wantMoving)
+	case NotUnicast(addr) != "" && !addr.IsLinkLocalUnicast():
+		t.faultAt(key, "%s is %s: want a unicast address", show(text), NotUnicast(addr))
+	case taken:
+		t.faultAt(key, "%v is also one of %s: want each address once", addr, other)
+	default:
+		r.addrs[addr] = label
+		if r.vips[addr] {
+			v.VIPs = append(v.VIPs, addr)
+		} else {
+			v.Owned = append(v.Owned, a)
+		}
+		return addr, true
+	}
+	return addr, false
+}
+
+// readVRRPSource reads the address to send from.
+func readVRRPSource(t *table, v *VRRP) {
+	const want = `an address of the interface, such as "10.0.2.2"`
+	text, ok := t.text("source", "", want)
+	if _, written := t.value("source"); !ok || !written {
+		return
+	}
+	a, err := netip.ParseAddr(text)
+	switch {
+	case err != nil || a.Zone() != "" || a.Is4In6() || NotUnicast(a) != "" && !a.IsLinkLocalUnicast():
+		t.faultAt("source", "%s is not an address to send from: want %s", show(text), want)
+	case slices.Contains(v.Addrs, a) || slices.Contains(v.Excluded, a):
+		t.faultAt("source", "%v is one of the instance's addresses: want an address that stays on %s", a, v.Device)
+	case len(v.Addrs) > 0 && a.Is6() != v.Addrs[0].Is6():
+		t.faultAt("source", "%v is of another family than the instance's addresses: want an %s address", a,
+			family(v.Addrs[0]))
+	case a.Is6() && len(v.Peers) == 0 && !a.IsLinkLocalUnicast():
+		t.faultAt("source", "%v is not a link-local address, from which alone IPv6 multicast is sent: want one, or "+
+			"peers", a)
+	default:
+		v.Source = a
+	}
 }
 
 // parseOwned parses "ADDRESS", "ADDRESS/LENGTH" or either with "dev DEVICE".

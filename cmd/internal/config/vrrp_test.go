@@ -38,6 +38,8 @@ version = 2
 priority = 255
 interval = "3s"
 addresses = ["10.0.2.10/24", "10.0.3.10/25 dev eth2", "10.0.4.1"]
+excluded = ["2001:db8:2::10/64", "10.0.5.1"]
+source = "10.0.2.2"
 preempt = false
 password = "secret"
 peers = ["10.0.2.3"]
@@ -48,7 +50,9 @@ track = [{ interface = "eth1" }, { service = "web", weight = -20 }, { gateway = 
 interface = "eth0"
 router_id = 51
 interval = "10ms"
-addresses = ["fe80::80", "2001:db8::80"]
+addresses = ["fe80::80"]
+excluded = ["2001:db8::80"]
+source = "fe80::2"
 preempt_delay = "1m"
 key = "`+key+`"
 key_id = 9
@@ -64,12 +68,15 @@ key_mode = "permissive"`)))
 			VIPs: []netip.Addr{a("198.51.100.80")}},
 		{Instance: vrrp.Instance{Name: "inside", Device: "eth1", RouterID: 51, Version: 2, Priority: 255,
 			Interval: 3 * time.Second, Addrs: []netip.Addr{a("10.0.2.10"), a("10.0.3.10"), a("10.0.4.1")},
+			Excluded: []netip.Addr{a("2001:db8:2::10"), a("10.0.5.1")}, Source: a("10.0.2.2"),
 			Password: "secret", Peers: []netip.Addr{a("10.0.2.3")}, Group: "lb", Checksum: vrrp.RFC9568},
 			Owned: []Owned{{"eth1", prefix("10.0.2.10/24")}, {"eth2", prefix("10.0.3.10/25")},
-				{"eth1", prefix("10.0.4.1/32")}},
+				{"eth1", prefix("10.0.4.1/32")}, {"eth1", prefix("2001:db8:2::10/64")}, {"eth1",
+					prefix("10.0.5.1/32")}},
 			Track: []Track{{Device: "eth1"}, {Service: "web", Weight: -20}, {Gateway: a("10.0.2.1"), Weight: 5}}},
 		{Instance: vrrp.Instance{Name: "six", Device: "eth0", RouterID: 51, Version: 3, Priority: 100,
-			Interval: 10 * time.Millisecond, Addrs: []netip.Addr{a("fe80::80"), a("2001:db8::80")}, Preempt: true,
+			Interval: 10 * time.Millisecond, Addrs: []netip.Addr{a("fe80::80")}, Preempt: true,
+			Excluded: []netip.Addr{a("2001:db8::80")}, Source: a("fe80::2"),
 			PreemptDelay: time.Minute,
 			Key:          &vrrp.Key{ID: 9, Bytes: strings.Repeat("\n", 32), Permissive: true}},
 			VIPs: []netip.Addr{a("2001:db8::80")}, Owned: []Owned{{"eth0", prefix("fe80::80/128")}}},
@@ -115,6 +122,15 @@ func TestVRRPFaults(t *testing.T) {
 			[]string{`vrrp "VI_2": router_id: 51 of eth0 belongs to vrrp "VI_1": want another router_id`}},
 		{"a name twice", []string{basicVRRP, strings.Replace(strings.Replace(basicVRRP, "198.51.100.80",
 			"10.0.2.10/24", 1), "51", "52", 1)}, []string{`vrrp[2]: name: "VI_1" is also the name of vrrp[1]`}},
+		{"an address excluded, too", with("excluded = [\"198.51.100.80\", 7]"),
+			[]string{`excluded: 198.51.100.80 is also one of vrrp "VI_1"`, "excluded: 7 is of the wrong type: want " +
+				"an array"}},
+		{"a source that moves", with("excluded = [\"10.0.2.9\"]\nsource = \"10.0.2.9\""),
+			[]string{"source: 10.0.2.9 is one of the instance's addresses: want an address that stays on eth0"}},
+		{"a source of another family", with("source = \"fe80::2\""), []string{"source: fe80::2 is of another"}},
+		{"a source that is none", with("source = \"224.0.0.18\""), []string{`source: "224.0.0.18" is not an`}},
+		{"a source of IPv6 multicast", []string{strings.Replace(basicVRRP, "198.51.100.80", "2001:db8::80",
+			1) + "source = \"2001:db8::2\""}, []string{"source: 2001:db8::2 is not a link-local address"}},
 		{"no address", []string{strings.Replace(basicVRRP, "198.51.100.80", "eth0 10.0.2.1", 1)},
 			[]string{`addresses: "eth0 10.0.2.1" is not an address`}},
 		{"a password of version 3", with("password = \"secret\""), []string{"password: version 3 has no passwords"}},

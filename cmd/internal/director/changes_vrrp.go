@@ -2,6 +2,7 @@ package director
 
 import (
 	"fmt"
+	"net/netip"
 	"strings"
 
 	"vstun/cmd/internal/config"
@@ -28,6 +29,8 @@ func (l difference) vrrp(was, is []config.VRRP) {
 		l.compare("priority", old.Priority, v.Priority)
 		l.compare("interval", old.Interval, v.Interval)
 		l.compare("addresses", instanceAddresses(old), instanceAddresses(v))
+		l.compare("excluded", none(names(old.Excluded).String()), none(names(v.Excluded).String()))
+		l.compare("source", addressName(old.Source), addressName(v.Source))
 		l.compare("preempt", old.Preempt, v.Preempt)
 		l.compare("preempt_delay", old.PreemptDelay, v.PreemptDelay)
 		if old.Password != v.Password {
@@ -71,6 +74,14 @@ func secretName(s string) string {
 		return "none"
 	}
 	return fmt.Sprintf("%d characters", len(s))
+}
+
+// addressName returns an address, or "none" for the zero value.
+func addressName(a netip.Addr) string {
+	if !a.IsValid() {
+		return "none"
+	}
+	return a.String()
 }
 
 func checksumName(c vrrp.Checksum) string {

@@ -76,7 +76,7 @@ func Command() *cobra.Command {
 		withFile(cli.ExplainCommand(socket)),
 		withFile(cli.CaptureCommand(socket)),
 		withFile(cli.ProfileCommand(socket)),
-		withFile(undoCommand(socket)),
+		withFile(undoCommand(&file, socket)),
 		importCommand(),
 		cli.VersionCommand(),
 	)

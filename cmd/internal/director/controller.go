@@ -37,6 +37,7 @@ type controller struct {
 	neighbours neighbours
 	notify     func(events ...notify.Event) // notifies
 	note       func(in *plan.Inputs)        // of inputs in force, for the next process
+	handed     bool                         // the devices, with the routes by them, are a predecessor's
 
 	requests chan func()   // that run calls, one after the other
 	ended    chan struct{} // closed when run has ended
@@ -46,6 +47,8 @@ type controller struct {
 	unreported []health.Change      // that are not in force yet
 	failures   map[string]string    // the last error by activity, see logFailure
 	places     map[netip.Addr]place // of realservers of VS/DR
+	incomplete bool                 // the peers' connections are not here yet
+	takeover   <-chan time.Time     // the end of takingOver; nil: this director has got no role just now
 }
 
 // network is the part of a routing.Manager that the controller needs.
@@ -75,7 +78,7 @@ func newController(log *slog.Logger, plane *dataPlane, checks *checks, network n
 // start puts the first configuration in force, with weights that operators have set before.
 func (c *controller) start(cfg *config.Director, weights plan.Weights) error {
 	in := plan.Inputs{Weights: weights}.Reconfigured(cfg)
-	in.Syncing = cfg.Sync.On
+	c.incomplete, in.Syncing = cfg.Sync.On, cfg.Sync.On
 	in.Rules = c.ask.rules()
 	c.resolvePaths(&in)
 	if cfg.TAP { // its workers do not read the answers yet
@@ -95,9 +98,12 @@ func (c *controller) start(cfg *config.Director, weights plan.Weights) error {
 	return nil
 }
 
-// announced returns the part of in's announcements that a predecessor has made: the VIPs whose routes were adopted. The
-// question whether another host has them would take a third of a second, in which their packets wait.
+// announced returns the part of in's announcements that a predecessor has made: the VIPs whose routes were adopted with
+// their device. The question whether another host has them would take a third of a second, in which their packets wait.
 func (c *controller) announced(in plan.Inputs) []neigh.Device {
+	if !c.handed {
+		return nil
+	}
 	all := plan.Announce(in)
 	for i := range all {
 		all[i].Addrs = slices.DeleteFunc(slices.Clone(all[i].Addrs), func(a netip.Addr) bool {
@@ -172,6 +178,9 @@ func (c *controller) run(ctx context.Context) error {
 			devicesPause = nil
 		case <-c.roles.changed():
 			c.followRoles()
+		case <-c.takeover:
+			c.takeover = nil
+			c.answerUnknown()
 		case <-c.roles.gatewayChanged():
 			c.roles.follow(c.state())
 		}
@@ -206,16 +215,23 @@ func (c *controller) healthChanged(list []health.Change) {
 // takeHealth puts the health of the realservers in force.
 func (c *controller) takeHealth(changes []health.Change) {
 	c.unreported = append(c.unreported, changes...)
-	c.logFailure(slog.LevelError, "cannot apply the health of realservers", c.converge(c.state().inputs))
+	c.logFailure(slog.LevelError, "cannot apply the health of realservers", c.follow(c.state().inputs))
 }
 
 // endSyncing notes that the connections of other directors are there.
 func (c *controller) endSyncing() {
 	_ = c.do(func() {
-		in := c.state().inputs
-		in.Syncing = false
-		c.logFailure(slog.LevelError, "cannot answer packets of unknown connections", c.converge(in))
+		c.incomplete = false
+		c.answerUnknown()
 	})
+}
+
+// answerUnknown lets packets of unknown connections be answered, unless their connections may still come.
+func (c *controller) answerUnknown() {
+	in := c.state().inputs
+	if in.Syncing = c.incomplete || c.takeover != nil; !in.Syncing {
+		c.logFailure(slog.LevelError, "cannot answer packets of unknown connections", c.converge(in))
+	}
 }
 
 // configure puts cfg in force, and returns the states before and after. On an error nothing has changed.
@@ -246,7 +262,7 @@ func (c *controller) refresh() (pause <-chan time.Time) {
 	in := c.state().inputs
 	c.resolvePaths(&in)
 	c.resolveNeighbours(&in)
-	c.logFailure(slog.LevelError, "cannot apply new paths to realservers", c.converge(in))
+	c.logFailure(slog.LevelError, "cannot apply new paths to realservers", c.follow(in))
 	c.trim()
 	return time.After(pathsPause(time.Since(begin)))
 }
@@ -258,6 +274,7 @@ func pathsPause(took time.Duration) time.Duration {
 
 // converge makes the plan for in, puts the plan in force and reports the events. On an error nothing has changed.
 func (c *controller) converge(in plan.Inputs) (err error) {
+	in.Roles = c.roles.now() // a role that could not be put in force is tried again
 	was := c.state()
 	reconfigured := was == nil || was.inputs.Config != in.Config
 	var before map[string]plan.ServiceState

@@ -9,6 +9,7 @@ import (
 	"os"
 	"runtime"
 	"runtime/debug"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -66,8 +67,8 @@ func open(file string, cfg *config.Director) (_ *director, err error) {
 	if err := d.handover.take(daemon.TakeStored(), cfg, &d.plane); err != nil {
 		return nil, err
 	}
-	// This comes first: it reports whether another director runs here, and undoes the changes that a killed one has
-	// left, or adopts them.
+	// This comes first: it reports whether another director runs here, and adopts the changes that a former one has
+	// left.
 	if d.network, err = d.handover.openNetwork(journalPath(cfg.Control)); err != nil {
 		if used, ok := errors.AsType[*routing.InUseError](err); ok {
 			return nil, fmt.Errorf("a director runs already (process %s, control socket %s): stop it, or set "+
@@ -128,6 +129,8 @@ func (d *director) wire(cfg *config.Director) {
 	d.checks.notifier.Set(cfg.Notify)
 	d.controller.notify, d.roles.notify = d.checks.notifier.Send, d.checks.notifier.Send
 	d.controller.roles = &d.roles
+	d.controller.handed = d.handover.adopted
+	d.roles.give, d.roles.lost = d.sync.giveTable, d.sync.switched
 	d.roles.hold(cfg.Sync.On)
 }
 
@@ -211,7 +214,8 @@ func (d *director) runControl(ctx context.Context, hangup func(fn func()) daemon
 	p := &d.plane
 	sweeper := p.table.NewSweeper()
 	slots := min(p.table.Slots()*int(sweepEvery)/int(time.Second)+1, sweepSlots)
-	watched, announced, succeeded := make(chan struct{}), make(chan struct{}), make(chan struct{})
+	watched, announced := make(chan struct{}), make(chan struct{})
+	leaving, succeeded := make(chan struct{}), make(chan struct{})
 	tasks := []daemon.Task{
 		daemon.LogStop(d.log),
 		d.control.Run,
@@ -224,7 +228,7 @@ func (d *director) runControl(ctx context.Context, hangup func(fn func()) daemon
 		},
 		func(ctx context.Context) error {
 			defer close(announced)
-			return d.lan.run(ctx)
+			return d.lan.run(after(ctx, leaving))
 		},
 		hangup(func() { _, _ = d.reload() }), // the sender of the signal reads the log
 		daemon.Every(sweepEvery, func() {
@@ -232,16 +236,17 @@ func (d *director) runControl(ctx context.Context, hangup func(fn func()) daemon
 			p.shared.Sweep(p.now())
 			p.shared.SendResolved(p.balancer.Snapshot(), p.now())
 		}),
+		d.memory.run,
 		daemon.Every(saveEvery, func() { d.memory.save(p) }),
 		daemon.Every(repliesEvery, d.followReplies),
 		d.neighbours.Run,
 		func(ctx context.Context) error {
 			defer close(succeeded)
-			return d.roles.run(ctx)
+			return d.roles.run(ctx, sync.OnceFunc(func() { close(leaving) }))
 		},
 		d.controller.run,
 		func(ctx context.Context) error {
-			return d.sync.run(ctx, func() {
+			return d.sync.run(after(ctx, succeeded), func() { // the last connections are for the successor
 				d.log.Info("connections of peers are here", "connections", p.table.Len())
 				d.controller.endSyncing()
 				d.roles.hold(false)
@@ -249,7 +254,7 @@ func (d *director) runControl(ctx context.Context, hangup func(fn func()) daemon
 			})
 		},
 		d.checks.monitor.Run,
-		d.checks.notifier.Run,
+		func(ctx context.Context) error { return d.checks.notifier.Run(after(ctx, succeeded)) }, // it tells of roles, too
 		// Before the routes are removed, the neighbours' requests stay without answers, and another director has the
 		// roles of VRRP.
 		func(ctx context.Context) error {
@@ -257,8 +262,9 @@ func (d *director) runControl(ctx context.Context, hangup func(fn func()) daemon
 			<-announced
 			<-watched
 			<-succeeded
+			<-d.controller.ended
 			if d.handover.end(d.file, d.controller.state().Config.Control); d.handover.leaves {
-				return nil
+				return d.controller.releaseAddresses()
 			}
 			return d.network.Close()
 		},
@@ -271,6 +277,17 @@ func (d *director) runControl(ctx context.Context, hangup func(fn func()) daemon
 		d.notifyManager("READY=1")
 	}
 	return daemon.Run(ctx, tasks...)
+}
+
+// after returns a context that is cancelled when ctx is, and done is closed.
+func after(ctx context.Context, done <-chan struct{}) context.Context {
+	later, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	go func() {
+		<-ctx.Done()
+		<-done
+		cancel()
+	}()
+	return later
 }
 
 // notifyManager sends the program's state to the service manager.

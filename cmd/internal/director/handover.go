@@ -21,6 +21,9 @@ import (
 //	                                   └─> undone, if it does not
 //
 // SIGTERM does not say whether a start follows. The command undo asks systemd.
+//
+// Without systemd, a director that is killed loses its devices. The next one adopts the rest. At SIGTERM a director
+// undoes its changes.
 
 // The names of the queues in systemd's descriptor store.
 const (
@@ -84,14 +87,12 @@ func (h *handover) begin(p *dataPlane) {
 	}
 }
 
-// openNetwork opens the manager of the network state with the journal at path. It adopts the predecessor's changes if
-// the devices are adopted, else it undoes them.
-func (h *handover) openNetwork(path string) (m *routing.Manager, err error) {
-	if !h.adopted {
-		return routing.Open(path, h.log)
-	}
+// openNetwork opens the manager of the network state with the journal at path. It adopts the changes of a predecessor
+// that was killed or has passed its devices on. If it undid them first, replies of VS/NAT would reach clients as they
+// are meanwhile, and end connections that go on with this process.
+func (h *handover) openNetwork(path string) (*routing.Manager, error) {
 	m, journal, err := routing.Adopt(path, h.log)
-	if err == nil {
+	if err == nil && h.adopted {
 		h.log.Info("took over the devices of the last start, with the packets that wait in them", "journal", journal)
 	}
 	return m, err

@@ -3,6 +3,7 @@ package director
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"maps"
 	"net/netip"
@@ -107,20 +108,57 @@ func (c *controller) followDevices() (pause <-chan time.Time) {
 	begin := time.Now()
 	in := c.state().inputs
 	c.listDevices(&in)
-	c.roles.followDevices(in.Devices)
-	if !neigh.EqualDevices(plan.Announce(in), c.state().Announce) || !in.SameOwned(&c.state().inputs) {
-		c.logFailure(slog.LevelError, "cannot apply a change of devices", c.converge(in))
+	was := &c.state().inputs
+	if !in.SameDevices(was) || !neigh.EqualDevices(plan.Announce(in), c.state().Announce) || !in.SameOwned(was) {
+		c.logFailure(slog.LevelError, "cannot apply a change of devices", c.follow(in))
 	}
 	return time.After(max(devicesAtOnce, pathsShare*time.Since(begin)))
 }
 
+// takingOver is the time after a director has got a role in which it does not answer packets of unknown connections.
+// The former master sends connections that are new, and those whose first packets it gets while its neighbours learn.
+const takingOver = 3 * time.Second
+
 // followRoles puts the roles of VRRP in force: the master announces the VIPs, and this host has its addresses.
 func (c *controller) followRoles() {
+	was := c.state().inputs.Roles
 	in := c.state().inputs
 	in.Roles = c.roles.now()
-	if !in.SameRoles(&c.state().inputs) {
-		c.logFailure(slog.LevelError, "cannot apply a role of VRRP", c.converge(in))
+	if in.SameRoles(&c.state().inputs) {
+		return
 	}
+	if in.Config.Sync.On && masters(in.Roles) > masters(was) {
+		c.takeover, in.Syncing = time.After(takingOver), true
+	}
+	c.logFailure(slog.LevelError, "cannot apply a role of VRRP", c.follow(in))
+	if masters(in.Roles) < masters(was) {
+		c.roles.lost()
+	}
+}
+
+// follow is converge for what has happened, and nobody can refuse. Neighbours learn of VIPs also if this host cannot
+// have an address of VRRP: it is tried again with each further call, with the next refresh at the latest.
+func (c *controller) follow(in plan.Inputs) error {
+	in.Unowned = false
+	err := c.converge(in)
+	if err == nil || len(in.Config.VRRP) == 0 {
+		return err
+	}
+	in.Unowned = true
+	if c.converge(in) == nil {
+		err = fmt.Errorf("without the addresses of [[vrrp]] that are no VIPs: %w", err)
+	}
+	return err
+}
+
+// releaseAddresses removes the addresses of VRRP whose role this director has given up. Call it when run has ended.
+func (c *controller) releaseAddresses() error {
+	in := c.state().inputs
+	in.Roles = c.roles.now()
+	if in.SameOwned(&c.state().inputs) {
+		return nil
+	}
+	return c.network.Set(plan.Machine(in))
 }
 
 // trim removes from the machine the routes of retired VIPs, and the rules of retired servers of VS/NAT, whose last

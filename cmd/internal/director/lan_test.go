@@ -91,13 +91,17 @@ func TestAdoptedVIP(t *testing.T) {
 	cfg := withVIP("10.9.0.80")
 	o, later := growing(t, func(o *operated) { o.lan.missing = errors.New("cannot ask") })
 	later.Store(true)
-	for vip, want := range map[string]string{"10.9.0.80/32": "", "10.9.0.81/32": "cannot ask"} {
-		o.network.adopted = netip.MustParsePrefix(vip)
+	for _, c := range []struct {
+		vip    string
+		handed bool // with the device
+		want   string
+	}{{"10.9.0.80/32", true, ""}, {"10.9.0.81/32", true, "cannot ask"}, {"10.9.0.80/32", false, "cannot ask"}} {
+		o.network.adopted, o.controller.handed = netip.MustParsePrefix(c.vip), c.handed
 		in := plan.Inputs{}.Reconfigured(cfg)
 		o.controller.listDevices(&in)
 		err := o.lan.check(in, o.controller.announced(in))
-		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
-			t.Errorf("%s is adopted: %v, want %q", vip, err, want)
+		if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%+v: %v", c, err)
 		}
 	}
 }

@@ -1,6 +1,7 @@
 package director
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"log/slog"
@@ -80,10 +81,7 @@ func (m *memory) open(cfg *config.Director, log *slog.Logger) error {
 	if cfg.Connections.Keep == "" {
 		return nil
 	}
-	m.path = cfg.Connections.Keep
-	if cfg.Connections.KeepBeside {
-		m.path = keep.Path(cfg.Control, ".table")
-	}
+	m.path = keptTable(&cfg.Connections, cfg.Control)
 	var err error
 	m.former, err = keep.Open(m.path)
 	var unusable *keep.UnusableError
@@ -108,6 +106,14 @@ func (m *memory) open(cfg *config.Director, log *slog.Logger) error {
 	}
 	m.inputs, m.totals = m.file.Blob(inputsBlob), m.file.Blob(totalsBlob)
 	return nil
+}
+
+// keptTable returns the path of the file of c, which must have one. control is the path of the control socket.
+func keptTable(c *config.Connections, control string) string {
+	if c.KeepBeside {
+		return keep.Path(control, ".table")
+	}
+	return c.Keep
 }
 
 func inUse(err error) error {
@@ -225,6 +231,15 @@ func (m *memory) takeOver(p *dataPlane) (vips map[netip.Addr]bool, retired bool)
 		"unknown", a.Unknown, "beyond_max", a.Full, "invalid", a.Invalid, "former_realservers", a.Retired, "version",
 		m.former.Version(), "took", time.Since(begin).Round(time.Millisecond))
 	return a.VIPs, a.Retired > 0
+}
+
+// run makes the memory faster, until ctx ends. The start has not waited for that.
+func (m *memory) run(ctx context.Context) error {
+	if m.file != nil {
+		return m.file.Settle(ctx)
+	}
+	<-ctx.Done()
+	return nil
 }
 
 // save copies the present counts to the file.

@@ -23,6 +23,8 @@ import (
 type roles struct {
 	log      *slog.Logger
 	notify   func(events ...notify.Event)
+	give     func(whole bool) // sends connections to the peers, before they get the roles: see peerSync.giveTable
+	lost     func()           // a peer has got a role
 	lan      *lan
 	router   *vrrp.Router   // nil: none
 	gateways *neigh.Watcher // nil: none
@@ -33,6 +35,7 @@ type roles struct {
 // open opens the sockets, if cfg has [[vrrp]].
 func (r *roles) open(cfg *config.Director, log *slog.Logger, lan *lan) (err error) {
 	r.log, r.lan, r.notify = log, lan, func(...notify.Event) {}
+	r.give, r.lost = func(bool) {}, func() {}
 	if len(cfg.VRRP) == 0 {
 		return nil
 	}
@@ -200,7 +203,7 @@ func (d *director) standby(url.Values) (any, error) {
 	if d.roles.router == nil {
 		return nil, errAlone
 	}
-	d.sync.giveTable()
+	d.roles.give(true)
 	d.roles.router.Standby()
 	return d.peers(), nil
 }
@@ -259,9 +262,14 @@ func vrrpStatus(s *vrrp.Status) api.VRRP {
 	return v
 }
 
+// learnt is the time in which neighbours learn of a new master, after its first advertisement.
+const learnt = 200 * time.Millisecond
+
 // run takes part in the election until ctx is cancelled. Then it gives the roles up, and returns when another director
-// has them: neighbours still send packets here until then.
-func (r *roles) run(ctx context.Context) error {
+// has them, and the neighbours know: they still send packets here until then. It calls leave when it is about to give
+// them up.
+func (r *roles) run(ctx context.Context, leave func()) error {
+	defer leave()
 	if r.router == nil {
 		<-ctx.Done()
 		return nil
@@ -280,9 +288,25 @@ func (r *roles) run(ctx context.Context) error {
 		failed <- r.router.Run(electing)
 	}()
 	<-ctx.Done()
-	r.router.HandOver()
+	if masters(r.router.Roles()) > 0 {
+		r.give(false) // peers have the rest
+	}
+	leave()
+	if r.router.HandOver() {
+		time.Sleep(learnt)
+	}
 	end()
 	return errors.Join(<-failed, <-failed)
+}
+
+// masters returns the number of instances whose master this director is.
+func masters(roles vrrp.Roles) (n int) {
+	for _, role := range roles {
+		if role == vrrp.Master {
+			n++
+		}
+	}
+	return n
 }
 
 // close closes the sockets, also if open has failed half-way.

@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"vstun/balancer/keep"
 	"vstun/cmd/internal/cli"
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/daemon"
@@ -21,13 +22,13 @@ import (
 	"vstun/routing"
 )
 
-// undoCommand returns the command undo.
-func undoCommand(socket *cli.Socket) *cobra.Command {
+// undoCommand returns the command undo. file is the path of the configuration file.
+func undoCommand(file *string, socket *cli.Socket) *cobra.Command {
 	c := &cobra.Command{Use: "undo", Args: cobra.NoArgs,
 		Short: "Put back what a director that has ended has left for its next start",
 		Long: "undo puts the host's network back as it was before a director that has ended: routes, rules, " +
-			"sysctls and the settings of\ndevices. In ExecStopPost= of a unit it does nothing if systemd starts the " +
-			"unit again.",
+			"sysctls and the settings of\ndevices. It removes the connection table that the director has left. In " +
+			"ExecStopPost= of a unit it does nothing if systemd\nstarts the unit again.",
 		RunE: func(c *cobra.Command, _ []string) error {
 			control, err := socket.Path()
 			if err != nil && unit.InStopPost() { // a file with faults may be why the unit has failed
@@ -39,9 +40,19 @@ func undoCommand(socket *cli.Socket) *cobra.Command {
 			if unit.InStopPost() && startsAgain(c.Context(), c.OutOrStdout(), c.ErrOrStderr()) {
 				return nil
 			}
-			return undo(c.OutOrStdout(), control)
+			return undo(c.OutOrStdout(), control, leftTable(*file, control))
 		}}
 	return socket.Flag(c)
+}
+
+// leftTable returns the path of the connection table of the director with this control socket, "" for none. If the
+// configuration file does not have it, it is the default one.
+func leftTable(file, control string) string {
+	kept, err := config.KeptTable(file, control)
+	if err != nil {
+		kept = config.Connections{KeepBeside: true}
+	}
+	return keptTable(&kept, control)
 }
 
 // systemdAnswers bounds the time in which systemd answers.
@@ -64,15 +75,24 @@ func startsAgain(ctx context.Context, out, warnings io.Writer) bool {
 	return false
 }
 
-// undo undoes the changes of the director with this control socket, which must have ended.
-func undo(out io.Writer, control string) error {
+// undo undoes the changes of the director with this control socket, which must have ended, and removes its connection
+// table, if table is not "".
+func undo(out io.Writer, control, table string) error {
 	path := journalPath(control)
-	if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
-		_, err := fmt.Fprintf(out, "nothing to undo: there is no %s\n", path)
+	err := becomeOwner(filepath.Dir(path))
+	if errors.Is(err, fs.ErrNotExist) {
+		_, err := fmt.Fprintf(out, "nothing to undo: there is no %s\n", filepath.Dir(path))
+		return errors.Join(err, removeTable(out, table))
+	}
+	if err != nil {
 		return err
 	}
-	if err := becomeOwner(filepath.Dir(path)); err != nil {
-		return err
+	if filepath.Dir(table) == filepath.Dir(path) {
+		table = filepath.Base(table)
+	}
+	if _, err := os.Lstat(filepath.Base(path)); errors.Is(err, fs.ErrNotExist) {
+		_, err := fmt.Fprintf(out, "nothing to undo: there is no %s\n", path)
+		return errors.Join(err, removeTable(out, table))
 	}
 	log, flush := daemon.Logger(slog.LevelInfo)
 	defer flush()
@@ -83,7 +103,22 @@ func undo(out io.Writer, control string) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", filepath.Dir(path), err)
 	}
-	return m.Close()
+	return errors.Join(m.Close(), removeTable(out, table))
+}
+
+// removeTable removes the connection table at path, if there is one.
+func removeTable(out io.Writer, path string) error {
+	if path == "" {
+		return nil
+	}
+	_, missing := os.Lstat(path)
+	if err := keep.Remove(path); errors.Is(err, keep.ErrInUse) {
+		return fmt.Errorf("a director runs: stop it: %w", err)
+	} else if err != nil || missing != nil {
+		return err
+	}
+	_, err := fmt.Fprintln(out, "removed the connection table")
+	return err
 }
 
 // becomeOwner enters a directory. If this process is root's, it becomes the directory's owner's: in a directory of

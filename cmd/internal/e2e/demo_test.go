@@ -4,6 +4,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -88,15 +89,37 @@ func (d *demo) end() int {
 
 // TestDemo runs the demo to its end, in each network, with IPv4 and with IPv6.
 func TestDemo(t *testing.T) {
-	t.Run("IPv4", func(t *testing.T) { mustPlay(t, "198.51.100.80", "10.0.11.2") })
-	t.Run("IPv6", func(t *testing.T) { mustPlay(t, "http://[2001:db8:100::80]/", "fd00:0:11::2", "--ipv6") })
-	t.Run("LAN", func(t *testing.T) { mustPlay(t, "10.0.2.80 is announced on", "10.0.2.11", "--lan") })
+	t.Run("IPv4", func(t *testing.T) { mustPlayOne(t, "198.51.100.80", "10.0.11.2") })
+	t.Run("IPv6", func(t *testing.T) { mustPlayOne(t, "http://[2001:db8:100::80]/", "fd00:0:11::2", "--ipv6") })
+	t.Run("LAN", func(t *testing.T) { mustPlayOne(t, "10.0.2.80 is announced on", "10.0.2.11", "--lan") })
 	t.Run("LAN-IPv6", func(t *testing.T) {
-		mustPlay(t, "fd00:0:2::80 is announced on", "fd00:0:2::11", "--lan", "--ipv6")
+		mustPlayOne(t, "fd00:0:2::80 is announced on", "fd00:0:2::11", "--lan", "--ipv6")
 	})
+	t.Run("HA", func(t *testing.T) { mustPlayPair(t, "10.0.2.80", "10.0.2.3", "--ha") })
+	t.Run("HA-IPv6", func(t *testing.T) { mustPlayPair(t, "fd00:0:2::80", "fd00:0:2::3", "--ha", "--ipv6") })
 }
 
-func mustPlay(t *testing.T, vip, web string, args ...string) {
+// mustPlayOne runs the demo of one director.
+func mustPlayOne(t *testing.T, vip, web string, args ...string) {
+	mustPlay(t, []string{vip, web, "web1 8, web2 4", "web1 3, web2 3", "into the director",
+		"replies that passed the director: on its eth0           0"}, args...)
+}
+
+// mustPlayPair runs the demo of two directors. In each of its four changes no connection breaks.
+func mustPlayPair(t *testing.T, vip, backup string, args ...string) {
+	const lost = ` +\d+\.\d\d s +0 of 100 +0 of 20 +\d+ of \d+\n`
+	output := mustPlay(t, []string{vip, backup, "the director is the master"}, args...)
+	for _, change := range []string{"kill -9 of the director", "the director starts again", "director standby",
+		"director active"} {
+		if !regexp.MustCompile("(?m)^" + change + lost).MatchString(output) {
+			t.Errorf("%q lost connections, or is not in its output:\n%s", change, output)
+		}
+	}
+}
+
+// mustPlay runs the demo, whose output must have these texts. It returns the output.
+func mustPlay(t *testing.T, texts []string, args ...string) string {
+	t.Helper()
 	t.Parallel()
 	s := newSite(t, 0, nil)
 	before := s.observeAll()
@@ -109,13 +132,13 @@ func mustPlay(t *testing.T, vip, web string, args ...string) {
 	if took := time.Since(begin); took > 30*time.Second {
 		t.Errorf("it took %v, more than 30 s", took)
 	}
-	for _, text := range []string{vip, web, "web1 8, web2 4", "web1 3, web2 3", "into the director",
-		"replies that passed the director: on its eth0           0"} {
+	for _, text := range texts {
 		if !strings.Contains(d.log.String(), text) {
 			t.Errorf("%q is not in its output", text)
 		}
 	}
 	mustBe(t, "after the demo", before, s.observeAll())
+	return d.log.String()
 }
 
 // TestDemoInterrupted sends SIGINT and SIGTERM to the demo at all its stages, and closes its output. It ends at once

@@ -22,6 +22,9 @@ protocol = "udp"
 port = 53
 forward = "nat"
 realserver = [ { address = "RS1" }, { address = "10.0.2.2" } ]
+
+[connections]
+keep = ""
 `)
 	for _, web := range s.Webs {
 		s.namedEchoAt(web, ":8080")

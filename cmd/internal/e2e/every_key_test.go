@@ -282,6 +282,8 @@ func TestReloadOfEveryKeyOfDirector(t *testing.T) {
 		"vrrp.priority":      {"priority = 7"},
 		"vrrp.interval":      {`interval = "2s"`},
 		"vrrp.addresses":     {`addresses = ["198.51.100.80", "10.0.2.77/24 dev eth0"]`},
+		"vrrp.excluded":      {`excluded = ["10.0.2.78/24"]`},
+		"vrrp.source":        {`source = "10.0.2.2"`},
 		"vrrp.preempt":       {"preempt = false"},
 		"vrrp.preempt_delay": {`preempt_delay = "5s"`},
 		"vrrp.password":      {`password = "secret"`, "version = 2", `key = ""`},

@@ -3,6 +3,7 @@ package e2e
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -18,6 +19,7 @@ import (
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
+	"vstun/balancer/keep"
 	"vstun/cmd/internal/lab"
 	"vstun/testdata/testkit"
 )
@@ -328,7 +330,7 @@ func TestStoredDevicesDiffer(t *testing.T) {
 		b.run("systemctl", "restart", directorUnit)
 		pid = b.property(directorUnit, "MainPID")
 		testkit.Within(t, "the new devices are adopted", soon, func() bool {
-			return strings.Contains(journal(), "took over")
+			return strings.Contains(journal(), "took over the devices")
 		})
 	}
 	// Another program removes a device, of which systemd still has descriptors.
@@ -390,9 +392,11 @@ func (u *unitSite) mustBeAsBefore(when string, before hostState) {
 		u.t.Errorf("%s the host is not as it was (-before +now):\n%s", when, diff)
 	}
 	dir := fmt.Sprintf("/proc/%d/root/run/vstun", u.systemd.pid)
-	left, err := filepath.Glob(dir + "/*journal*")
-	if err != nil || len(left) > 0 {
-		u.t.Errorf("%s: %q are left, %v", when, left, err)
+	for _, of := range []string{"/*journal*", "/*.table*"} {
+		left, err := filepath.Glob(dir + of)
+		if err != nil || len(left) > 0 {
+			u.t.Errorf("%s: %q are left, %v", when, left, err)
+		}
 	}
 }
 
@@ -442,9 +446,16 @@ func TestHandoverOnLAN(t *testing.T) {
 				}
 				f.mustArrive(t, arrived, 2)
 				s.director.stop()
-				if got := s.ask("undo"); got.code != 0 ||
+				table := keep.Path(s.director.socket, ".table")
+				if _, err := os.Stat(table); err != nil {
+					t.Error(err)
+				}
+				if got := s.ask("undo"); got.code != 0 || got.stdout != "removed the connection table\n" ||
 					!strings.Contains(got.stderr, "undid what a predecessor left") {
 					t.Errorf("undo: %+v", got)
+				}
+				if _, err := os.Stat(table); !errors.Is(err, fs.ErrNotExist) {
+					t.Errorf("after undo: %v", err)
 				}
 				store.release()
 				mustBe(t, "after undo", map[string]hostState{"": before},

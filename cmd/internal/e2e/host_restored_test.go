@@ -67,7 +67,7 @@ func testRestore(t *testing.T, m method, ipv6 bool) {
 	end("after SIGTERM under traffic")
 	stopTraffic()
 
-	// SIGKILL leaves the sysctls behind. The next start undoes them, and works.
+	// SIGKILL leaves the sysctls behind. The next start undoes or adopts them, and works.
 	for range 2 {
 		start()
 		stopTraffic := s.traffic(80)
@@ -85,7 +85,7 @@ func testRestore(t *testing.T, m method, ipv6 bool) {
 	start()
 	end("after SIGKILL, start and SIGTERM")
 
-	// A start also undoes everything of a program that was killed while it started or ended.
+	// The same goes for everything of a program that was killed while it started or ended.
 	for range short(8, 3) {
 		for _, p := range both {
 			p.start()

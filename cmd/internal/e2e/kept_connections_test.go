@@ -6,29 +6,29 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/google/gopacket/layers"
 
 	"vstun/cmd/internal/lab"
 	"vstun/testdata/testkit"
 )
 
 // TestKeptConnections ends the director by SIGTERM and by kill -9 while downloads run, and starts it again by hand: no
-// download breaks, idle connections stay at their realservers, and turns and counts go on. While no director with nat
-// runs, replies get to clients as they are, and end the connections.
+// download breaks, idle connections stay at their realservers, and turns and counts go on. With nat there are downloads
+// at kill -9 alone: SIGTERM puts the host back, and replies that reach a client as they are end the connection.
 func TestKeptConnections(t *testing.T) {
 	byMethod(t, func(t *testing.T, m method, ipv6 bool) {
-		if m == nat {
-			t.Skip("replies of nat need a director")
-		}
 		s := newMethodSite(t, m, ipv6, 2, nil)
 		s.startAgents("")
 		s.startDirector("", service{"tcp", "80", "rr", []int{1, 1}}, service{"tcp", "81", "rr", []int{1, 1}})
 		for _, web := range s.Webs {
 			s.namedEcho(web, 80)
-			s.pacedDownloads(web, 81)
+			s.pacedDownloads(web, 81, 4096, 20*time.Millisecond)
 		}
 		idle, turn := map[net.Conn]string{}, []string{}
 		for range 3 {
@@ -36,18 +36,36 @@ func TestKeptConnections(t *testing.T) {
 			idle[c] = server
 			turn = append(turn, server)
 		}
-		downloads := s.download(81, short(50, 10))
+		var half *halfOpen
+		if !ipv6 { // rawSender has none
+			half = s.halfOpen(81)
+		}
+		downloads := &downloads{}
 		for _, end := range []struct {
 			name string
 			end  func()
-		}{{"SIGTERM", s.director.stop}, {"kill -9", s.director.kill}} {
-			downloads.mustGoOn(t, "before "+end.name)
+			with bool // downloads
+		}{{"SIGTERM", s.director.stop, m != nat}, {"kill -9", s.director.kill, true}} {
+			if end.with && downloads.n == 0 {
+				downloads = s.download(81, short(50, 10))
+			}
+			downloads.mustGoOn(t, "before "+end.name, 1<<16)
+			at := ""
+			if half != nil {
+				half.send()
+				at = half.realserver()
+			}
 			before := s.director.balance()
 			end.end()
 			s.director.start()
-			downloads.mustGoOn(t, "after "+end.name)
+			downloads.mustGoOn(t, "after "+end.name, 1<<16)
 			for c, server := range idle {
 				mustStay(t, c, server)
+			}
+			if half != nil {
+				if now := half.realserver(); now != at {
+					t.Errorf("after %s: a half-open connection is at %s, before at %s", end.name, now, at)
+				}
 			}
 			s.mustBeServedBy(80, turn[1])
 			s.mustBeServedBy(80, turn[0])
@@ -72,22 +90,58 @@ func TestKeptConnections(t *testing.T) {
 	})
 }
 
-// downloads are downloads without end from servers of pacedDownloads.
-type downloads struct {
-	n    int
-	read []atomic.Int64 // bytes of each, all as they were sent
-	mu   sync.Mutex
-	errs []error
+// halfOpen sends SYNs of one connection to a port of the VIP. The client never gets the SYN-ACKs.
+type halfOpen struct {
+	s      *site
+	client netip.Addr
+	syn    []byte
+	sender *rawSender
 }
 
-// pacedDownloads sends the stream to each client, slowly.
-func (s *site) pacedDownloads(h *lab.Host, port uint16) {
+func (s *site) halfOpen(port uint16) *halfOpen {
+	s.t.Helper()
+	for _, web := range s.Webs {
+		s.swallow(web, floodNetwork)
+	}
+	client := floodNetwork.Addr().Next()
+	syn := build(s.t, ip4(client, s.VIP, layers.IPProtocolTCP),
+		&layers.TCP{SrcPort: 4000, DstPort: layers.TCPPort(port), Seq: 1, SYN: true, Window: 65535})
+	return &halfOpen{s, client, syn, s.rawSender(s.Router)}
+}
+
+// send sends a SYN.
+func (h *halfOpen) send() { h.sender.inject(h.syn) }
+
+// realserver waits for the connection and returns its realserver.
+func (h *halfOpen) realserver() (address string) {
+	h.s.t.Helper()
+	testkit.Within(h.s.t, "there is the half-open connection, and no other", soon, func() bool {
+		all := h.s.connections("--client", h.client.String())
+		if len(all) == 1 && all[0].State == "SYN_RECV" {
+			address = all[0].Realserver
+		}
+		return address != ""
+	})
+	return address
+}
+
+// downloads are downloads without end from servers of pacedDownloads.
+type downloads struct {
+	n     int
+	read  []atomic.Int64 // bytes of each, all as they were sent
+	stall atomic.Int64   // the longest time without bytes of one, in nanoseconds
+	mu    sync.Mutex
+	errs  []error
+}
+
+// pacedDownloads sends n bytes of the stream to each client every period.
+func (s *site) pacedDownloads(h *lab.Host, port uint16, n int64, period time.Duration) {
 	s.t.Helper()
 	s.serveTCP(h, s.behind(h, port), func(c net.Conn) {
-		every := time.NewTicker(20 * time.Millisecond)
+		every := time.NewTicker(period)
 		defer every.Stop()
 		for same := stream(); ; <-every.C {
-			if _, err := io.CopyN(c, same, 4096); err != nil {
+			if _, err := io.CopyN(c, same, n); err != nil {
 				return
 			}
 		}
@@ -108,7 +162,9 @@ func (s *site) download(port uint16, n int) *downloads {
 		all.Go(func() {
 			want, got := make([]byte, 4096), make([]byte, 4096)
 			for same := stream(); ; {
+				begin := time.Now()
 				k, err := c.Read(got)
+				longest(&d.stall, time.Since(begin))
 				_, _ = io.ReadFull(same, want[:k]) // never fails
 				if err == nil && !bytes.Equal(want[:k], got[:k]) {
 					err = fmt.Errorf("other bytes than were sent, after %d", d.read[i].Load())
@@ -129,12 +185,18 @@ func (s *site) download(port uint16, n int) *downloads {
 	return d
 }
 
-// mustGoOn fails the test unless each download gets more bytes.
-func (d *downloads) mustGoOn(t *testing.T, when string) {
+// longest makes n the largest of itself and d.
+func longest(n *atomic.Int64, d time.Duration) {
+	for was := n.Load(); int64(d) > was && !n.CompareAndSwap(was, int64(d)); was = n.Load() {
+	}
+}
+
+// mustGoOn fails the test unless each download gets so many more bytes.
+func (d *downloads) mustGoOn(t *testing.T, when string, more int64) {
 	t.Helper()
 	enough := make([]int64, d.n)
 	for i := range enough {
-		enough[i] = d.read[i].Load() + 1<<16
+		enough[i] = d.read[i].Load() + more
 	}
 	testkit.Within(t, when+" all downloads go on", 4*soon, func() bool {
 		d.mu.Lock()

@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/gopacket/layers"
+
 	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/lab"
 	"vstun/testdata/testkit"
@@ -22,7 +24,8 @@ import (
 //
 //	client -- router -- director, web1, web2 (realservers), web3 (the second director)
 //
-// The router sends the VIP's packets to one of them.
+// With nat, the second director is in the subnet of the others. The router sends the VIP's packets to one of them, and
+// the realservers of nat send their replies to the same.
 type syncPair struct {
 	*site
 	directors [2]*program
@@ -31,46 +34,80 @@ type syncPair struct {
 // newSyncPair starts both directors, with TCP port 80 and UDP port 53. sync is the keys of [sync], without the key.
 func newSyncPair(t *testing.T, m method, ipv6 bool, sync func(s *site) string) *syncPair {
 	t.Helper()
-	s := newSiteBy(t, m, 3, nil)
-	s.speak(ipv6)
-	p := &syncPair{site: s}
-	hosts := []*lab.Host{s.Director, s.Webs[2]}
-	s.sources = append(s.sources, s.Webs[2].Addr)
+	var p *syncPair
+	if m == nat {
+		p = newNATSyncPair(t)
+	} else {
+		p = &syncPair{site: newSiteBy(t, m, 3, nil)}
+		p.speak(ipv6)
+		p.place(p.Webs[2])
+	}
 	more := ""
 	if m == dr {
 		more = "encap = []"
 	}
-	for _, web := range s.Webs[:2] {
-		s.startAgent(web, more)
-		s.namedEcho(web, 80)
-		s.echoUDP(web, 53)
-		s.acceptUploads(web, 81)
+	for _, web := range p.Webs[:2] {
+		if m != nat {
+			p.startAgent(web, more)
+		}
+		p.namedEcho(web, 80)
+		p.echoUDP(web, 53)
+		p.acceptUploads(web, 81)
 	}
-	text := sync(s)
-	if !strings.Contains(text, "ipvs") {
-		path := filepath.Join(s.dir, "sync.key")
-		s.command(s.Director, "", "sh", "-c", "head -c 32 /dev/urandom >"+path)
-		text += fmt.Sprintf("\nkey = %q", path)
+	p.start(sync(p.site), "", service{"tcp", "80", "rr", []int{1, 1, -1}}, service{"udp", "53", "rr", []int{1, 1, -1}},
+		service{"tcp", "81", "rr", []int{1, 1, -1}})
+	return p
+}
+
+// newNATSyncPair builds the hosts for nat, and starts nothing.
+func newNATSyncPair(t *testing.T) *syncPair {
+	t.Helper()
+	p := &syncPair{site: newLANFor(t, nat)}
+	p.place(p.Backup)
+	return p
+}
+
+// place gives the second director its host.
+func (p *syncPair) place(second *lab.Host) {
+	p.t.Helper()
+	p.directors = [2]*program{p.prepare(p.Director, "director"), p.prepare(second, "director")}
+	p.sources = []netip.Addr{p.Director.Addr, second.Addr}
+}
+
+// start starts both directors, and returns when each has the table of the other one. sync is the keys of [sync],
+// without the key; more is further TOML.
+func (p *syncPair) start(sync, more string, services ...service) {
+	p.t.Helper()
+	if !strings.Contains(sync, "ipvs") {
+		path := filepath.Join(p.dir, "sync.key")
+		p.command(p.Director, "", "sh", "-c", "head -c 32 /dev/urandom >"+path)
+		sync += fmt.Sprintf("\nkey = %q", path)
 	}
-	for i, h := range hosts {
-		p.directors[i] = s.prepare(h, "director")
-		p.directors[i].configure(s.directorTOML(p.directors[i].socket,
-			"announce = \"none\"\n[connections]\nmax = 10_000\n[sync]\n"+text,
-			service{"tcp", "80", "rr", []int{1, 1, -1}}, service{"udp", "53", "rr", []int{1, 1, -1}},
-			service{"tcp", "81", "rr", []int{1, 1, -1}}))
-		p.directors[i].start()
+	for _, d := range p.directors {
+		d.configure(p.directorTOML(d.socket, "announce = \"none\"\n[connections]\nmax = 10_000\n[sync]\n"+sync+"\n"+
+			more, services...))
+		d.start()
 	}
 	p.switchTo(0)
 	for i := range p.directors {
 		p.awaitPeer(i)
 	}
-	return p
 }
 
-// switchTo lets the router send the VIP's packets to a director.
+// unicast is the keys of [sync] for unicast.
+func unicast(s *site) string { return fmt.Sprintf("peers = [%s]", quoted(s.sources)) }
+
+// switchTo lets the router send the VIP's packets to a director, and the realservers of nat their replies.
 func (p *syncPair) switchTo(i int) {
 	p.t.Helper()
-	p.command(p.Router, fmt.Sprintf("route replace %s via %s\n", p.VIP, p.directors[i].host.Addr), "ip", "-batch", "-")
+	to := p.directors[i].host.Addr
+	p.command(p.Router, fmt.Sprintf("route replace %s via %s\n", p.VIP, to), "ip", "-batch", "-")
+	if p.method != nat {
+		return
+	}
+	for _, web := range p.Webs {
+		p.command(web, fmt.Sprintf("route replace default via %s\n", to), "ip", "-batch", "-")
+	}
 }
 
 // peers returns what `director peers --json` prints.
@@ -119,9 +156,6 @@ func (p *program) rows() (all []string) {
 // TestSync: connections that one director has made go on at the other, after a kill, and after the first one is back.
 func TestSync(t *testing.T) {
 	t.Parallel()
-	unicast := func(s *site) string {
-		return fmt.Sprintf("peers = [%s]", quoted([]netip.Addr{s.Director.Addr, s.Webs[2].Addr}))
-	}
 	multicast := func(s *site) string {
 		group := ""
 		if s.VIP.Is6() {
@@ -137,6 +171,7 @@ func TestSync(t *testing.T) {
 	}{
 		{"tun-unicast", tun, false, unicast}, {"tun-unicast-ipv6", tun, true, unicast},
 		{"dr-multicast", dr, false, multicast}, {"dr-multicast-ipv6", dr, true, multicast},
+		{"nat-unicast", nat, false, unicast},
 		{"dr-ipvs", dr, false, func(s *site) string { return multicast(s) + "\nmode = \"ipvs\"" }},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -199,9 +234,7 @@ func (p *syncPair) awaitSame() {
 // TestSyncUpload: uploads go on, byte-exact, when their director is killed, and when the other one is stopped.
 func TestSyncUpload(t *testing.T) {
 	t.Parallel()
-	p := newSyncPair(t, tun, false, func(s *site) string {
-		return fmt.Sprintf("peers = [%s]", quoted([]netip.Addr{s.Director.Addr, s.Webs[2].Addr}))
-	})
+	p := newSyncPair(t, tun, false, unicast)
 	n, done := short(300_000_000, 100_000_000), make(chan string, 4)
 	for range cap(done) {
 		c := p.dial("tcp", 81)
@@ -230,12 +263,61 @@ func TestSyncUpload(t *testing.T) {
 	}
 }
 
+// TestSyncSCTP: an association through nat, which one director has made, goes on at the other one, both ways. The test
+// makes all packets: few kernels have SCTP.
+func TestSyncSCTP(t *testing.T) {
+	t.Parallel()
+	const port = 2905
+	p := newNATSyncPair(t)
+	web := p.Webs[0]
+	s := &stage{site: p.site, client: beside(p.Client.Addr), realserver: beside(web.Addr).Next()}
+	s.clientEnd = s.openEnd(s.Client, "eth0", s.mac(s.Router, "client"), single(s.client))
+	s.webEnd = s.openEnd(web, "eth0", s.mac(s.Director, "eth0"), single(s.realserver))
+	s.neighbour(s.Router, "client", s.client, s.Client)
+	for _, d := range p.directors {
+		s.neighbour(d.host, "eth0", s.realserver, web)
+	}
+	vip, client := netip.AddrPortFrom(s.VIP, port), netip.AddrPortFrom(s.client, 40000)
+	server := netip.AddrPortFrom(s.realserver, s.realPort(port))
+	p.start(unicast(p.site), fmt.Sprintf("[[service]]\nname = \"sctp\"\nvip = %q\nprotocol = \"sctp\"\nport = %d\n"+
+		"forward = \"nat\"\nrealserver = [ { address = %q, port = %d } ]\n", vip.Addr(), port, server.Addr(),
+		server.Port()))
+	exchange := func(name string, chunk []byte, reply bool) {
+		t.Helper()
+		if reply {
+			s.webEnd.send(s.sctp(server, client, chunk))
+			mustArrive(t, s.clientEnd, name, s.sctp(vip, client, chunk))
+			return
+		}
+		s.clientEnd.send(s.sctp(client, vip, chunk))
+		mustArrive(t, s.webEnd, name, s.sctp(client, server, chunk))
+	}
+	exchange("an INIT", sctpChunk(layers.SCTPChunkTypeInit, make([]byte, 16)), false)
+	exchange("its INIT ACK", sctpChunk(layers.SCTPChunkTypeInitAck, make([]byte, 16)), true)
+	exchange("a COOKIE ECHO", sctpChunk(layers.SCTPChunkTypeCookieEcho, payload(33)), false)
+	exchange("its COOKIE ACK", sctpChunk(layers.SCTPChunkTypeCookieAck, nil), true)
+	p.awaitSame()
+	if rows := p.directors[1].rows(); len(rows) != 1 || !strings.HasPrefix(rows[0], "sctp ESTABLISHED ") {
+		t.Errorf("the second director has %q", rows)
+	}
+	for i, name := range []string{"kill -9", "the return"} {
+		to := 1 - i
+		p.directors[i].kill()
+		p.switchTo(to)
+		s.webEnd.gateway = s.mac(p.directors[to].host, "eth0")
+		exchange("a reply after "+name, sctpChunk(layers.SCTPChunkTypeData, payload(77)), true)
+		exchange("a request after "+name, sctpChunk(layers.SCTPChunkTypeData, payload(76)), false)
+		if p.directors[i].start(); i == 0 {
+			p.awaitPeer(0)
+			p.awaitSame()
+		}
+	}
+}
+
 // TestSyncPeersCommand prints the peers.
 func TestSyncPeersCommand(t *testing.T) {
 	t.Parallel()
-	p := newSyncPair(t, tun, false, func(s *site) string {
-		return fmt.Sprintf("peers = [%s]", quoted([]netip.Addr{s.Director.Addr, s.Webs[2].Addr}))
-	})
+	p := newSyncPair(t, tun, false, unicast)
 	p.openAll(5)
 	p.awaitSame()
 	got := p.directors[1].command("peers", "--socket", p.directors[1].socket)

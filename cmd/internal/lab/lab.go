@@ -16,6 +16,7 @@
 // That is the network Routed. In the network LAN the director and the web servers share the virtual address's subnet:
 //
 //	client 10.0.1.2 ── .1 router .1 ── switch ─┬─ director 10.0.2.2    virtual address 10.0.2.80, fd00:0:2::80
+//	                                           ├─ director2 10.0.2.3   with Spec.Backup
 //	                                           ├─ insider  10.0.2.9
 //	                                           └─ web1 10.0.2.11, web2 10.0.2.12, …
 //
@@ -48,6 +49,8 @@ type Spec struct {
 	Webs int
 	// Network is how the hosts are connected.
 	Network Network
+	// Backup adds a second director to the network LAN: director2.
+	Backup bool
 	// Links has options for a host's link to the router or the switch, by the name of the host ("client", "director",
 	// "web1", "insider"). The link "lan" is the router's to the switch in the network LAN, the director's in NAT.
 	Links map[string]Link
@@ -72,6 +75,7 @@ type Lab struct {
 	Client   *Host
 	Router   *Host // its Addr is the one that the client sees
 	Director *Host
+	Backup   *Host // the second director; nil without Spec.Backup
 	Webs     []*Host
 	Insider  *Host      // a client in the web servers' subnet; nil in the network Routed
 	VIP      netip.Addr // 198.51.100.80, routed to the director; LAN: 10.0.2.80, unrouted. No host owns it yet
@@ -108,6 +112,7 @@ func New(spec Spec) (*Lab, error) {
 		Client:    y.client,
 		Router:    y.router,
 		Director:  y.director,
+		Backup:    y.backup,
 		Insider:   y.insider,
 		bridge:    y.bridge,
 		Webs:      y.webs,

@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"regexp"
@@ -25,6 +26,7 @@ const (
 type layout struct {
 	router, client, director *Host
 	bridge                   *Host // with the bridge of a LAN or NAT network
+	backup                   *Host // the second director of a LAN
 	insider                  *Host
 	webs                     []*Host
 	hosts                    []*Host // all of them
@@ -66,11 +68,17 @@ func plan(spec Spec) (*layout, error) {
 	if spec.Webs < 0 || spec.Webs > most {
 		return nil, fmt.Errorf("%d web servers: use 0 to %d", spec.Webs, most)
 	}
+	if spec.Backup && spec.Network != LAN {
+		return nil, errors.New("a second director: use it in the network LAN")
+	}
 	y := &layout{vip: [2]netip.Addr{netip.AddrFrom4([4]byte{198, 51, 100, 80}),
 		netip.MustParseAddr("2001:db8:100::80")}}
 	y.router, y.client, y.director = y.host(spec, "router"), y.host(spec, "client"), y.host(spec, "director")
 	if spec.Network != Routed {
 		y.bridge, y.insider = y.host(spec, "switch"), y.host(spec, "insider")
+	}
+	if spec.Backup {
+		y.backup = y.host(spec, "director2")
 	}
 	for n := 1; n <= spec.Webs; n++ {
 		y.webs = append(y.webs, y.host(spec, fmt.Sprintf("web%d", n)))
@@ -86,6 +94,9 @@ func plan(spec Spec) (*layout, error) {
 		gateway := &end{host: y.router, name: "lan", addr: addresses(2, 1)}
 		y.toBridge("lan", gateway)
 		y.toBridge("director", &end{host: y.director, name: uplink, addr: addresses(2, 2), gateway: gateway})
+		if y.backup != nil {
+			y.toBridge("director2", &end{host: y.backup, name: uplink, addr: addresses(2, 3), gateway: gateway})
+		}
 		y.behind(gateway, 2)
 		y.vip = addresses(2, 80)
 	case NAT:

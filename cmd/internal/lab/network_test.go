@@ -49,7 +49,7 @@ func TestNetworks(t *testing.T) {
 		"nat": {NAT, "10.0.3.12", func(l *Lab) (*Host, string) { return l.Director, "eth1" }},
 	} {
 		t.Run(name, func(t *testing.T) {
-			l := newNetwork(t, Spec{Prefix: name, Webs: 2, Network: c.network})
+			l := newNetwork(t, Spec{Prefix: name, Webs: 2, Network: c.network, Backup: c.network == LAN})
 			if got := l.Webs[1].Addr.String(); got != c.web {
 				t.Errorf("web2 is %s, want %s", got, c.web)
 			}
@@ -66,6 +66,9 @@ func TestNetworks(t *testing.T) {
 			}
 			defer outside.Close()
 			all := append([]*Host{l.Client, l.Director, l.Insider}, l.Webs...)
+			if l.Backup != nil {
+				all = append(all, l.Backup)
+			}
 			for _, h := range all {
 				answer(t, h)
 			}

@@ -289,7 +289,8 @@ func deleteVeths() error {
 		if link.Type() != "veth" {
 			continue
 		}
-		if err := netlink.LinkDel(link); err != nil {
+		// A link goes with its other end, which may be in the list, too.
+		if err := netlink.LinkDel(link); err != nil && !errors.Is(err, unix.ENODEV) {
 			errs = append(errs, fmt.Errorf("delete %s: %w", link.Attrs().Name, err))
 		}
 	}

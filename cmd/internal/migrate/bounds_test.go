@@ -62,6 +62,18 @@ func TestHostileFiles(t *testing.T) {
 		{"blocks again and again", migrate.Keepalived, "virtual_server_group a {\n" + numbered(60_000,
 			"@ #\n") + "}\nvirtual_server group a {\nprotocol TCP\n" +
 			strings.Repeat("foo bar\n", 100_000) + "}\n", "too many services"},
+		{"instances", migrate.Keepalived, numbered(100_000, "vrrp_instance a# {\n interface eth0\n "+
+			"virtual_router_id 1\n "+
+			"virtual_ipaddress {\n @\n }\n}\n"), more},
+		{"addresses of an instance", migrate.Keepalived, "vrrp_instance a {\n interface eth0\n virtual_router_id 1\n " +
+			"virtual_ipaddress {\n" + numbered(300_000, "@\n") + "}\n}\n", "virtual_ipaddress: there are 300000"},
+		{"groups of instances", migrate.Keepalived, numbered(20_000, "vrrp_instance a# {\n}\n") +
+			"vrrp_sync_group g {\n track_interface {\n" + numbered(20_000, "e#\n") + "}\n group {\n" +
+			numbered(20_000, "a#\n") + "}\n}\n", "too many services or tracks"},
+		{"scripts of roles", migrate.Keepalived, service + "}\nvrrp_instance a {\n interface eth0\n " +
+			"virtual_router_id " +
+			"1\n virtual_ipaddress {\n 10.0.0.1\n }\n" + strings.Repeat("notify /x\n", 200_000) + "}\n",
+			"too much for one command"},
 		{"definitions in lines", migrate.Keepalived, "$A=" + strings.Repeat("x", 60<<10) + "\n$B= \\\n" +
 			strings.Repeat("x", 60<<10) + "\\\ny\n\n" +
 			strings.Repeat(strings.Repeat("$B ", 1<<20)+"x\n", 5), "grows beyond"},

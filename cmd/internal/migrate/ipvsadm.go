@@ -157,8 +157,7 @@ func (p *ipvsadm) rule(at Place, r rule) {
 			}
 		}
 	case r.has("start-daemon"):
-		p.note(at, "--start-daemon: connections are not synchronised between directors: a failover ends those that "+
-			"another realserver gets")
+		p.startDaemon(at, r)
 	case r.has("edit-service"), r.has("edit-server"), r.has("delete-service"), r.has("delete-server"):
 		p.note(at, "changes what is there: left out: import what ipvsadm-save -n prints once it has run")
 	} // The other commands change no rule, or need an earlier one.

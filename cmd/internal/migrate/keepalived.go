@@ -33,6 +33,7 @@ func Keepalived(file string, text []byte, options Options) (*Import, error) {
 		return nil, err
 	}
 	k := &keepalived{plan: p, root: root, groups: map[string]*statement{}, files: map[string]*trackFile{},
+		vrrpScripts: map[string]*vrrpScript{}, byTitle: map[string]*instance{}, groupNames: map[string]bool{},
 		include: options.Include}
 	k.read()
 	if p.tooMuch != nil {
@@ -49,6 +50,11 @@ type keepalived struct {
 	files  map[string]*trackFile
 	ssl    *clientCertificate // nil: none
 
+	vrrpScripts map[string]*vrrpScript
+	byTitle     map[string]*instance // all of them, by keepalived's names
+	syncGroups  []*syncGroup
+	groupNames  map[string]bool
+
 	include bool // included files may be read
 }
 
@@ -59,29 +65,32 @@ var (
 		"virtual_server_group": (*keepalived).defineGroup,
 		"track_file":           (*keepalived).defineFile,
 		"vrrp_track_file":      (*keepalived).defineFile,
+		"vrrp_script":          (*keepalived).defineScript,
 		"SSL":                  (*keepalived).defineSSL,
 	}
 	blocks = map[string]func(*keepalived, *statement){
-		"virtual_server": (*keepalived).virtualServer,
-		"global_defs":    (*keepalived).globals,
+		"virtual_server":  (*keepalived).virtualServer,
+		"global_defs":     (*keepalived).globals,
+		"vrrp_instance":   (*keepalived).vrrpInstance,
+		"vrrp_sync_group": (*keepalived).vrrpGroup,
 	}
 )
 
-const noFileCheck = "no FILE_CHECK of a real_server has it: it is for VRRP, which stays with keepalived"
+const unused = "nothing refers to it: left out, as by keepalived"
 
 // elsewhere has the keywords, by prefix, of blocks without a counterpart, and the remedy for each.
 var elsewhere = []struct{ prefix, what string }{
-	{"vrrp_instance", "no counterpart: leave VRRP to keepalived, without its virtual_server blocks"},
-	{"vrrp_track_file", noFileCheck},
-	{"vrrp_", "has no counterpart: it is for VRRP, which stays with keepalived"},
+	{"vrrp_script", unused},
+	{"vrrp_track_file", unused},
+	{"vrrp_track_process", "no counterpart: track a service, whose check can look at the process"},
 	{"static_ipaddress", "set up the host's addresses with its own network configuration"},
 	{"static_route", "set up the host's routes with its own network configuration"},
 	{"static_rule", "set up the host's rules with its own network configuration"},
-	{"static_", "has no counterpart: it is for VRRP, which stays with keepalived"},
-	{"garp_group", "has no counterpart: it is for VRRP, which stays with keepalived"},
-	{"linkbeat_", "has no counterpart: it is for VRRP, which stays with keepalived"},
-	{"interface_up_down_delays", "has no counterpart: it is for VRRP, which stays with keepalived"},
-	{"track_file", noFileCheck},
+	{"track_group", "set up what it tracks with the host's own network configuration"},
+	{"garp_group", noneNeeded},
+	{"linkbeat_", noneNeeded},
+	{"interface_up_down_delays", "no counterpart: left out: a link that is gone is a fault at once"},
+	{"track_file", unused},
 	{"real_server", "is outside of a virtual_server: look for a } too many above"},
 	{"bfd_instance", "no counterpart: let a daemon such as bird speak BFD, or use checks with a short interval"},
 	{"net_namespace", "start the director in its namespace: ip netns exec NAME director run"},
@@ -109,8 +118,12 @@ func (k *keepalived) read() {
 		if f := k.files[s.arg(1)]; f != nil && f.of == s && !f.used {
 			k.other(s)
 		}
+		if v := k.vrrpScripts[s.arg(1)]; v != nil && v.of == s && !v.used {
+			k.other(s)
+		}
 	}
-	k.checkVRRPAddresses()
+	k.joinGroups()
+	k.settleSync(k.byTitle)
 }
 
 func (k *keepalived) defineGroup(s *statement) {
@@ -138,28 +151,54 @@ func (k *keepalived) other(s *statement) {
 // maxGlobals is how many keywords of global_defs a note names.
 const maxGlobals = 100
 
-// globals reads global_defs. The timeouts of connections and mail have counterparts.
+// globalKeywords are the keywords of global_defs with a counterpart, or with an effect that the director does not have.
+// Keywords of mail are in mailStatements.
+var globalKeywords = map[string]func(*keepalived, *statement){
+	"lvs_timeouts": func(k *keepalived, st *statement) {
+		for i := 1; i+1 < len(st.words); i += 2 {
+			k.timeout(st.Place, st.words[i], st.words[i+1])
+		}
+	},
+	"lvs_sync_daemon": (*keepalived).syncDaemon,
+	"vrrp_strict":     func(k *keepalived, st *statement) { k.vrrp.strict = boolean(st) },
+	"vrrp_version": func(k *keepalived, st *statement) {
+		n, ok := vrrpVersion(st.arg(1))
+		if !ok {
+			k.note(st.Place, "vrrp_version %q: left out, as by keepalived: want 2 or 3", st.arg(1))
+			return
+		}
+		k.vrrp.version = n
+	},
+	"vrrp_mcast_group4":       globally("no counterpart: left out: set peers where another group was meant"),
+	"vrrp_mcast_group6":       globally("no counterpart: left out: set peers where another group was meant"),
+	"vrrp_startup_delay":      globally("no counterpart: left out: let the director's unit start later"),
+	"vrrp_down_timer_adverts": globally("no counterpart: left out: another director takes over after 3 intervals"),
+	"notify_fifo":             globally(noFIFO), "notify_fifo_script": globally(noFIFO),
+	"vrrp_notify_fifo": globally(noFIFO), "vrrp_notify_fifo_script": globally(noFIFO),
+	"lvs_notify_fifo": globally(noFIFO), "lvs_notify_fifo_script": globally(noFIFO),
+}
+
+const noFIFO = "no counterpart: left out: write command in [notify]: changes come one after the other"
+
+// globally returns a reader of a keyword of global_defs without a counterpart.
+func globally(note string) func(*keepalived, *statement) {
+	return func(k *keepalived, st *statement) { k.note(st.Place, "%s: %s", st.name(), note) }
+}
+
+// globals reads global_defs.
 func (k *keepalived) globals(block *statement) {
 	var others []string
 	said := map[string]bool{}
 	for _, s := range block.block {
-		switch name := s.name(); name {
-		case "lvs_timeouts":
-			for i := 1; i+1 < len(s.words); i += 2 {
-				k.timeout(s.Place, s.words[i], s.words[i+1])
-			}
-		case "lvs_sync_daemon":
-			k.note(s.Place, "lvs_sync_daemon: connections are not synchronised between directors: a failover ends "+
-				"those that another realserver gets")
-		default:
-			if mailStatements[name] != nil {
-				k.mailStatement(s)
-				continue
-			}
-			if !said[name] {
-				said[name] = true
-				others = append(others, name)
-			}
+		name := s.name()
+		switch read := globalKeywords[name]; {
+		case read != nil:
+			read(k, s)
+		case mailStatements[name] != nil:
+			k.mailStatement(s)
+		case !said[name]:
+			said[name] = true
+			others = append(others, name)
 		}
 	}
 	if n := len(others) - maxGlobals; n > 0 {
@@ -183,33 +222,6 @@ func (p *plan) timeout(at Place, name, seconds string) {
 		p.note(at, "timeout %s %q: left out: want 1 to 2678400 seconds", name, seconds)
 	case n > 0:
 		*to = time.Duration(n) * time.Second
-	}
-}
-
-// checkVRRPAddresses warns of VIPs that VRRP would add to the director's host itself.
-func (k *keepalived) checkVRRPAddresses() {
-	vips := map[netip.Addr]bool{}
-	for _, s := range k.services {
-		for _, vip := range s.vips {
-			vips[vip] = true
-		}
-	}
-	for _, vrrp := range k.root.block {
-		if vrrp.name() != "vrrp_instance" {
-			continue
-		}
-		for _, list := range vrrp.block {
-			if list.name() != "virtual_ipaddress" && list.name() != "virtual_ipaddress_excluded" {
-				continue
-			}
-			for _, s := range list.block {
-				address, _, _ := strings.Cut(s.name(), "/")
-				if a, err := netip.ParseAddr(address); err == nil && vips[a] {
-					k.note(s.Place, "%s %s: is a VIP, which the director's host must not own: let VRRP move an "+
-						"address of the directors' own, and route the VIP to that", list.name(), a)
-				}
-			}
-		}
 	}
 }
 
@@ -290,7 +302,8 @@ type groupPart struct {
 	ports []uint16
 }
 
-var errManyAddresses = errors.New("the groups make too many services: write fewer addresses and ports")
+var errManyAddresses = errors.New("the groups make too many services or tracks: write fewer addresses, ports and " +
+	"members")
 
 // maxGroup is the maximum number of addresses in one line of a group: an IPv4 /20.
 const maxGroup = 4096

@@ -13,13 +13,15 @@ import (
 
 // mail is the mail of global_defs.
 type mail struct {
-	Place          // of notification_email, or of the first other statement
-	to             []string
-	from           string
-	server         string // HOST:PORT; "": keepalived sends no mail
-	helo           string
-	timeout        time.Duration // of each attempt; 0: the default
-	alert, checker *bool         // smtp_alert and smtp_alert_checker; nil: not set
+	Place         // of notification_email, or of the first other statement
+	to            []string
+	from          string
+	server        string // HOST:PORT; "": keepalived sends no mail
+	helo          string
+	timeout       time.Duration // of each attempt; 0: the default
+	alert         *bool         // smtp_alert; nil: not set
+	checker, vrrp *bool         // smtp_alert_checker and smtp_alert_vrrp
+	noFaults      Place         // of no_email_faults
 }
 
 // usualMailTimeout is keepalived's default of smtp_connect_timeout, DEFAULT_SMTP_CONNECTION_TIMEOUT.
@@ -51,6 +53,8 @@ var mailStatements = map[string]func(*keepalived, *statement){
 	"smtp_connect_timeout": (*keepalived).mailTimeout,
 	"smtp_alert":           func(k *keepalived, st *statement) { k.setAlert(nil, st, &k.mail.alert) },
 	"smtp_alert_checker":   func(k *keepalived, st *statement) { k.setAlert(nil, st, &k.mail.checker) },
+	"smtp_alert_vrrp":      func(k *keepalived, st *statement) { k.setAlert(nil, st, &k.mail.vrrp) },
+	"no_email_faults":      func(k *keepalived, st *statement) { k.mail.noFaults = st.Place },
 }
 
 // mailStatement reads a statement of global_defs about mail.
@@ -146,6 +150,21 @@ func (m *mail) alerts(own *bool, usual bool) bool {
 	return usual
 }
 
+// alertsOf reports whether keepalived mails about the roles of an instance, or of its group. Without smtp_alert it does
+// not.
+func (m *mail) alertsOf(v *instance) bool {
+	all := []*bool{v.alert, m.vrrp, m.alert}
+	if v.group != nil && v.group.alert != nil && *v.group.alert {
+		return true
+	}
+	for _, set := range all {
+		if set != nil {
+			return *set
+		}
+	}
+	return false
+}
+
 // Defaults of smtp_alert: keepalived mails about realservers, and not about virtual servers (check_data.c,
 // validate_check_config).
 const (
@@ -190,9 +209,10 @@ func (p *plan) mailKeys() []key {
 		}
 		services, realservers = services || a.service, realservers || a.realservers > 0
 	}
-	if names == nil {
-		p.note(m.Place, "mail: smtp_alert is off for every virtual_server and real_server: left out: write mail in "+
-			"[notify]")
+	roles := p.mailedRoles()
+	if names == nil && !roles {
+		p.note(m.Place, "mail: smtp_alert is off for every virtual_server, real_server and vrrp_instance: left out: "+
+			"write mail in [notify]")
 		return nil
 	}
 	p.noteMore(services, realservers)
@@ -206,16 +226,41 @@ func (p *plan) mailKeys() []key {
 	if m.helo != "" {
 		keys = append(keys, key{"helo", quote(m.helo), ""})
 	}
-	switch {
-	case !services:
-		keys = append(keys, key{"kinds", list([]string{notify.KindRealserver}), ""})
-	case !realservers:
-		keys = append(keys, key{"kinds", list([]string{notify.KindService}), ""})
+	var kinds []string
+	for _, k := range []struct {
+		name   string
+		mailed bool
+	}{{notify.KindService, services}, {notify.KindRealserver, realservers}, {notify.KindVRRP, roles}} {
+		if k.mailed {
+			kinds = append(kinds, k.name)
+		}
 	}
-	if len(names) < len(p.services) {
+	if !services || !realservers || !roles && len(p.instances) > 0 {
+		keys = append(keys, key{"kinds", list(kinds), ""})
+	}
+	if names != nil && len(names) < len(p.services) {
 		keys = append(keys, key{"services", list(names), ""})
 	}
 	return keys
+}
+
+// mailedRoles reports whether keepalived mails about the roles of an instance. It notes those about which it does not.
+func (p *plan) mailedRoles() bool {
+	m := &p.mail
+	mailed := slices.ContainsFunc(p.instances, m.alertsOf)
+	if !mailed {
+		return false
+	}
+	for _, v := range p.instances {
+		if !m.alertsOf(v) {
+			p.noteOn(v, v.Place, "smtp_alert: is off for this vrrp_instance, on for another one: its changes are "+
+				"mailed, too: look at kinds of [notify.mail]")
+		}
+	}
+	if m.noFaults != (Place{}) {
+		p.note(m.noFaults, "no_email_faults: no counterpart: faults of VRRP are mailed, too")
+	}
+	return true
 }
 
 // noteMore notes what keepalived does not mail about and the director does: the keys kinds and services apply to all

@@ -44,9 +44,9 @@ func TestMail(t *testing.T) {
 		"smtp_alert true":       {mailed(least+"smtp_alert true", "", "", ""), to(both), nil},
 		"smtp_alert_checker on": {mailed(least+"smtp_alert off\nsmtp_alert_checker on", "", "", ""), to(both), nil},
 		"smtp_alert off": {mailed(least+"smtp_alert off", "", "", ""), nil, []string{
-			"2: mail: smtp_alert is off for every virtual_server and real_server"}},
+			"2: mail: smtp_alert is off for every virtual_server, real_server and vrrp_instance"}},
 		"smtp_alert_checker off": {mailed(least+"smtp_alert\nsmtp_alert_checker no", "", "", ""), nil, []string{
-			"2: mail: smtp_alert is off for every virtual_server and real_server"}},
+			"2: mail: smtp_alert is off for every virtual_server, real_server and vrrp_instance"}},
 		"smtp_alert perhaps": {mailed(least+"smtp_alert perhaps", "", "", ""), to(none), []string{
 			`7: smtp_alert "perhaps": keepalived leaves it out`}},
 		"of one virtual_server": {mailed(least+"smtp_alert off", "smtp_alert", "", ""), to(func(m *config.Mail) {

@@ -25,7 +25,8 @@ type Import struct {
 type Note struct {
 	Place
 	Text string
-	of   *service // the note is a comment of this service; nil: of the file
+	of   *service  // the note is a comment of this service
+	on   *instance // the note is a comment of this instance; both nil: of the file
 }
 
 func (n Note) String() string { return n.Place.String() + ": " + n.Text }
@@ -50,6 +51,9 @@ type plan struct {
 	marks     []*service // services of firewall marks, without VIPs and ports
 	timeouts  timeouts
 	scripts   []script
+	instances []*instance // of VRRP
+	vrrp      vrrpGlobals
+	sync      syncDaemon
 	mail      mail
 	notes     []Note
 	said      map[Note]bool
@@ -89,10 +93,19 @@ func (p *plan) note(at Place, format string, args ...any) { p.noteOf(nil, at, fo
 
 // noteOf adds a Note on a line of a service.
 func (p *plan) noteOf(s *service, at Place, format string, args ...any) {
+	p.addNote(Note{of: s, Place: at}, format, args)
+}
+
+// noteOn adds a Note on a line of an instance of VRRP, nil for one of no instance.
+func (p *plan) noteOn(v *instance, at Place, format string, args ...any) {
+	p.addNote(Note{on: v, Place: at}, format, args)
+}
+
+func (p *plan) addNote(whole Note, format string, args []any) {
 	if p.more {
 		return
 	}
-	n := Note{Place: at, Text: shorten(printable(fmt.Sprintf(format, args...)))}
+	n := Note{Place: whole.Place, Text: shorten(printable(fmt.Sprintf(format, args...)))}
 	p.noted++
 	if p.said[n] && p.noted < maxNoted {
 		return // a group of several ports is read once for each
@@ -101,11 +114,11 @@ func (p *plan) noteOf(s *service, at Place, format string, args ...any) {
 		p.said = map[Note]bool{}
 	}
 	p.said[n] = true
-	n.of = s
+	n.of, n.on = whole.of, whole.on
 	p.noteBytes += len(n.Text)
 	if len(p.notes) == maxNotes || p.noteBytes > maxNoteBytes || p.noted == maxNoted {
 		p.more = true
-		n = Note{Place: at, Text: "more notes, not shown: fix what the others name, and import again"}
+		n = Note{Place: whole.Place, Text: "more notes, not shown: fix what the others name, and import again"}
 	}
 	p.notes = append(p.notes, n)
 }
@@ -121,14 +134,22 @@ func shorten(text string) string {
 // finish makes the plan consistent and writes it. It returns an error if the file is too large for the director.
 func (p *plan) finish(source string) (*Import, error) {
 	p.settle()
+	p.settleVRRP()
 	script, mail := p.dispatcher(), p.mailKeys()
 	kept := map[*service]bool{nil: true}
 	for _, s := range slices.Concat(p.services, p.marks) {
 		kept[s] = true
 	}
-	for i, n := range p.notes {
+	keptInstances := map[*instance]bool{}
+	for _, v := range p.instances {
+		keptInstances[v] = true
+	}
+	for i, n := range p.notes { // about what has been left out
 		if !kept[n.of] {
-			p.notes[i].of = nil // the service has been left out
+			p.notes[i].of = nil
+		}
+		if !keptInstances[n.on] {
+			p.notes[i].on = nil
 		}
 	}
 	files := map[string]int{} // → position in the order of their first notes

@@ -307,7 +307,7 @@ func TestKeepalivedTakesTheFixtures(t *testing.T) {
 	}
 	faults := regexp.MustCompile(`(?i)unknown|unexpected|unmatched|unterminated|invalid|extra|missing '[{}]|not ` +
 		`found|ports don't match`)
-	for _, file := range []string{"mail.conf", "site.conf", "corners.conf"} {
+	for _, file := range []string{"mail.conf", "site.conf", "corners.conf", "pair.conf"} {
 		cmd := exec.Command(program, "--config-test", "--use-file="+file, "--config-id=blue")
 		cmd.Dir = "testdata/keepalived"
 		cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // it ends by a signal to its process group

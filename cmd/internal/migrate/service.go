@@ -274,20 +274,25 @@ func (p *plan) settleTunnels(s *service) {
 // title returns a name for a service: its name in the source, or a name from protocol, VIP and port.
 func (s *service) title() string {
 	if s.want != "" {
-		name := strings.Map(func(r rune) rune {
-			if r < 0x80 && (lower(byte(r)) >= 'a' && lower(byte(r)) <= 'z' || r >= '0' && r <= '9' ||
-				strings.ContainsRune("._:-", r)) {
-				return r
-			}
-			return '-'
-		}, s.want)
-		return name[:min(len(name), maxTitle)]
+		return nameOf(s.want)
 	}
 	port := "any"
 	if s.ports[0] != 0 {
 		port = strconv.Itoa(int(s.ports[0]))
 	}
 	return s.protocol + "-" + s.vips[0].String() + "-" + port
+}
+
+// nameOf makes a name of a word of the source.
+func nameOf(word string) string {
+	name := strings.Map(func(r rune) rune {
+		if r < 0x80 && (lower(byte(r)) >= 'a' && lower(byte(r)) <= 'z' || r >= '0' && r <= '9' ||
+			strings.ContainsRune("._:-", r)) {
+			return r
+		}
+		return '-'
+	}, word)
+	return name[:min(len(name), maxTitle)]
 }
 
 // maxTitle leaves room, in a name of 64 characters, for the number that makes it unique.

@@ -3,6 +3,7 @@ package migrate
 import (
 	"cmp"
 	"fmt"
+	"net/netip"
 	"path/filepath"
 	"reflect"
 	"slices"
@@ -84,9 +85,13 @@ func (p *plan) write(source, script string, mail []key) []byte {
 			"and lower of a realserver. IPVS")
 		w.line("# itself checks no realserver: a [service.check] takes those out that don't work.")
 	}
-	of := map[*service][]Note{}
+	of, on := map[*service][]Note{}, map[*instance][]Note{}
 	for _, n := range p.notes {
-		of[n.of] = append(of[n.of], n)
+		if n.on != nil {
+			on[n.on] = append(on[n.on], n)
+		} else {
+			of[n.of] = append(of[n.of], n)
+		}
 	}
 	if len(of[nil]) > 0 {
 		w.line("#")
@@ -106,6 +111,8 @@ func (p *plan) write(source, script string, mail []key) []byte {
 		w.table("", "[connections]", []key{{"timeouts", "{ " + strings.Join(list, ", ") + " }", ""}})
 	}
 	w.notify(script, mail, p.mail.timeout)
+	w.vrrp(p, on)
+	w.sync(&p.sync)
 	for _, s := range p.services {
 		w.line("")
 		w.notes("", of[s])
@@ -132,10 +139,10 @@ func (w *writer) notify(script string, mail []key, timeout time.Duration) {
 	w.line("")
 	if script != "" {
 		w.line("# keepalived's scripts. The director runs this for every change of state, with these arguments " +
-			"behind it: service or realserver, the")
-		w.line("# service's name, the realserver's address (ADDRESS:PORT, if it has a port of its own) or -, the old " +
-			"state, the new state, why. It runs")
-		w.line("# with the director's rights, which are few.")
+			"behind it: service, realserver or vrrp, the")
+		w.line("# service's or instance's name, the realserver's address (ADDRESS:PORT, if it has a port of its own) " +
+			"or -, the old state, the new state,")
+		w.line("# why. It runs with the director's rights, which are few.")
 		keys = append(keys, key{"command", `["/bin/sh", "-c", ` + block(script) + `, "notify"]`, ""})
 	}
 	if mail != nil {
@@ -147,6 +154,33 @@ func (w *writer) notify(script string, mail []key, timeout time.Duration) {
 		w.line("# keepalived's mail, which is neither encrypted nor has a login: tls, user and password_file do that.")
 		w.table("", "[notify.mail]", mail)
 	}
+}
+
+// vrrp writes the instances, each with its notes.
+func (w *writer) vrrp(p *plan, notes map[*instance][]Note) {
+	vips := map[netip.Addr]bool{}
+	for _, s := range p.services {
+		for _, vip := range s.vips {
+			vips[vip] = true
+		}
+	}
+	for _, v := range p.instances {
+		w.line("")
+		w.notes("", notes[v])
+		w.line("# %s:%d: %s", printable(filepath.Base(v.File)), v.Line, v.source)
+		w.table("", "[[vrrp]]", v.keys(vips))
+	}
+}
+
+// sync writes [sync], if there is a sync daemon.
+func (w *writer) sync(d *syncDaemon) {
+	if d.device == "" {
+		return
+	}
+	w.line("")
+	w.line("# %s:%d: the kernel's protocol, which has no authentication. When all directors are of vstun, set mode = "+
+		"\"vstun\" and a key.", printable(filepath.Base(d.File)), d.Line)
+	w.table("", "[sync]", d.keys())
 }
 
 func (p *plan) hasChecks() bool {

@@ -46,7 +46,8 @@ type Inputs struct {
 	// Retired are the addresses of realservers that are not configured any more, and still have connections.
 	Retired []netip.Addr
 
-	// Syncing is set while connections of other directors are missing. Their clients get no RST meanwhile.
+	// Syncing is set while connections of other directors may be missing. Their clients get no RST meanwhile, and their
+	// servers' replies of VS/NAT are not sent on untranslated.
 	Syncing bool
 
 	ReplyLinks []string // see ReplyLinks
@@ -54,6 +55,8 @@ type Inputs struct {
 	Devices    []query.Device
 	Rules      Rules
 	Roles      vrrp.Roles // of [[vrrp]]
+	// Unowned leaves out the addresses that the host has as the master: it cannot have them now.
+	Unowned bool
 }
 
 // Rules reports for which families the kernel has policy rules (CONFIG_IP_MULTIPLE_TABLES,

@@ -187,10 +187,10 @@ func addReplies(s *routing.State, in *Inputs) {
 		s.Addrs = append(s.Addrs, routing.Addr{Link: cfg.TUN, Prefix: netip.PrefixFrom(DeviceAddress, 32)})
 		s.Loose = in.looseLinks(s.Loose, four)
 		s.Sysctls = append(s.Sysctls, localSysctls(cfg.TUN, own4)...)
-		s.Routes = append(s.Routes, replyRoute(in, netip.IPv4Unspecified(), len(own4) > 0))
+		s.Routes = append(s.Routes, replyRoutes(in, netip.IPv4Unspecified(), len(own4) > 0)...)
 	}
 	if len(own6)+len(six) > 0 {
-		s.Routes = append(s.Routes, replyRoute(in, netip.IPv6Unspecified(), len(own6) > 0))
+		s.Routes = append(s.Routes, replyRoutes(in, netip.IPv6Unspecified(), len(own6) > 0)...)
 	}
 	if len(own4)+len(four)+len(own6)+len(six) > 0 {
 		s.Tables[cfg.ReplyTable()] = fmt.Sprintf("set another table in [director] (this one is table = %d plus %d)",
@@ -241,14 +241,19 @@ func (in *Inputs) redirectSysctls(servers []NATServer) (all []routing.Sysctl) {
 	return all
 }
 
-// replyRoute returns the default route of the reply table in a family. With own, servers of this host use it, and see
-// no other: its MTU is then that of the default route to the clients, and not the device's.
-func replyRoute(in *Inputs, family netip.Addr, own bool) routing.Route {
-	r := routing.Route{Dst: netip.PrefixFrom(family, 0), Link: in.Config.TUN, Table: in.Config.ReplyTable()}
+// replyRoutes returns the routes of the reply table in a family: the default route, and one for the time after a kill.
+// A kill removes the device with its route, and the rules stay. Without the second route replies would reach the
+// clients as they are, and the clients' RSTs would end connections that the next start could go on with.
+//
+// With own, servers of this host use the table, and see no other: the MTU is then that of the default route to the
+// clients, and not the device's.
+func replyRoutes(in *Inputs, family netip.Addr, own bool) []routing.Route {
+	dst, table := netip.PrefixFrom(family, 0), in.Config.ReplyTable()
+	r := routing.Route{Dst: dst, Link: in.Config.TUN, Table: table}
 	if own {
 		r.MTU = in.Paths.mtu(pick(family.Is4(), documentation4, documentation6))
 	}
-	return r
+	return []routing.Route{r, {Dst: dst, Blackhole: true, Metric: lastResort, Table: table}}
 }
 
 // replyRules returns the rules of a family for servers on this host and for the others.

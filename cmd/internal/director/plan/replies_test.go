@@ -2,6 +2,7 @@ package plan
 
 import (
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
@@ -187,10 +188,20 @@ func TestReplies(t *testing.T) {
 		!slices.Equal(s.Loose, []string{"eth1", "vs0"}) || len(s.Addrs) != 1 {
 		t.Errorf("sysctls %v, loose %v, addresses %v", values, s.Loose, s.Addrs)
 	}
+	want := map[routing.Route]bool{}
+	for _, dst := range []string{"0.0.0.0/0", "::/0"} {
+		to := netip.MustParsePrefix(dst)
+		want[routing.Route{Dst: to, Link: "vs0", MTU: 1500, Table: reply}] = true
+		want[routing.Route{Dst: to, Blackhole: true, Metric: lastResort, Table: reply}] = true
+	}
+	got := map[routing.Route]bool{}
 	for _, r := range s.Routes {
-		if r.Table == reply && (r.Link != "vs0" || r.Dst.Bits() != 0 || r.MTU != 1500) {
-			t.Errorf("route of replies: %+v", r)
+		if r.Table == reply {
+			got[r] = true
 		}
+	}
+	if !maps.Equal(got, want) {
+		t.Errorf("routes of replies: %+v, want %+v", got, want)
 	}
 	if own := in.OwnServers(); len(own) != 1 || own[0] != netip.MustParseAddr("10.0.2.2") {
 		t.Errorf("own servers %v", own)

@@ -45,7 +45,7 @@ func (in *Inputs) elected(device string) (all []netip.Addr) {
 			all = append(all, v.VIPs...)
 		}
 		for _, o := range v.Owned {
-			if o.Device == device {
+			if o.Device == device && !in.Unowned {
 				all = append(all, o.Prefix.Addr())
 			}
 		}
@@ -55,6 +55,9 @@ func (in *Inputs) elected(device string) (all []netip.Addr) {
 
 // owned returns the addresses that this host has as the master, on devices that exist.
 func (in *Inputs) owned() (all []routing.Addr) {
+	if in.Unowned {
+		return nil
+	}
 	for _, v := range in.mastered() {
 		for _, o := range v.Owned {
 			if slices.ContainsFunc(in.Devices, func(d query.Device) bool { return d.Name == o.Device }) {
@@ -70,6 +73,13 @@ func (in *Inputs) SameOwned(o *Inputs) bool { return slices.Equal(in.owned(), o.
 
 // SameRoles reports whether in and o have the same roles.
 func (in *Inputs) SameRoles(o *Inputs) bool { return maps.Equal(in.Roles, o.Roles) }
+
+// SameDevices reports whether in and o have the same devices, as far as the election of VRRP depends on them.
+func (in *Inputs) SameDevices(o *Inputs) bool {
+	return len(in.Config.VRRP) == 0 || slices.EqualFunc(in.Devices, o.Devices, func(a, b query.Device) bool {
+		return a.Name == b.Name && a.Index == b.Index && a.Running == b.Running && slices.Equal(a.Addrs, b.Addrs)
+	})
+}
 
 // Unlisted returns the VIPs in a subnet of this host, or in the network of the TAP device, that no instance of VRRP
 // has, in ascending order, with the device of the subnet. There are none without [[vrrp]]. Each director would answer

@@ -47,7 +47,7 @@ func Table(c config.Connections) conntab.Config {
 // options returns the settings of cfg for all services. syncing is Inputs.Syncing.
 func options(cfg *config.Director, syncing bool) balancer.Options {
 	return balancer.Options{ExpireQuiescentTemplate: cfg.Connections.ExpireQuiescentTemplate, Silent: cfg.Silent,
-		NoResets: cfg.NoResets || syncing}
+		NoResets: cfg.NoResets || syncing, Incomplete: syncing}
 }
 
 // service returns s as the balancer takes it.
