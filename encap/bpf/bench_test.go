@@ -124,3 +124,39 @@ func both() (in asm.Instructions) {
 	}
 	return append(in, asm.Mov.Imm(asm.R0, next), asm.Return())
 }
+
+// BenchmarkFlows is the time of user space for a flow: set, read and deleted, of many.
+func BenchmarkFlows(b *testing.B) {
+	needRoot(b)
+	const flows = 1 << 17
+	d, err := LoadDirector(DirectorConfig{Flows4: flows, Flows6: 1, Paths: 1})
+	must(b, err)
+	defer d.Close()
+	ref, err := d.Add(tunnelPath(b, tunnels(false)[0], false))
+	must(b, err)
+	all, keys := make([]Flow, flows), make([]packet.Flow, flows)
+	for i := range all {
+		s := request(false, packet.ProtoTCP)
+		keys[i] = s.flow()
+		keys[i].SrcPort, keys[i].DstPort = uint16(i), uint16(i>>16)
+		all[i] = Flow{Flow: keys[i], Path: ref}
+	}
+	var set, read, deleted time.Duration
+	n := 0
+	for b.Loop() {
+		begin := time.Now()
+		_, err := d.Set(all)
+		must(b, err)
+		was := time.Now()
+		set += was.Sub(begin)
+		must(b, d.Read(func(packet.Flow, State, bool) {}))
+		read += time.Since(was)
+		was = time.Now()
+		must(b, d.Delete(keys, nil))
+		deleted += time.Since(was)
+		n += flows
+	}
+	for name, took := range map[string]time.Duration{"set": set, "read": read, "deleted": deleted} {
+		b.ReportMetric(float64(took.Nanoseconds())/float64(n), name+"-ns/flow")
+	}
+}

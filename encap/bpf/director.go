@@ -31,18 +31,26 @@ type Director struct {
 	hooks   hooks
 	clock   clock
 
-	mu    sync.Mutex
+	set  chunk // of Set
+	read chunk // of Read
+
+	mu    sync.Mutex   // held for short times, never while flows are written or read
 	paths []pathRecord // by index; Generation is that of the last path, also after Remove
 	free  []uint32     // unused indexes
 	vips  map[netip.Addr]uint16
-	chunk chunk
 }
 
-// chunk is the memory for one batch of map operations.
+// chunk is the memory for one batch of flows.
 type chunk struct {
+	mu      sync.Mutex // held by the method that uses the chunk
 	keys4   []flow4
 	keys6   []flow6
 	entries []entry
+	live    []bool
+}
+
+func newChunk() chunk {
+	return chunk{keys4: make([]flow4, batch), keys6: make([]flow6, batch), entries: make([]entry, batch)}
 }
 
 // batch is the number of flows in one system call.
@@ -59,8 +67,8 @@ func LoadDirector(c DirectorConfig) (*Director, error) {
 
 // newDirector is LoadDirector for a program that may come from another compiler.
 func newDirector(spec *ebpf.CollectionSpec, c DirectorConfig) (*Director, error) {
-	d := &Director{paths: make([]pathRecord, c.Paths), vips: map[netip.Addr]uint16{},
-		chunk: chunk{make([]flow4, batch), make([]flow6, batch), make([]entry, batch)}}
+	d := &Director{paths: make([]pathRecord, max(0, c.Paths)), vips: map[netip.Addr]uint16{}, set: newChunk(),
+		read: newChunk()}
 	if err := load("director", spec, map[string]int{"flows4": c.Flows4, "flows6": c.Flows6, "paths": c.Paths,
 		"vips": maxVIPs}, &d.objects); err != nil {
 		return nil, err
@@ -153,45 +161,65 @@ func (d *Director) vip(a netip.Addr) (uint16, error) {
 // is no room. A flow that was set before begins anew: Delete returns what it has counted. A flow whose path has been
 // removed is set without effect.
 func (d *Director) Set(flows []Flow) (n int, err error) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
 	time, err := d.clock.now()
 	if err != nil {
 		return 0, err
 	}
-	for n < len(flows) {
-		first := n
-		m := d.objects.Flows4
-		var keys any
-		four, k := flows[n].Src.Is4(), 0
-		for ; k < batch && n+k < len(flows) && flows[n+k].Src.Is4() == four; k++ {
-			f := &flows[n+k]
-			if d.chunk.entries[k], err = d.entry(f, time); err != nil {
-				break
-			}
-			if four {
-				d.chunk.keys4[k] = makeFlow4(&f.Flow)
-			} else {
-				d.chunk.keys6[k] = makeFlow6(&f.Flow)
-			}
+	c := &d.set
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for n < len(flows) && err == nil {
+		var k, done int
+		var failed error
+		k, err = d.prepare(c, flows[n:], time)
+		if flows[n].Src.Is4() {
+			done, failed = update(d.objects.Flows4, c.keys4[:k], c.entries[:k])
+		} else {
+			done, failed = update(d.objects.Flows6, c.keys6[:k], c.entries[:k])
 		}
-		if keys = d.chunk.keys4[:k]; !four {
-			m, keys = d.objects.Flows6, d.chunk.keys6[:k]
-		}
-		if k > 0 {
-			done, failed := m.BatchUpdate(keys, d.chunk.entries[:k], nil)
-			if n += done; failed != nil {
-				n, err = min(n, first+k-1), failed
-			}
-		}
-		if errors.Is(err, unix.E2BIG) {
-			return n, ErrFull
-		}
-		if err != nil {
-			return n, fmt.Errorf("fast path of %v: %w", flows[n].Flow, err)
+		if n += done; failed != nil {
+			err = failed
 		}
 	}
+	if errors.Is(err, unix.E2BIG) {
+		return n, ErrFull
+	}
+	if err != nil {
+		return n, fmt.Errorf("fast path of %v: %w", flows[n].Flow, err)
+	}
 	return n, nil
+}
+
+// prepare makes keys and entries of the first flows that are of one family, as many as c takes. It returns their number,
+// and an error of the flow behind them.
+func (d *Director) prepare(c *chunk, flows []Flow, time uint32) (k int, err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	four := flows[0].Src.Is4()
+	for ; k < min(batch, len(flows)) && flows[k].Src.Is4() == four; k++ {
+		f := &flows[k]
+		if c.entries[k], err = d.entry(f, time); err != nil {
+			break
+		}
+		if four {
+			c.keys4[k] = makeFlow4(&f.Flow)
+		} else {
+			c.keys6[k] = makeFlow6(&f.Flow)
+		}
+	}
+	return k, err
+}
+
+// update writes entries to a map of flows and returns how many it has written.
+func update[K any](m *ebpf.Map, keys []K, entries []entry) (n int, err error) {
+	if len(keys) == 0 {
+		return 0, nil
+	}
+	n, err = m.BatchUpdate(keys, entries, nil)
+	if err != nil {
+		n = min(n, len(keys)-1)
+	}
+	return n, err
 }
 
 // entry returns the entry of f.
@@ -256,29 +284,27 @@ func takeOut(m *ebpf.Map, key, value any) error {
 }
 
 // Read calls fn with the state of each flow that is set. live is false for flows whose path has been removed: their
-// counts no longer change. fn must not call methods of d.
+// counts no longer change. fn must not call Read.
 func (d *Director) Read(fn func(f packet.Flow, s State, live bool)) error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	c := &d.chunk
-	if err := read(d.objects.Flows4, d.clock, &c.keys4, &c.entries, func(k *flow4, e *entry, now uint32) {
-		fn(k.flow(), e.state(now), d.live(Ref{e.Path, e.Generation}))
-	}); err != nil {
+	c := &d.read
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	err := each(d, d.objects.Flows4, &c.keys4, func(i int, s State) { fn(c.keys4[i].flow(), s, c.live[i]) })
+	if err != nil {
 		return err
 	}
-	return read(d.objects.Flows6, d.clock, &c.keys6, &c.entries, func(k *flow6, e *entry, now uint32) {
-		fn(k.flow(), e.state(now), d.live(Ref{e.Path, e.Generation}))
-	})
+	return each(d, d.objects.Flows6, &c.keys6, func(i int, s State) { fn(c.keys6[i].flow(), s, c.live[i]) })
 }
 
-// read calls fn with each element of a map of flows. keys and entries are memory for a batch of them.
-func read[K any](m *ebpf.Map, c clock, keys *[]K, entries *[]entry, fn func(*K, *entry, uint32)) error {
+// each reads a map of flows in batches, and calls fn for each flow, whose key is then at index i of keys.
+func each[K any](d *Director, m *ebpf.Map, keys *[]K, fn func(i int, s State)) error {
+	c := &d.read
 	var cursor ebpf.MapBatchCursor
 	for {
-		if len(*entries) < len(*keys) {
-			*entries = make([]entry, len(*keys))
+		if len(c.entries) < len(*keys) {
+			c.entries = make([]entry, len(*keys))
 		}
-		n, err := m.BatchLookup(&cursor, *keys, (*entries)[:len(*keys)], nil)
+		n, err := m.BatchLookup(&cursor, *keys, c.entries[:len(*keys)], nil)
 		if errors.Is(err, unix.ENOSPC) { // a bucket has more elements than there is room for
 			*keys = make([]K, 2*len(*keys))
 			continue
@@ -286,16 +312,27 @@ func read[K any](m *ebpf.Map, c clock, keys *[]K, entries *[]entry, fn func(*K, 
 		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 			return fmt.Errorf("read the flows of the fast path: %w", err)
 		}
-		time, failed := c.now()
+		time, failed := d.clock.now()
 		if failed != nil {
 			return failed
 		}
+		d.lives(c, n)
 		for i := range n {
-			fn(&(*keys)[i], &(*entries)[i], time)
+			fn(i, c.entries[i].state(time))
 		}
 		if err != nil {
 			return nil
 		}
+	}
+}
+
+// lives finds out which of the first n entries of c have paths that have not been removed.
+func (d *Director) lives(c *chunk, n int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	c.live = c.live[:0]
+	for _, e := range c.entries[:n] {
+		c.live = append(c.live, d.live(Ref{e.Path, e.Generation}))
 	}
 }
 

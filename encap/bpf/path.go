@@ -92,6 +92,7 @@ func (p *Path) record() (r pathRecord, err error) {
 		}
 		copy(r.Header[:], p.MAC[:])
 		copy(r.Header[6:], p.OwnMAC[:])
+		packet.Ethernet(r.Header[:]).SetType(packet.EtherType(int(r.Family)))
 		return r, nil
 	case NAT:
 		a := p.Realserver.Addr()

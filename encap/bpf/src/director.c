@@ -51,7 +51,7 @@ struct path {
 	__u8 family;       /* of the flows: 4 or 6 */
 	__u8 pad;
 	/*
-	 * TUNNEL: the headers. LINK: Ethernet's two addresses. REQUEST: the realserver's address in 16 bytes, then its
+	 * TUNNEL: the headers. LINK: Ethernet's header. REQUEST: the realserver's address in 16 bytes, then its
 	 * port, 0 for the packet's own.
 	 */
 	__u8 header[56];
@@ -278,10 +278,11 @@ static __always_inline int link(struct __sk_buff *skb, struct packet *in, const 
 	if (!fits(skb, in, p, 0) || !trim(skb, in))
 		return NEXT;
 	lower(in);
-	if (bpf_skb_store_bytes(skb, L2, in->first, sizeof(in->first), 0) ||
-	    bpf_skb_store_bytes(skb, 0, p->header, 2 * ETH_ALEN, 0))
-		return NEXT;
-	return bpf_redirect(p->ifindex, 0);
+	__u8 h[L2 + sizeof(in->first)];
+
+	__builtin_memcpy(h, p->header, L2);
+	__builtin_memcpy(h + L2, in->first, sizeof(in->first));
+	return bpf_skb_store_bytes(skb, 0, h, sizeof(h), 0) ? NEXT : bpf_redirect(p->ifindex, 0);
 }
 
 /*
