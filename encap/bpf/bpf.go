@@ -117,8 +117,8 @@ func cause(err error) error {
 }
 
 // load loads the spec's programs and maps into objects. sizes are the numbers of entries of maps that the caller
-// chooses.
-func load(program string, spec *ebpf.CollectionSpec, sizes map[string]int, objects any) error {
+// chooses. c returns the clock that is among the objects.
+func load(program string, spec *ebpf.CollectionSpec, sizes map[string]int, objects any, c func() clock) error {
 	for name, n := range sizes {
 		if n < 1 || n > math.MaxInt32 {
 			return fmt.Errorf("load the %s's BPF program: map %s of %d entries: want 1 to %d", program, name, n,
@@ -130,5 +130,10 @@ func load(program string, spec *ebpf.CollectionSpec, sizes map[string]int, objec
 	if err := rlimit.RemoveMemlock(); err != nil {
 		return fmt.Errorf("load the %s's BPF program: raise RLIMIT_MEMLOCK: %w", program, err)
 	}
-	return explainLoad(program, spec.LoadAndAssign(objects, nil))
+	if err := spec.LoadAndAssign(objects, nil); err != nil {
+		return explainLoad(program, err)
+	}
+	// The library's first call loads a program to find out whether the kernel can run one. It needs the capabilities.
+	_, err := c().now()
+	return err
 }

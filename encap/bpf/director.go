@@ -70,8 +70,8 @@ func newDirector(spec *ebpf.CollectionSpec, c DirectorConfig) (*Director, error)
 	d := &Director{paths: make([]pathRecord, max(0, c.Paths)), vips: map[netip.Addr]uint16{}, set: newChunk(),
 		read: newChunk()}
 	if err := load("director", spec, map[string]int{"flows4": c.Flows4, "flows6": c.Flows6, "paths": c.Paths,
-		"vips": maxVIPs}, &d.objects); err != nil {
-		return nil, err
+		"vips": maxVIPs}, &d.objects, func() clock { return clock{d.objects.Clock} }); err != nil {
+		return nil, errors.Join(err, d.objects.Close())
 	}
 	for i := len(d.paths) - 1; i >= 0; i-- {
 		d.free = append(d.free, uint32(i))
@@ -242,8 +242,12 @@ func (d *Director) entry(f *Flow, time uint32) (e entry, err error) {
 	return e, nil
 }
 
-// Delete deletes flows, and calls fn with what the program has counted for each that was set.
+// Delete deletes flows, and calls fn with what the program has counted for each that was set. Without fn it is several
+// times as fast: enough for flows whose path has been removed, whose counts Read has returned.
 func (d *Director) Delete(flows []packet.Flow, fn func(packet.Flow, State)) error {
+	if fn == nil {
+		return d.deleteUnread(flows)
+	}
 	time, err := d.clock.now()
 	if err != nil {
 		return err
@@ -265,9 +269,50 @@ func (d *Director) Delete(flows []packet.Flow, fn func(packet.Flow, State)) erro
 		if err != nil {
 			return fmt.Errorf("delete %v from the fast path: %w", f, err)
 		}
-		if fn != nil {
-			fn(*f, e.state(time))
+		fn(*f, e.state(time))
+	}
+	return nil
+}
+
+// deleteUnread deletes flows in batches.
+func (d *Director) deleteUnread(flows []packet.Flow) error {
+	c := &d.set
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for len(flows) > 0 {
+		k, four := 0, flows[0].Src.Is4()
+		for ; k < min(batch, len(flows)) && flows[k].Src.Is4() == four; k++ {
+			if four {
+				c.keys4[k] = makeFlow4(&flows[k])
+			} else {
+				c.keys6[k] = makeFlow6(&flows[k])
+			}
 		}
+		var err error
+		if four {
+			err = deleteKeys(d.objects.Flows4, c.keys4[:k])
+		} else {
+			err = deleteKeys(d.objects.Flows6, c.keys6[:k])
+		}
+		if err != nil {
+			return fmt.Errorf("delete %d flows from the fast path: %w", k, err)
+		}
+		flows = flows[k:]
+	}
+	return nil
+}
+
+// deleteKeys deletes keys of a map, but for those that it does not have.
+func deleteKeys[K any](m *ebpf.Map, keys []K) error {
+	for len(keys) > 0 {
+		n, err := m.BatchDelete(keys, nil)
+		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return err
+		}
+		if err != nil {
+			n++ // the kernel stops at a key that is not there
+		}
+		keys = keys[min(n, len(keys)):]
 	}
 	return nil
 }

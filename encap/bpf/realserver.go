@@ -75,8 +75,8 @@ func LoadRealserver() (*Realserver, error) {
 // newRealserver is LoadRealserver for a program that may come from another compiler.
 func newRealserver(spec *ebpf.CollectionSpec) (*Realserver, error) {
 	r := &Realserver{pairs: map[pair]struct{}{}, locals: map[netip.Addr]uint32{}, past: map[netip.Addr]Taken{}}
-	if err := load("realserver", spec, nil, &r.objects); err != nil {
-		return nil, err
+	if err := load("realserver", spec, nil, &r.objects, func() clock { return clock{r.objects.Clock} }); err != nil {
+		return nil, errors.Join(err, r.objects.Close())
 	}
 	r.hooks.init("vstun_realserver", r.objects.Realserver, r.objects.Leases, clock{r.objects.Clock})
 	return r, nil

@@ -170,3 +170,27 @@ func (n *network) upload(t *testing.T, name string, d *Director, r *Realserver, 
 		t.Errorf("%s: packets of %d bytes: GSO packets are not whole", name, mean)
 	}
 }
+
+// TestLinkUpload: with method DR, an upload reaches the realserver by its MAC address, with GSO packets whole.
+func TestLinkUpload(t *testing.T) {
+	needRoot(t)
+	n := newNetwork(t)
+	d := newTestDirector(t)
+	must(t, d.Attach(n.d0))
+	for _, six := range []bool{false, true} {
+		u := n.dial(t, six)
+		ref, err := d.Add(n.path(t, nil, Path{Kind: Link, IPv6: six}))
+		must(t, err)
+		_, err = d.Set([]Flow{{Flow: u.flow, Path: ref}})
+		must(t, err)
+		const size = 16 << 20
+		u.send(t, size)
+		must(t, d.Delete([]packet.Flow{u.flow}, func(_ packet.Flow, s State) {
+			packets, sent := s.Count.Since(0)
+			if sent < size || sent/packets < 8000 {
+				t.Errorf("IPv6 %v: %d packets, %d bytes", six, packets, sent)
+			}
+		}))
+		u.close()
+	}
+}
