@@ -282,8 +282,8 @@ func TestAttachErrors(t *testing.T) {
 	}
 }
 
-// TestWithoutRights: without capabilities, loading fails with one line. Maps that were loaded before can be written. A
-// process of its own does it: the library finds out some properties of the kernel once, and needs capabilities for that.
+// TestWithoutRights: without capabilities, loading fails with one line. Maps that were loaded before can be written.
+// The test has a process of its own: the library finds out some properties of the kernel once, with capabilities.
 func TestWithoutRights(t *testing.T) {
 	needRoot(t)
 	const env = "VSTUN_BPF_WITHOUT_RIGHTS"

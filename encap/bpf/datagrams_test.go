@@ -111,8 +111,8 @@ func (n *network) datagrams(t *testing.T, d *Director, r *Realserver, c encap.Co
 	}
 }
 
-// TestNATEcho: with method NAT, datagrams go to the realserver's own address and port, and its answers come back from the
-// VIP. Both directions pass the program, GSO packets whole.
+// TestNATEcho: with method NAT, datagrams go to the realserver's own address and port, and its answers come back from
+// the VIP. Both directions pass the program, GSO packets whole.
 func TestNATEcho(t *testing.T) {
 	needRoot(t)
 	n := newNetwork(t)

@@ -190,8 +190,8 @@ func (d *Director) Set(flows []Flow) (n int, err error) {
 	return n, nil
 }
 
-// prepare makes keys and entries of the first flows that are of one family, as many as c takes. It returns their number,
-// and an error of the flow behind them.
+// prepare makes keys and entries of the first flows that are of one family, as many as c takes. It returns their
+// number, and an error of the flow behind them.
 func (d *Director) prepare(c *chunk, flows []Flow, time uint32) (k int, err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()

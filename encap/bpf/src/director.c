@@ -162,11 +162,15 @@ static __always_inline int out(const struct path *p)
 	return bpf_redirect_neigh(p->ifindex, 0, 0, 0);
 }
 
-#define SMALL 1280 /* encap.MinMTU6 */
+/*
+ * Packets up to SMALL bytes go without a question to the device, which costs time: it loses them if it is gone, or has a
+ * smaller MTU now, until user space removes the path. SMALL is encap.MinMTU6.
+ */
+#define SMALL 1280
 
 /*
  * fits reports whether the packet, with n more bytes, fits the path as user space knows it and the path's device as it
- * is now. The MTU of a device is not lowered below SMALL while flows use it.
+ * is now.
  */
 static __always_inline int fits(struct __sk_buff *skb, const struct packet *in, const struct path *p, __u32 n)
 {
