@@ -342,8 +342,7 @@ func (s *Snapshot) Reply(p *packet.Info, b *Backend, now conntab.Ticks) *Dest {
 				return d
 			}
 		}
-		p.Flow, p.Hash = b.translated(p.Flow).Reverse(), 0
-		return nil
+		return s.unknownReply(p, b, b.translated(p.Flow), now)
 	}
 	f := b.translated(p.Flow)
 	first := b.likely(s, f)
@@ -357,8 +356,7 @@ func (s *Snapshot) Reply(p *packet.Info, b *Backend, now conntab.Ticks) *Dest {
 			}
 		}
 	}
-	p.Flow, p.Hash = f.Reverse(), 0
-	return nil
+	return s.unknownReply(p, b, f, now)
 }
 
 // FindTranslated returns the realserver and the VIP of the connection whose requests are f after their translation: f

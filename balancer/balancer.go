@@ -56,6 +56,7 @@ type Snapshot struct {
 type service struct {
 	config Service
 	number uint32 // from 1; unique to the service's name, never used again
+	hash   bool   // its Scheduler.Hash
 	sched  scheduler
 	list   []*Dest
 	down   []*Dest // realservers that have failed
@@ -232,7 +233,8 @@ func (b *Balancer) service(former *service, c Service) *service {
 	if former != nil && former.config.equal(&c) {
 		return former // with its scheduler: a copy could repeat a choice
 	}
-	s := &service{config: c}
+	row, _ := LookupScheduler(c.Scheduler)
+	s := &service{config: c, hash: row.Hash}
 	if former != nil {
 		s.number = former.number
 		s.list = append(s.list, former.list...)

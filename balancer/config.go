@@ -35,6 +35,8 @@ type Options struct {
 
 	Silent   bool // a packet for which there is no service, or no realserver, is dropped without an answer
 	NoResets bool // a TCP packet of an unknown connection is dropped without a RST
+	// a scheduler that decides by the packet alone (Scheduler.Hash) decides for TCP packets of unknown connections
+	HashUnknown bool
 	// Connections of other directors may be missing: replies of VS/NAT's realservers of unknown connections wait.
 	Incomplete bool
 }

@@ -63,8 +63,14 @@ func (s *Snapshot) choose(p *packet.Info, now conntab.Ticks, t *Trace) (*Dest, d
 	case svc == nil:
 		return nil, drop.NoService
 	case result == conntab.Refused:
-		return nil, drop.NoConnection
-	case svc.config.Persistence.Timeout > 0:
+		return s.unknown(svc, p, now, t)
+	}
+	return s.schedule(svc, p, now, t)
+}
+
+// schedule is choose for a new connection.
+func (s *Snapshot) schedule(svc *service, p *packet.Info, now conntab.Ticks, t *Trace) (*Dest, drop.Reason) {
+	if svc.config.Persistence.Timeout > 0 {
 		return s.persistent(svc, p, now, t)
 	}
 	d := svc.pick(p, now, t)

@@ -15,8 +15,8 @@ type Reported uint8
 const (
 	ReportTaken             Reported = iota
 	ReportRefused                    // the state, or another value, is invalid
-	ReportUnknownService             // there is no such service, or it is not persistent and the report is a template
-	ReportUnknownRealserver          // the service has no such realserver
+	ReportUnknownService             // no such service, VIP or protocol; or a template of a service that has none
+	ReportUnknownRealserver          // the service has no such realserver, or VS/NAT cannot translate to it
 	ReportFull                       // no room in the table
 )
 
@@ -113,7 +113,8 @@ func (s *Snapshot) TemplateOf(c *Connection, now conntab.Ticks) (_ Connection, o
 
 // Report adds a connection or template that another director has reported, as conntab.Table.Report does. c has the
 // names of its service and realserver. The port of c.Realserver is the one that the realserver gets packets at. Of a
-// template only client, service, realserver and the time until its end count.
+// template only client, service, realserver and the time until its end count. A connection's virtual address is a VIP or
+// a former one: an entry keeps routes to its VIP.
 func (s *Snapshot) Report(c *Connection, how conntab.Report, now conntab.Ticks) Reported {
 	names := s.names()
 	svc := names.services[c.Service]
@@ -127,9 +128,11 @@ func (s *Snapshot) Report(c *Connection, how conntab.Report, now conntab.Ticks) 
 		if c.Timeout == 0 {
 			return ReportUnknownService
 		}
+	} else if c.Flow.Proto != svc.config.Protocol || !s.HasVIP(c.Flow.Dst) && !s.WasVIP(c.Flow.Dst) {
+		return ReportUnknownService
 	}
 	d := names.find(c.Service, c.Realserver, port)
-	if d == nil {
+	if d == nil || d.Kind == method.NAT && d.Address.Is4() != c.Flow.Src.Is4() {
 		return ReportUnknownRealserver
 	}
 	c.Dest = d.number

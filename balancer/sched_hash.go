@@ -9,8 +9,8 @@ import (
 )
 
 var hashed = []Scheduler{
-	{Name: "dh", Choice: "the hash of the VIP", make: func(kind) scheduler { return &dh{} }},
-	{Name: "sh", Choice: "the hash of the client", Flags: true,
+	{Name: "dh", Choice: "the hash of the VIP", Hash: true, make: func(kind) scheduler { return &dh{} }},
+	{Name: "sh", Choice: "the hash of the client", Flags: true, Hash: true,
 		make: func(k kind) scheduler { return &sh{flags: k.Flags} }},
 }
 

@@ -10,7 +10,7 @@ import (
 )
 
 var maglev = []Scheduler{
-	{Name: "mh", Choice: "the Maglev hash of the client", Flags: true, port: true,
+	{Name: "mh", Choice: "the Maglev hash of the client", Flags: true, Hash: true, port: true,
 		make: func(k kind) scheduler { return &mh{flags: k.Flags, port: k.port} }},
 }
 

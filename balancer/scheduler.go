@@ -13,6 +13,9 @@ type Scheduler struct {
 	Choice string // which realserver it chooses, as the end of "gives it to a new connection: "
 	// Flags is true if the scheduler hashes the client's address and has the flags NAME-port and NAME-fallback.
 	Flags bool
+	// Hash is true if the scheduler decides by the packet and the service's realservers alone: two directors with the
+	// same configuration choose the same realserver.
+	Hash bool
 
 	make func(kind) scheduler
 	port bool // it uses the service's port, see kind.port
@@ -43,6 +46,16 @@ func LookupScheduler(name string) (row Scheduler, ok bool) {
 func SchedulersWithFlags() (names []string) {
 	for _, row := range schedulers {
 		if row.Flags {
+			names = append(names, row.Name)
+		}
+	}
+	return names
+}
+
+// HashSchedulers returns the names of the schedulers with Hash.
+func HashSchedulers() (names []string) {
+	for _, row := range schedulers {
+		if row.Hash {
 			names = append(names, row.Name)
 		}
 	}

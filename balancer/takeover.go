@@ -3,9 +3,11 @@ package balancer
 import (
 	"encoding/json"
 	"slices"
+	"time"
 
 	"vstun/balancer/conntab"
 	"vstun/balancer/method"
+	"vstun/encap/packet"
 )
 
 // Adopted is the outcome of Adopt.
@@ -32,8 +34,7 @@ func (b *Balancer) Adopt(former conntab.Former, then, now conntab.Ticks) Adopted
 		}
 	}
 	b.resume(former, h)
-	if h.retired > 0 {
-		b.remap(h, now)
+	if moved := b.remap(now); moved || h.retired > 0 {
 		b.publish()
 	}
 	return a
@@ -54,14 +55,13 @@ type heirs struct {
 	heirs    []*heir           // by former number; nil: not looked for yet
 	byID     map[realserverID]*Dest
 	retired  int
-	nat      map[uint32]bool // new numbers of retired realservers of VS/NAT
 }
 
 type heir struct{ conntab.Heir }
 
 // heirs returns the heirs of the Dests in former. The configured ones are looked up at once.
 func (b *Balancer) heirs(former conntab.Former) *heirs {
-	h := &heirs{balancer: b, byID: map[realserverID]*Dest{}, nat: map[uint32]bool{}}
+	h := &heirs{balancer: b, byID: map[realserverID]*Dest{}}
 	for i := 0; ; i++ {
 		list := records[keptRealserver](former.Section(realserversSection(i), keptLayout))
 		if list == nil {
@@ -130,9 +130,6 @@ func (h *heirs) retire(id realserverID, r Realserver) *Dest {
 	b.retire(d)
 	h.byID[id] = d
 	h.retired++
-	if r.Kind == method.NAT {
-		h.nat[d.number] = true
-	}
 	return d
 }
 
@@ -157,23 +154,61 @@ func (b *Balancer) resume(former conntab.Former, h *heirs) {
 	}
 }
 
-// remap gives the retired realservers of VS/NAT the mappings of their connections.
-func (b *Balancer) remap(h *heirs, now conntab.Ticks) {
-	if len(h.nat) == 0 {
-		return
+// remap adds the mappings of connections that the configuration does not explain: their realservers of VS/NAT are
+// retired, or other VIPs or ports lead there now. It reports whether there are any. No worker runs yet.
+func (b *Balancer) remap(now conntab.Ticks) (moved bool) {
+	configured := b.configured()
+	if configured == nil {
+		return false
 	}
 	known := map[mappingID]bool{}
 	for c := range b.table.All(now) {
-		if c.Template || !h.nat[c.Dest] {
+		if c.Template || int(c.Dest) >= len(configured) || !configured[c.Dest].translates ||
+			configured[c.Dest].has(c.Flow) {
 			continue
 		}
-		port := c.Flow.DstPort
-		id := mappingID{c.Dest, mapping{c.Flow.Dst, c.Flow.Proto, PortRange{port, port}, b.numbers[c.Dest].Port}}
-		if !known[id] {
-			known[id] = true
-			b.mappings[c.Dest] = append(b.mappings[c.Dest], id.mapping)
+		d, port := b.numbers[c.Dest], c.Flow.DstPort
+		id := mappingID{c.Dest, mapping{c.Flow.Dst, c.Flow.Proto, PortRange{port, port}, d.Port}}
+		if known[id] {
+			continue
+		}
+		known[id] = true
+		b.mappings[c.Dest] = append(b.mappings[c.Dest], id.mapping)
+		if !configured[c.Dest].retired {
+			b.left[id] = time.Now()
 		}
 	}
+	return len(known) > 0
+}
+
+// translated is a Dest for remap.
+type translated struct {
+	translates bool // it is one of VS/NAT
+	retired    bool
+	mappings   []mapping
+}
+
+// configured returns the Dests by number, nil if there are none of VS/NAT.
+func (b *Balancer) configured() (all []translated) {
+	for n, d := range b.numbers {
+		if d == nil || d.Kind != method.NAT {
+			continue
+		}
+		if all == nil {
+			all = make([]translated, len(b.numbers))
+		}
+		_, retired := b.retired[realserverID{d.stats.service, d.key()}]
+		all[n] = translated{true, retired, b.mappings[uint32(n)]}
+	}
+	return all
+}
+
+// has reports whether a mapping leads the requests of f, from a client to a VIP, to the realserver.
+func (t *translated) has(f packet.Flow) bool {
+	return slices.ContainsFunc(t.mappings, func(m mapping) bool {
+		return m.vip == f.Dst && m.proto == f.Proto &&
+			(m.ports == EveryPort || m.ports.First <= f.DstPort && f.DstPort <= m.ports.Last)
+	})
 }
 
 // publish makes a snapshot of the services in force, with the present Dests.

@@ -164,6 +164,58 @@ func TestAdoptRetired(t *testing.T) {
 	}
 }
 
+// TestAdoptMovedFrontend: a connection of VS/NAT whose VIP or port does not lead to its realserver any more goes on, as
+// after a reload: its replies are translated until it has ended.
+func TestAdoptMovedFrontend(t *testing.T) {
+	nat := rs(3, 1)
+	nat.Kind, nat.Port = method.NAT, 8080
+	other := netip.MustParseAddr("198.51.100.99")
+	for name, move := range map[string]func(s *Service){
+		"port": func(s *Service) { s.Ports = []PortRange{{81, 81}} },
+		"VIP":  func(s *Service) { s.VIPs = []netip.Addr{other} },
+		"none": func(*Service) {},
+	} {
+		t.Run(name, func(t *testing.T) {
+			memory, next := sections{}, sections{}
+			opened(t, newIn(t, memory, web("rr", nat)), 0, 2)
+			moved := web("rr", nat)
+			move(&moved)
+			translated := func(b *Balancer, i int) bool {
+				p := flow(i<<16, packet.FlagACK)
+				d := b.Snapshot().Find(p.Flow, 0)
+				if d == nil {
+					return false
+				}
+				p.Flow = d.Real(p.Flow).Reverse()
+				k := b.Snapshot().Backend(p)
+				return k != nil && b.Snapshot().Reply(p, k, 0) == d
+			}
+			b := newIn(t, next, moved)
+			if a := b.Adopt(left(memory), 0, 0); a.Connections != 2 || a.Retired > 0 {
+				t.Errorf("%+v", a)
+			}
+			third := newIn(t, sections{}, moved)
+			third.Adopt(left(next), 0, 0)
+			for i := range 2 {
+				if !translated(b, i) || !translated(third, i) {
+					t.Errorf("connection %d: the reply is translated: %v, after another restart %v", i,
+						translated(b, i), translated(third, i))
+				}
+			}
+			apply(t, b, moved, Service{Name: "other", VIPs: []netip.Addr{other}, Protocol: packet.ProtoTCP,
+				Ports: []PortRange{{9, 9}}, Scheduler: "rr"})
+			if !translated(b, 0) {
+				t.Error("a reload has ended the connection")
+			}
+			b.table.Sweep(1 << 30)
+			b.forget(time.Now().Add(2 * forgetAfter))
+			if n := len(b.left); n > 0 {
+				t.Errorf("%d mappings stay without a connection", n)
+			}
+		})
+	}
+}
+
 // TestAdoptAfterChanges: a number that one realserver had after another means the last one.
 func TestAdoptAfterChanges(t *testing.T) {
 	memory := sections{}

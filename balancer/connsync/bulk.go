@@ -12,11 +12,11 @@ type bulk struct {
 	walker   *conntab.Walker
 	entries  []conntab.Conn // that have been visited and not sent yet
 	parts    parts
-	due      float64 // records that may be sent
-	records  uint64
+	due      float64       // records that may be sent
+	first    uint64        // sequence number of its first datagram
 	sessions []uint64      // of the peers that have asked for it
 	done     chan struct{} // closed at its end
-	again    bool          // a peer has missed its beginning; in the mode IPVS
+	began    conntab.Ticks
 }
 
 // SendTable sends the whole table to the peers, at a limited rate. Half-open connections are part of it with halfOpen,
@@ -41,13 +41,26 @@ const (
 
 // begin begins a bulk transfer, in place of one that is going on. Its parts, peers and waiters are taken over.
 func (s *Sync) begin(what parts) *bulk {
-	b := &bulk{walker: s.table.NewWalker(), parts: what, done: make(chan struct{})}
+	b := &bulk{walker: s.table.NewWalker(), parts: what, first: s.out.seq + 1,
+		began: s.latest, done: make(chan struct{})}
 	if s.bulk != nil {
 		b.parts, b.sessions, b.done = what|s.bulk.parts, s.bulk.sessions, s.bulk.done
 	}
 	s.bulk = b
 	s.wakeUp()
 	return b
+}
+
+// restLeast is the least time between a bulk transfer and one that is owed. It is as long as the former one took, if
+// that is longer: what makes this director owe its table takes half of the rate at most.
+const restLeast = 3 * conntab.PerSecond
+
+// beginOwed begins a bulk transfer that is owed, when it is due.
+func (s *Sync) beginOwed(now conntab.Ticks) {
+	if s.owes && s.bulk == nil && now-s.rested >= max(restLeast, s.took) {
+		s.owes = false
+		s.begin(known)
+	}
 }
 
 // wakeUp lets Run work at once.
@@ -79,7 +92,6 @@ func (s *Sync) sendBulk(now, elapsed conntab.Ticks) {
 			}
 			b.entries = b.entries[1:]
 			b.due -= float64(s.counts.sent.Records - before)
-			b.records += s.counts.sent.Records - before
 			before = s.counts.sent.Records
 		}
 		if len(b.entries) > 0 || slots < 0 {
@@ -97,17 +109,14 @@ func (s *Sync) sendBulk(now, elapsed conntab.Ticks) {
 	s.out.flush()
 	for _, session := range b.sessions {
 		body := binary.BigEndian.AppendUint64(make([]byte, 0, 16), session)
-		s.out.send(bulkEnd, binary.BigEndian.AppendUint64(body, b.records), 0)
+		s.out.send(bulkEnd, binary.BigEndian.AppendUint64(body, b.first), 0)
 		if p := s.peers[peerID{session: session}]; p != nil {
 			p.given, p.gave = true, now
 		}
 	}
-	s.bulk = nil
+	s.bulk, s.rested, s.took = nil, now, now-b.began
 	s.counts.bulks++
 	close(b.done)
-	if b.again {
-		s.begin(known)
-	}
 }
 
 // inBulk reports whether c is part of the bulk transfer. In the mode IPVS, records do not say that they are hearsay: a

@@ -80,6 +80,7 @@ func (r *Record) connection(service func(proto uint8, vip netip.Addr, port uint1
 		c.Expires = time.Duration(r.Timeout) * time.Second
 	}
 	if r.HasLeft {
+		c.Age = max(0, c.Expires-r.Left)
 		c.Expires = min(c.Expires, r.Left)
 	}
 	if r.Flags&FlagTemplate != 0 {

@@ -84,11 +84,11 @@ func parseHeader(b []byte) (h header, records []byte, fault Fault) {
 }
 
 // eachRecord calls yield for each well-formed record of b, which holds count of them, and bad for each fault. A record
-// that is malformed ends it.
-func eachRecord(b []byte, count int, yield func(*Record), bad func(Fault)) {
+// that is malformed ends it. own is that of parseRecord.
+func eachRecord(b []byte, count int, own bool, yield func(*Record), bad func(Fault)) {
 	var r Record
 	for range count {
-		rest, fault := parseRecord(b, &r)
+		rest, fault := parseRecord(b, &r, own)
 		switch fault {
 		case Accepted:
 			yield(&r)

@@ -40,7 +40,7 @@ const (
 	hello               // a challenge to all peers; also shows that the sender lives
 	answer              // to the challenge of one of them
 	resend              // asks one of them for lost datagrams
-	bulkEnd             // to one of them: it has got the whole table
+	bulkEnd             // to one of them: it has got the whole table; session, first sequence number of the transfer
 	numKinds
 )
 

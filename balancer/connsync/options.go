@@ -26,7 +26,7 @@ const (
 	optionPEName    = 3
 	optionIgnorable = 0x40
 
-	// Ours. The kernel knows none of them.
+	// Ours, from optionLeft to optionHearsay. The kernel knows none of them.
 	optionLeft    = optionIgnorable | 0x31 // seconds, in 2 or 4 bytes
 	optionReal    = optionIgnorable | 0x32 // the real address, of another family than the record
 	optionService = optionIgnorable | 0x33 // the service's name
@@ -100,8 +100,8 @@ func (r *Record) appendOptions(b []byte) []byte {
 }
 
 // parseOptions parses the options of a record: BadRecord makes the rest of the datagram unreadable, as in the kernel.
-// UnknownOption refuses the record.
-func (r *Record) parseOptions(b []byte) (fault Fault) {
+// UnknownOption refuses the record. own is that of parseRecord.
+func (r *Record) parseOptions(b []byte, own bool) (fault Fault) {
 	var seen [optionPEName + 1]bool // of the kernel's
 	for len(b) > 0 {
 		if len(b) < 2 || b[1] == 0 || len(b) < 2+int(b[1]) {
@@ -115,7 +115,11 @@ func (r *Record) parseOptions(b []byte) (fault Fault) {
 			}
 			seen[known] = true
 		}
-		switch r.parseOption(kind, data) {
+		parse := parseKernelOption
+		if own && optionLeft <= kind && kind <= optionHearsay {
+			parse = r.parseOption
+		}
+		switch parse(kind, data) {
 		case BadRecord:
 			return BadRecord
 		case UnknownOption:
@@ -125,6 +129,7 @@ func (r *Record) parseOptions(b []byte) (fault Fault) {
 	return fault
 }
 
+// parseOption parses an option of ours.
 func (r *Record) parseOption(kind byte, data []byte) Fault {
 	switch kind {
 	case optionLeft:
@@ -136,24 +141,25 @@ func (r *Record) parseOption(kind byte, data []byte) Fault {
 		default:
 			return BadRecord
 		}
-		return Accepted
 	case optionHearsay:
 		r.Hearsay = true
-		return Accepted
 	case optionReal:
 		a, ok := netip.AddrFromSlice(data)
 		if !ok || a.Is4() == r.Client.Addr().Is4() {
 			return BadRecord
 		}
 		r.Real = netip.AddrPortFrom(a, r.Real.Port())
-		return Accepted
 	case optionService:
 		if len(data) > maxName {
 			return BadRecord
 		}
 		r.Service = string(data)
-		return Accepted
 	}
+	return Accepted
+}
+
+// parseKernelOption checks an option of the kernel, or one that is unknown.
+func parseKernelOption(kind byte, data []byte) Fault {
 	switch kind &^ optionIgnorable {
 	case optionSequences:
 		if len(data) != sequencesLength {

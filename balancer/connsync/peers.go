@@ -1,6 +1,7 @@
 package connsync
 
 import (
+	"cmp"
 	"encoding/binary"
 	"maps"
 	"net/netip"
@@ -18,6 +19,7 @@ type peerID struct {
 // peer is another director.
 type peer struct {
 	id    peerID
+	met   uint64 // in ascending order
 	addr  netip.Addr
 	heard conntab.Ticks
 	stream
@@ -29,12 +31,6 @@ type peer struct {
 	gave     conntab.Ticks
 }
 
-// answerEvery is the least time between two answers to sessions that are no peers.
-const answerEvery = conntab.PerSecond / 20
-
-// giveEvery is the least time between two bulk transfers for a peer in the mode IPVS: anyone can ask for one.
-const giveEvery = 3 * conntab.PerSecond
-
 // kernelHellos is the number of datagrams without records by which a director in the mode IPVS asks its peers for their
 // tables when it starts.
 const kernelHellos = 2
@@ -42,68 +38,81 @@ const kernelHellos = 2
 // maxPeers is the largest number of peers. Further ones are strangers.
 const maxPeers = 64
 
-// list returns the peers by their addresses.
+// list returns the peers by their addresses. A director that has started again is there twice until its former session
+// is silent, the newer one behind the other.
 func (s *Sync) list() []*peer {
-	return slices.SortedFunc(maps.Values(s.peers), func(a, b *peer) int { return a.addr.Compare(b.addr) })
+	return slices.SortedFunc(maps.Values(s.peers), func(a, b *peer) int {
+		return cmp.Or(a.addr.Compare(b.addr), cmp.Compare(a.met, b.met))
+	})
 }
+
+// alive reports whether p has been heard within aliveFor.
+func (p *peer) alive(now conntab.Ticks) bool { return now-p.heard < aliveFor }
 
 // takeKernel processes a datagram of the mode IPVS.
 func (s *Sync) takeKernel(b []byte, from netip.Addr, now conntab.Ticks) {
 	if len(s.cfg.Peers) > 0 && !slices.Contains(s.cfg.Peers, from) {
-		s.counts.refuse(Stranger)
+		s.refuse(Stranger, from, now)
 		return
 	}
 	h, rest, fault := parseHeader(b)
 	switch {
 	case fault != Accepted:
-		s.counts.refuse(fault)
+		s.refuse(fault, from, now)
 		return
 	case s.otherID(h.id):
-		s.counts.refuse(OtherID)
+		s.refuse(OtherID, from, now)
 		return
 	}
 	id := peerID{addr: from}
 	p := s.peers[id]
 	if p == nil {
-		if s.makeRoom(now); len(s.peers) >= maxPeers {
-			s.counts.refuse(Stranger)
-			return
+		if len(s.peers) >= maxPeers { // a forger has so many addresses: none of them keeps others out
+			delete(s.peers, s.mostSilent(now).id)
 		}
-		p = &peer{id: id, addr: from, gave: now - giveEvery}
+		p = &peer{id: id, addr: from}
 		s.peers[id] = p
-		if s.bulk == nil && h.count > 0 {
-			s.begin(known)
-		}
+	}
+	n := s.takeRecords(rest, h.count, conntab.Unordered, now)
+	// A kernel director sends no datagram without records. One of ours does when it starts.
+	if h.count == 0 || n > 0 && p.received.Records == 0 {
+		s.owes = true
+		s.wakeUp()
 	}
 	p.heard = now
-	p.count(b, s.takeRecords(rest, h.count, conntab.Unordered, now))
-	// A kernel director sends no datagram without records. One of ours does when it starts.
-	switch {
-	case h.count > 0:
-	case s.bulk != nil:
-		s.bulk.again = true
-	case now-p.gave >= giveEvery:
-		p.gave = now
-		s.begin(known)
-	}
+	p.count(b, n)
 }
 
 // otherID reports whether datagrams with a syncid are for others (Linux ip_vs_sync.c, ip_vs_process_message).
 func (s *Sync) otherID(id uint8) bool { return s.cfg.ID != 0 && id != s.cfg.ID }
 
-// makeRoom removes a peer that has not been heard for long if there are too many.
-func (s *Sync) makeRoom(now conntab.Ticks) {
-	for id, p := range s.peers {
-		if now-p.heard >= forgetAfter || len(s.peers) >= maxPeers && now-p.heard >= aliveFor {
-			delete(s.peers, id)
+// mostSilent returns the peer that has not been heard for the longest time. There is one.
+func (s *Sync) mostSilent(now conntab.Ticks) *peer {
+	return slices.MaxFunc(s.list(), func(a, b *peer) int { return cmp.Compare(now-a.heard, now-b.heard) })
+}
+
+// forgetPeers removes peers that have not been heard for long, and silent ones that have started again since.
+func (s *Sync) forgetPeers(now conntab.Ticks) {
+	list := s.list()
+	for i, p := range list {
+		again := i+1 < len(list) && list[i+1].addr == p.addr && s.sealer != nil
+		if now-p.heard >= forgetAfter || again && !p.alive(now) {
+			s.forget(p)
 		}
 	}
+}
+
+// forget removes a peer. A recorded answer of it does not make it a peer again: challenges begin anew.
+func (s *Sync) forget(p *peer) {
+	delete(s.peers, p.id)
+	s.nonces = [2]uint64{random(), random()}
+	s.challenged -= helloEvery
 }
 
 // takeRecords puts records into the table, and returns the number of those that it has taken.
 func (s *Sync) takeRecords(b []byte, count int, how conntab.Report, now conntab.Ticks) (n int) {
 	snapshot := s.balancer.Snapshot()
-	eachRecord(b, count, func(r *Record) {
+	eachRecord(b, count, s.sealer != nil, func(r *Record) {
 		c, fault := r.connection(snapshot.ServiceAt)
 		if fault == Accepted {
 			by := how
@@ -135,13 +144,13 @@ func (s *Sync) takeEnvelope(b []byte, from netip.Addr, now conntab.Ticks) {
 	e, fault := s.sealer.open(b)
 	switch {
 	case fault != Accepted:
-		s.counts.refuse(fault)
+		s.refuse(fault, from, now)
 		return
 	case e.session == s.session:
-		s.counts.refuse(Replayed) // of this director itself
+		s.refuse(Replayed, from, now) // of this director itself
 		return
 	case s.otherID(e.id):
-		s.counts.refuse(OtherID)
+		s.refuse(OtherID, from, now)
 		return
 	}
 	p := s.peers[peerID{session: e.session}]
@@ -150,7 +159,7 @@ func (s *Sync) takeEnvelope(b []byte, from netip.Addr, now conntab.Ticks) {
 		return
 	}
 	if !p.stream.push(&e, b, now) {
-		s.counts.refuse(Replayed)
+		s.refuse(Replayed, from, now)
 		return
 	}
 	p.heard, p.addr = now, from
@@ -178,74 +187,24 @@ func (s *Sync) deliver(p *peer, now conntab.Ticks) {
 			n = s.takeRecords(e.body, e.count, conntab.Ordered, now)
 		case bulkEnd:
 			if len(e.body) == 16 && binary.BigEndian.Uint64(e.body) == s.session {
-				p.wanted, p.hasSent, p.sentAt = false, true, now
+				p.takeBulkEnd(binary.BigEndian.Uint64(e.body[8:]), now)
 			}
 		}
 		p.count(b, n)
 	}
 }
 
-// meet processes a datagram of a session that is no peer yet.
-func (s *Sync) meet(e *envelope, from netip.Addr, now conntab.Ticks) {
-	switch {
-	case e.kind == answer && len(e.body) == 16 && binary.BigEndian.Uint64(e.body) == s.session &&
-		slices.Contains(s.nonces[:], binary.BigEndian.Uint64(e.body[8:])):
-		maps.DeleteFunc(s.peers, func(_ peerID, p *peer) bool { return p.addr == from }) // its former session
-		if s.makeRoom(now); len(s.peers) >= maxPeers {
-			s.counts.refuse(Stranger)
-			return
-		}
-		id := peerID{session: e.session}
-		s.peers[id] = &peer{id: id, addr: from, heard: now, stream: stream{next: e.seq + 1}, wanted: true}
-		s.asked = true // for its table
-		return
-	case e.kind == hello && len(e.body) >= 8:
-		// It may be a recording: recordings get few answers.
-		if now-s.answered >= answerEvery {
-			s.answered = now
-			s.sendAnswer(e.session, binary.BigEndian.Uint64(e.body))
-		}
-	default:
-		s.counts.refuse(Unverified)
+// takeBulkEnd processes the end of a bulk transfer for this director, which began with the sequence number first. A
+// transfer of which datagrams are lost is wanted again.
+func (p *peer) takeBulkEnd(first uint64, now conntab.Ticks) {
+	if p.newest < first {
+		p.wanted, p.hasSent, p.sentAt = false, true, now
 	}
-	s.asked = true
-}
-
-// takeHello processes a challenge of a peer: a nonce, and the sessions of its own peers, each with a byte that is 1 if
-// it wants the whole table of that one.
-func (s *Sync) takeHello(p *peer, body []byte, now conntab.Ticks) {
-	if len(body) < 8 || (len(body)-8)%9 != 0 {
-		return
-	}
-	knows := false // this director
-	for list := body[8:]; len(list) > 0; list = list[9:] {
-		if binary.BigEndian.Uint64(list) != s.session {
-			continue
-		}
-		knows = true
-		// It repeats its wish until it has got the end of the bulk transfer.
-		if list[8] == 0 || p.given && now-p.gave < aliveFor ||
-			s.bulk != nil && slices.Contains(s.bulk.sessions, p.id.session) {
-			continue
-		}
-		b := s.begin(known)
-		b.sessions = append(b.sessions, p.id.session)
-	}
-	if !knows {
-		s.sendAnswer(p.id.session, binary.BigEndian.Uint64(body))
-	}
-}
-
-// sendAnswer answers the challenge of a session.
-func (s *Sync) sendAnswer(session, nonce uint64) {
-	body := binary.BigEndian.AppendUint64(make([]byte, 0, 16), session)
-	s.out.flush() // sequence numbers are in the order of the records
-	s.out.send(answer, binary.BigEndian.AppendUint64(body, nonce), 0)
 }
 
 // control sends what is due beside records: a hello, and requests for lost datagrams. It reports whether datagrams are
 // missing.
-func (s *Sync) control(now conntab.Ticks) (missing bool) {
+func (s *Sync) control(now, elapsed conntab.Ticks) (missing bool) {
 	if s.sealer == nil {
 		if s.hellos < kernelHellos && now-s.hello >= helloEvery {
 			s.hellos, s.hello = s.hellos+1, now
@@ -253,6 +212,7 @@ func (s *Sync) control(now conntab.Ticks) (missing bool) {
 		}
 		return false
 	}
+	s.renew(now, elapsed)
 	for _, p := range s.list() {
 		if lost := p.stream.giveUp(now); lost > 0 {
 			s.counts.lost += lost
@@ -271,21 +231,4 @@ func (s *Sync) control(now conntab.Ticks) (missing bool) {
 		s.sendHello(now)
 	}
 	return missing
-}
-
-func (s *Sync) sendHello(now conntab.Ticks) {
-	s.hello, s.asked = now, false
-	s.nonces[1], s.nonces[0] = s.nonces[0], random()
-	body := binary.BigEndian.AppendUint64(make([]byte, 0, 128), s.nonces[0])
-	for _, p := range s.list() {
-		if now-p.heard < aliveFor {
-			wanted := byte(0)
-			if p.wanted {
-				wanted = 1
-			}
-			body = append(binary.BigEndian.AppendUint64(body, p.id.session), wanted)
-		}
-	}
-	s.out.flush()
-	s.out.send(hello, body, 0)
 }

@@ -106,8 +106,9 @@ func appendAddress(b []byte, a netip.Addr, four bool) []byte {
 }
 
 // parseRecord parses the record at the start of b, which has the rest of a datagram. It returns the bytes behind the
-// record and its padding. Accepted is the fault of a record that is well-formed.
-func parseRecord(b []byte, into *Record) (rest []byte, fault Fault) {
+// record and its padding. Accepted is the fault of a record that is well-formed. Without own, this program's own options
+// are ignored, as the kernel does: nothing authenticates them in the mode IPVS.
+func parseRecord(b []byte, into *Record, own bool) (rest []byte, fault Fault) {
 	if len(b) < recordSize4 {
 		return nil, BadRecord
 	}
@@ -129,7 +130,7 @@ func parseRecord(b []byte, into *Record) (rest []byte, fault Fault) {
 		a, _ := netip.AddrFromSlice(b[24+i*n : 24+(i+1)*n])
 		*at = netip.AddrPortFrom(a, binary.BigEndian.Uint16(b[10+2*i:]))
 	}
-	if fault = into.parseOptions(b[base:size]); fault == BadRecord {
+	if fault = into.parseOptions(b[base:size], own); fault == BadRecord {
 		return nil, fault
 	}
 	return b[min((size+3)&^3, len(b)):], fault

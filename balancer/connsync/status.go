@@ -1,7 +1,9 @@
 package connsync
 
 import (
+	"maps"
 	"net/netip"
+	"slices"
 	"time"
 
 	"vstun/balancer"
@@ -25,10 +27,38 @@ func (c *counts) refuse(f Fault) { c.refused[f]++ }
 
 func (c *counts) failed(err error) { c.lastError = err.Error() }
 
+// Refused is the datagrams of a sender that are refused.
+type Refused struct {
+	Addr  netip.Addr
+	Fault Fault // of the last one
+	N     uint64
+	Age   time.Duration // since the last one
+}
+
+// sender is Refused, as a Sync keeps it.
+type sender struct {
+	fault Fault
+	n     uint64
+	last  conntab.Ticks
+}
+
+// refuse counts a refused datagram of from. Of more than maxPeers senders in forgetAfter only the first are kept.
+func (s *Sync) refuse(f Fault, from netip.Addr, now conntab.Ticks) {
+	s.counts.refuse(f)
+	if _, known := s.senders[from]; !known && len(s.senders) >= maxPeers {
+		maps.DeleteFunc(s.senders, func(_ netip.Addr, o sender) bool { return now-o.last >= forgetAfter })
+		if len(s.senders) >= maxPeers {
+			return
+		}
+	}
+	s.senders[from] = sender{f, s.senders[from].n + 1, now}
+}
+
 // Status is the state of a Sync.
 type Status struct {
 	Sent, Received Traffic
 	Refused        map[string]uint64 // datagrams and records, by reason; only reasons that occurred
+	Senders        []Refused         // of refused datagrams, in the order of their addresses
 	Lost           uint64            // datagrams of peers that did not come; mode VSTUN
 	Resent         uint64            // datagrams that peers had lost
 	// ChangesLost are changes of this director's connections that came faster than they could be sent. A bulk transfer
@@ -65,7 +95,7 @@ type PeerStatus struct {
 func (s *Sync) Status() Status {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	c, now := &s.counts, s.now()
+	c, now := &s.counts, s.tick(s.now())
 	st := Status{Sent: c.sent, Received: c.received, Lost: c.lost, Resent: c.resent, Inexpressible: c.inexpressible,
 		SendErrors: c.sendErrors, LastError: c.lastError, Bulks: c.bulks, Sending: s.bulk != nil, Ready: s.isReady,
 		ChangesLost: s.feed.Lost(), Refused: map[string]uint64{}}
@@ -74,8 +104,16 @@ func (s *Sync) Status() Status {
 			st.Refused[Fault(f).String()] = n
 		}
 	}
-	for _, p := range s.list() {
-		st.Peers = append(st.Peers, PeerStatus{Addr: p.addr, Alive: now-p.heard < aliveFor, Heard: since(p.heard, now),
+	for _, a := range slices.SortedFunc(maps.Keys(s.senders), netip.Addr.Compare) {
+		o := s.senders[a]
+		st.Senders = append(st.Senders, Refused{a, o.fault, o.n, since(o.last, now)})
+	}
+	list := s.list()
+	for i, p := range list {
+		if s.sealer != nil && i+1 < len(list) && list[i+1].addr == p.addr {
+			continue // a former session
+		}
+		st.Peers = append(st.Peers, PeerStatus{Addr: p.addr, Alive: p.alive(now), Heard: since(p.heard, now),
 			Received: p.received, Lost: p.lost, Recovered: p.recovered, Complete: p.hasSent && !p.wanted,
 			Age: since(p.sentAt, now), Given: p.given, GivenAge: since(p.gave, now)})
 	}

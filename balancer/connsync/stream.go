@@ -21,6 +21,7 @@ type stream struct {
 	gap     conntab.Ticks // since when next is missing, with pending ones
 	asked   conntab.Ticks
 	skipped uint64 // beyond the window, not reported by giveUp yet
+	newest  uint64 // the highest sequence number that is lost, 0 for none
 
 	lost, recovered uint64
 }
@@ -36,7 +37,7 @@ func (s *stream) push(e *envelope, b []byte, now conntab.Ticks) bool {
 	}
 	if e.seq-s.next >= window {
 		s.skipped += e.seq - s.next
-		s.next = e.seq
+		s.next, s.newest = e.seq, e.seq-1
 		clear(s.pending)
 	}
 	switch {
@@ -87,7 +88,7 @@ func (s *stream) giveUp(now conntab.Ticks) (lost uint64) {
 	if len(s.pending) > 0 && now-s.gap >= giveUpIn {
 		first := s.first()
 		lost += first - s.next
-		s.next, s.gap, s.asked = first, now, now
+		s.next, s.newest, s.gap, s.asked = first, first-1, now, now
 	}
 	s.lost += lost
 	return lost

@@ -73,19 +73,28 @@ type Sync struct {
 	changes changes
 	refresh refresh
 	bulk    *bulk // nil: none is going on
+	// owes: changes have been lost, or a peer in the mode IPVS may miss the table. It is sent once, however often that
+	// happens meanwhile. rested is the time since the last bulk transfer, which took that long.
+	owes         bool
+	rested, took conntab.Ticks
 	// switching: packets of this director's connections may come to a peer, since switched
-	switching bool
-	switched  conntab.Ticks
-	peers     map[peerID]*peer
-	nonces    [2]uint64 // of the last hellos, the newest first
-	hello     conntab.Ticks
-	asked     bool // an early hello is due
-	hellos    int  // that have been sent, in the mode IPVS
+	switching  bool
+	switched   conntab.Ticks
+	peers      map[peerID]*peer
+	senders    map[netip.Addr]sender    // of refused datagrams
+	met        uint64                   // number of peers that were met
+	nonces     [2]uint64                // of the last challenges, the newest first, which was made at challenged
+	answered   map[uint64]conntab.Ticks // when sessions that are no peers have got an answer
+	challenged conntab.Ticks
+	known      conntab.Ticks // when a peer that is heard had this session, or none was heard
+	hello      conntab.Ticks
+	asked      bool // an early hello is due
+	hellos     int  // that have been sent, in the mode IPVS
 
-	answered conntab.Ticks // a session that was no peer
-	begun    conntab.Ticks
-	isReady  bool
-	counts   counts
+	begun   conntab.Ticks // of Run
+	latest  conntab.Ticks // see tick
+	isReady bool
+	counts  counts
 }
 
 // New makes a Sync of the table, whose services are b's, over a link. clock is the table's clock. The Sync owns the
@@ -96,9 +105,10 @@ func New(cfg Config, link Link, table *conntab.Table, b *balancer.Balancer, cloc
 	}
 	cfg.Size = min(cfg.Size, MaxSize)
 	s := &Sync{cfg: cfg, link: link, table: table, balancer: b, now: clock, ready: make(chan struct{}),
-		wake: make(chan struct{}, 1), peers: map[peerID]*peer{}, session: random(), begun: clock(),
-		feed: table.OwnChanges(feedSize, conntab.Assured, conntab.Moved, conntab.Repeated)}
-	s.hello = clock() - helloEvery
+		wake: make(chan struct{}, 1), peers: map[peerID]*peer{}, senders: map[netip.Addr]sender{}, session: random(),
+		answered: map[uint64]conntab.Ticks{},
+		feed:     table.OwnChanges(feedSize, conntab.Assured, conntab.Moved, conntab.Repeated)}
+	s.start(clock())
 	if cfg.Key != nil {
 		s.sealer = newSealer(cfg.Key)
 	}
@@ -109,8 +119,26 @@ func New(cfg Config, link Link, table *conntab.Table, b *balancer.Balancer, cloc
 	return s
 }
 
+// start begins the time in which peers can be heard.
+func (s *Sync) start(now conntab.Ticks) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.begun, s.latest, s.known = now, now, now
+	s.hello, s.challenged, s.rested = now-helloEvery, now-helloEvery, now-restLeast
+}
+
+// tick returns the time for what happens under mu, of which now was read before mu was locked. Another goroutine may
+// have had mu at a later time: a time of it is never after the one of this.
+func (s *Sync) tick(now conntab.Ticks) conntab.Ticks {
+	if int32(now-s.latest) > 0 {
+		s.latest = now
+	}
+	return s.latest
+}
+
 // Run sends and receives until ctx is cancelled, and closes the link.
 func (s *Sync) Run(ctx context.Context) error {
+	s.start(s.now())
 	received := make(chan struct{})
 	go func() {
 		defer close(received)
@@ -152,7 +180,7 @@ const switchFor = 3 * conntab.PerSecond
 func (s *Sync) Switch() <-chan struct{} {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.switching, s.switched = true, s.now()
+	s.switching, s.switched = true, s.tick(s.now())
 	if s.sealer == nil {
 		s.wakeUp()
 		done := make(chan struct{})
@@ -185,11 +213,14 @@ func (s *Sync) Close() error {
 func (s *Sync) work(now, elapsed conntab.Ticks) (soon bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	now = s.tick(now)
 	s.endSwitch(now)
 	s.sendChanges(now)
 	s.sendRefresh(now, elapsed)
+	s.beginOwed(now)
 	s.sendBulk(now, elapsed)
-	missing := s.control(now)
+	s.forgetPeers(now)
+	missing := s.control(now, elapsed)
 	s.out.flush()
 	if !s.isReady && !s.incomplete(now) {
 		s.isReady = true
@@ -198,16 +229,25 @@ func (s *Sync) work(now, elapsed conntab.Ticks) (soon bool) {
 	return s.bulk != nil || s.switching || missing
 }
 
-// Ready returns a channel that is closed when the table has the connections of all peers, or no peer has been heard for
-// three seconds. In the mode IPVS, which has no bulk transfer on demand, the three seconds are all.
+// Ready returns a channel that is closed when the table has the connections of all peers, or no peer has been heard in
+// the first three seconds of Run. In the mode IPVS, which has no bulk transfer on demand, the three seconds are all.
 func (s *Sync) Ready() <-chan struct{} { return s.ready }
+
+// Complete reports whether the table has the connections of all peers that have been heard within three seconds. It
+// reports false again when datagrams of a peer are lost, until that has sent its whole table: 2 s after the end of an
+// outage at the latest.
+func (s *Sync) Complete() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return !s.incomplete(s.now())
+}
 
 // incomplete reports whether connections of a peer are still missing.
 func (s *Sync) incomplete(now conntab.Ticks) bool {
 	if now-s.begun < aliveFor && !slices.ContainsFunc(s.list(), func(p *peer) bool { return p.hasSent }) {
 		return true
 	}
-	return slices.ContainsFunc(s.list(), func(p *peer) bool { return p.wanted && now-p.heard < aliveFor })
+	return slices.ContainsFunc(s.list(), func(p *peer) bool { return p.wanted && p.alive(now) })
 }
 
 // receive takes datagrams until the link is closed.
@@ -233,6 +273,7 @@ func (s *Sync) receive() {
 func (s *Sync) take(b []byte, from netip.Addr, now conntab.Ticks) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	now = s.tick(now)
 	s.counts.received.Datagrams++
 	s.counts.received.Bytes += uint64(len(b))
 	if s.sealer == nil {

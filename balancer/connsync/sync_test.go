@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -183,6 +184,79 @@ func TestNewcomer(t *testing.T) {
 	}
 }
 
+// TestHoleInBulk: a bulk transfer of which datagrams are lost, more than can be sent again, is not the whole table, and
+// another one makes up for it.
+func TestHoleInBulk(t *testing.T) {
+	const n = 120_000
+	w := newNetwork(t, 2, 200_000, key)
+	from, to := w.restart(n)
+	from.cfg.BulkRate = 40_000
+	w.spoil = func([][]byte) [][]byte { return nil }
+	w.run(second) // the link is down
+	w.spoil = func(list [][]byte) [][]byte { return list }
+	for range 60 {
+		w.run(second / 2)
+		if got := to.table.Len(); got < n && (to.nowReady() || to.Status().Peers[0].Complete) {
+			t.Fatalf("complete with %d connections of %d", got, n)
+		}
+	}
+	if st := to.Status(); to.table.Len() != n || !st.Peers[0].Complete || st.Lost == 0 {
+		t.Errorf("%d connections of %d; %+v; the peer: %+v", to.table.Len(), n, st, from.Status())
+	}
+}
+
+// TestOneClient: a client that makes changes of one connection as fast as it can neither displaces those of others, nor
+// keeps a newcomer from the table, nor has the table sent again and again.
+func TestOneClient(t *testing.T) {
+	const n = 20_000
+	for mode, key := range modes {
+		w := newNetwork(t, 2, 50_000, key)
+		from, to := w.restart(n)
+		from.cfg.BulkRate = 40_000
+		before := from.Status()
+		for range 1000 {
+			for range 100 {
+				for _, flags := range []uint8{packet.FlagSYN, packet.FlagACK, packet.FlagFIN | packet.FlagACK} {
+					from.send(w, client(n, vip, packet.ProtoTCP, 80, flags))
+				}
+			}
+			w.run(1)
+		}
+		st, records := from.Status(), from.Status().Sent.Records-before.Sent.Records
+		if to.table.Len() != n+1 || st.ChangesLost > 0 || records > 3*n ||
+			mode == "vstun" && !to.Status().Peers[0].Complete {
+			t.Errorf("%s: %d connections, %d changes are lost, %d records; %+v", mode, to.table.Len(), st.ChangesLost,
+				records, to.Status())
+		}
+	}
+}
+
+// TestLostChanges: changes that come faster than they can be noted are made up for by one transfer of the table, which
+// others do not begin again.
+func TestLostChanges(t *testing.T) {
+	const n = 100_000
+	w := newNetwork(t, 2, 2*n, key)
+	one, two := w.directors[0], w.directors[1]
+	w.run(5 * second)
+	flood := func(from, to int) (lost uint64) {
+		before := one.Status().ChangesLost
+		for i := from; i < to; i++ {
+			one.open(w, i, vip, 80)
+		}
+		w.run(10)
+		return one.Status().ChangesLost - before
+	}
+	lost := flood(0, n/2)
+	running := one.bulk
+	if again := flood(n/2, n); lost == 0 || again == 0 || running == nil || one.bulk != running {
+		t.Errorf("%d, then %d changes are lost; the transfer is %p, then %p", lost, again, running, one.bulk)
+	}
+	w.run(20 * second)
+	if st := one.Status(); two.table.Len() != n || one.bulk != nil || one.owes {
+		t.Errorf("%d connections of %d, %d transfers", two.table.Len(), n, st.Bulks)
+	}
+}
+
 // TestNewcomerIPVS: a director that starts again in the mode IPVS asks for the tables, and gets what it has lost, but
 // never more often than every 3 s.
 func TestNewcomerIPVS(t *testing.T) {
@@ -308,6 +382,55 @@ func TestActiveActive(t *testing.T) {
 	w.run(2 * second)
 	if c, _ := w.directors[0].conn(w, p(0)); c.State != conntab.FinWait {
 		t.Errorf("state %v, want FIN_WAIT", c.State)
+	}
+}
+
+// TestKeptTable: a director starts with the table that it had. Clients have used their ports again since, for other
+// realservers, at the other director: they stay there.
+func TestKeptTable(t *testing.T) {
+	w := newNetwork(t, 2, 4096, key)
+	one, two := w.directors[0], w.directors[1]
+	w.run(5 * second)
+	former, want := map[int]string{}, map[int]string{}
+	for n := range 50 {
+		former[n] = one.open(w, n, vip, 80)
+	}
+	w.run(2 * second)
+	moved := 0
+	two.open(w, 999, vip, 80) // moves its scheduler on
+	for n := range 50 {
+		two.send(w, client(n, vip, packet.ProtoTCP, 80, packet.FlagRST|packet.FlagACK))
+		if want[n] = two.open(w, n, vip, 80); want[n] != former[n] {
+			moved++
+		}
+		if n%2 == 0 { // these end there
+			two.send(w, client(n, vip, packet.ProtoTCP, 80, packet.FlagFIN|packet.FlagACK))
+		}
+	}
+	w.now += 2 * second
+	again := &director{addr: one.addr}
+	again.Sync = New(Config{Key: key, Size: MaxSize}, &again.box, one.table, one.balancer,
+		func() conntab.Ticks { return w.now })
+	w.directors = []*director{again, two}
+	one.box.sent, two.box.sent = nil, nil
+	w.run(5 * second)
+	for n := range 50 {
+		p := client(n, vip, packet.ProtoTCP, 80, packet.FlagACK)
+		state := conntab.Established
+		if n%2 == 0 {
+			state = conntab.FinWait
+		}
+		if c, _ := two.conn(w, p); c.State != state {
+			t.Errorf("client %d: state %v, want %v", n, c.State, state)
+		}
+		for _, d := range w.directors {
+			if got := d.send(w, p); got != want[n] {
+				t.Errorf("client %d: %v sends it to %s, want %s", n, d.addr, got, want[n])
+			}
+		}
+	}
+	if st := two.Status(); moved == 0 || !st.Peers[len(st.Peers)-1].Complete {
+		t.Errorf("%d clients have moved; %+v", moved, st)
 	}
 }
 
@@ -463,6 +586,22 @@ func TestStrangersAndIDs(t *testing.T) {
 	st := d.Status()
 	if st.Refused["other_id"] != 2 || st.Refused["stranger"] != 1 || len(st.Peers) != 1 {
 		t.Errorf("%+v", st)
+	}
+	want := []Refused{{Addr: netip.MustParseAddr("10.0.2.3"), Fault: OtherID, N: 2},
+		{Addr: netip.MustParseAddr("10.0.2.9"), Fault: Stranger, N: 1}}
+	if !slices.Equal(st.Senders, want) {
+		t.Errorf("senders %+v, want %+v", st.Senders, want)
+	}
+	for n := range 2 * maxPeers { // as forged sources
+		d.take(b, netip.AddrFrom4([4]byte{10, 0, 3, byte(n)}), w.now+1)
+	}
+	if n := len(d.Status().Senders); n != maxPeers {
+		t.Errorf("%d senders are kept", n)
+	}
+	d.take(b, netip.MustParseAddr("10.0.4.1"), w.now+forgetAfter+1)
+	w.now += forgetAfter + 1
+	if all := d.Status().Senders; len(all) != 1 || all[0].Addr != netip.MustParseAddr("10.0.4.1") {
+		t.Errorf("senders %+v, want the new one", all)
 	}
 }
 

@@ -6,7 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"time"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -19,14 +19,16 @@ type UDPConfig struct {
 	Peers     []netip.Addr // unicast, all of one family
 }
 
-// receiveBuffer is the socket buffer for datagrams that come in bursts, in bytes.
-const receiveBuffer = 8 << 20
+// socketBuffer is the size of each socket buffer, in bytes: datagrams come and go in bursts. Those to a peer that does
+// not run wait for its neighbour's answer, up to 212,992 bytes of them for some seconds.
+const socketBuffer = 8 << 20
 
 // udp is a Link over UDP. As the kernel's datagrams, its own have a TTL of 1 with multicast, do not come back to their
 // sender, and are fragmented if the path is too narrow (Linux ip_vs_sync.c, make_send_sock and make_receive_sock).
 type udp struct {
 	in, out *net.UDPConn // the same with unicast
-	to      []netip.AddrPort
+	raw     syscall.RawConn
+	to      []unix.Sockaddr
 }
 
 // OpenUDP opens the sockets. Before Linux 5.7 it needs CAP_NET_RAW for Interface. size is the largest datagram that
@@ -64,11 +66,27 @@ func openUnicast(c UDPConfig, six bool) (Link, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &udp{in: conn, out: conn}
-	for _, p := range c.Peers {
-		l.to = append(l.to, netip.AddrPortFrom(p, c.Port))
+	return newUDP(conn, conn, c.Port, c.Peers...)
+}
+
+// newUDP makes a link of its sockets to addresses with a port.
+func newUDP(in, out *net.UDPConn, port uint16, to ...netip.Addr) (Link, error) {
+	raw, err := out.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	l := &udp{in: in, out: out, raw: raw}
+	for _, a := range to {
+		l.to = append(l.to, sockaddr(a, port))
 	}
 	return l, nil
+}
+
+func sockaddr(a netip.Addr, port uint16) unix.Sockaddr {
+	if a.Is4() {
+		return &unix.SockaddrInet4{Port: int(port), Addr: a.As4()}
+	}
+	return &unix.SockaddrInet6{Port: int(port), Addr: a.As16()}
 }
 
 func wildcard(six bool) netip.Addr {
@@ -109,17 +127,15 @@ func openMulticast(c UDPConfig, device *net.Interface) (Link, error) {
 	if err != nil {
 		return nil, errors.Join(err, in.Close())
 	}
-	return &udp{in: in, out: out, to: []netip.AddrPort{netip.AddrPortFrom(c.Group, c.Port)}}, nil
+	return newUDP(in, out, c.Port, c.Group)
 }
 
 // listen opens a socket at an address and port. set sets its options before that; nil: none. Package net would bind the
 // socket of a group to all addresses.
 func listen(c UDPConfig, a netip.Addr, port uint16, set func(fd int) error) (*net.UDPConn, error) {
-	family, at := unix.AF_INET, unix.Sockaddr(&unix.SockaddrInet4{Port: int(port)})
+	family := unix.AF_INET
 	if a.Is6() {
-		family, at = unix.AF_INET6, &unix.SockaddrInet6{Port: int(port), Addr: a.As16()}
-	} else {
-		at.(*unix.SockaddrInet4).Addr = a.As4()
+		family = unix.AF_INET6
 	}
 	fd, err := unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
@@ -130,7 +146,7 @@ func listen(c UDPConfig, a netip.Addr, port uint16, set func(fd int) error) (*ne
 	if err := prepare(fd, c.Interface, a.Is6(), set); err != nil {
 		return nil, err
 	}
-	if err := unix.Bind(fd, at); err != nil {
+	if err := unix.Bind(fd, sockaddr(a, port)); err != nil {
 		return nil, fmt.Errorf("UDP port %d of %v: %w", port, a, err)
 	}
 	conn, err := net.FilePacketConn(file)
@@ -147,9 +163,11 @@ func prepare(fd int, device string, six bool, set func(fd int) error) error {
 			return os.NewSyscallError("SO_BINDTODEVICE "+device, err)
 		}
 	}
-	// Without CAP_NET_ADMIN the sysctl rmem_max bounds the buffer.
-	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, receiveBuffer) != nil {
-		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, receiveBuffer)
+	// Without CAP_NET_ADMIN the sysctls rmem_max and wmem_max bound the buffers.
+	for forced, bounded := range map[int]int{unix.SO_RCVBUFFORCE: unix.SO_RCVBUF, unix.SO_SNDBUFFORCE: unix.SO_SNDBUF} {
+		if unix.SetsockoptInt(fd, unix.SOL_SOCKET, forced, socketBuffer) != nil {
+			_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, bounded, socketBuffer)
+		}
 	}
 	discover := unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DONT)
 	if six {
@@ -169,20 +187,18 @@ func prepare(fd int, device string, six bool, set func(fd int) error) error {
 	return nil
 }
 
-// sendTimeout bounds the wait for room in the socket's buffer: a link that takes nothing must not hold up the exchange.
-const sendTimeout = 100 * time.Millisecond
-
-// Send sends b to all peers, or to the group. An error of one peer does not keep b from the others.
+// Send sends b to all peers, or to the group. It never waits: without room in the socket's buffer the datagram is lost,
+// and the error is EAGAIN. An error of one peer does not keep b from the others.
 func (u *udp) Send(b []byte) (err error) {
-	if err := u.out.SetWriteDeadline(time.Now().Add(sendTimeout)); err != nil {
-		return err
-	}
-	for _, to := range u.to {
-		if _, sent := u.out.WriteToUDPAddrPort(b, to); sent != nil && !errors.Is(sent, unix.ECONNREFUSED) {
-			err = sent
+	closed := u.raw.Write(func(fd uintptr) bool {
+		for _, to := range u.to {
+			if sent := unix.Sendto(int(fd), b, unix.MSG_DONTWAIT, to); sent != nil && sent != unix.ECONNREFUSED {
+				err = os.NewSyscallError("sendto", sent)
+			}
 		}
-	}
-	return err
+		return true
+	})
+	return errors.Join(closed, err)
 }
 
 // Receive reads a datagram. With unicast, datagrams of others than the peers come, too.

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -146,4 +147,52 @@ func TestUnicast(t *testing.T) {
 func isClosed(err error) bool {
 	op, ok := err.(*net.OpError)
 	return ok && op.Err == net.ErrClosed
+}
+
+// TestDeadPeers: peers that do not run keep no datagram from the living one, nor hold up the sender.
+func TestDeadPeers(t *testing.T) {
+	testkit.NewNamespace(t)
+	run := func(command ...string) {
+		t.Helper()
+		if out, err := exec.Command(command[0], command[1:]...).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %v: %s", command, err, out)
+		}
+	}
+	for _, command := range []string{"ip link add e0 type veth peer name e1", "ip link set e0 up", "ip link set e1 up",
+		"ip addr add 10.0.2.2/24 dev e0",
+		"ip neigh add 10.0.2.5 lladdr 02:00:00:00:00:05 dev e0 nud permanent"} {
+		run(strings.Fields(command)...)
+	}
+	var peers []netip.Addr
+	for _, p := range []string{"10.0.2.3", "10.0.2.4", "10.0.2.5"} {
+		peers = append(peers, netip.MustParseAddr(p))
+	}
+	l, size, err := OpenUDP(UDPConfig{Interface: "e0", Port: 8848, Peers: peers})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	sent := func() (datagrams int) {
+		b, err := os.ReadFile("/proc/thread-self/net/dev")
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, line, _ := strings.Cut(string(b), "e0:")
+		n, err := strconv.Atoi(strings.Fields(line)[8]) // bytes sent
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n / size
+	}
+	const n = 1000 // a bulk transfer sends 1,700 a second
+	before, begin := sent(), time.Now()
+	for range n {
+		if err := l.Send(make([]byte, size)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if took := time.Since(begin); took > 5*time.Second { // with a wait for each, 100 s
+		t.Errorf("it took %v", took)
+	}
+	testkit.Eventually(t, "the living peer's datagrams are sent", func() bool { return sent()-before >= n })
 }

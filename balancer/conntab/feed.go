@@ -6,7 +6,7 @@ import "sync/atomic"
 type ChangeKind uint8
 
 const (
-	Opened   ChangeKind = iota // a connection or template has been made
+	Opened   ChangeKind = iota // a connection or template has been made, or its client begins a new one with a SYN
 	Assured                    // the client of a half-open TCP connection has answered
 	Moved                      // its state has changed otherwise
 	Ended                      // it has been removed: expired, evicted, replaced or forgotten
@@ -28,7 +28,7 @@ type Change struct {
 type Feed struct {
 	table *Table
 	size  int           // changes a shard
-	own   bool          // leaves out connections that another director has reported
+	own   bool          // see OwnChanges
 	kinds atomic.Uint32 // bits of the kinds that it has
 	lost  atomic.Uint64
 	at    [2]cursor // of each family
@@ -44,7 +44,8 @@ func (t *Table) Changes(n int) *Feed {
 
 // OwnChanges is Changes for the changes of these kinds only. It leaves out connections that another director has
 // reported, as long as no packet of them has come. Changes that it leaves out take no place: a flood of half-open
-// connections does not displace Assured and Moved.
+// connections does not displace Assured and Moved. Soon after another change of a connection, a change takes the place
+// of that: a client that makes many does not displace those of others. Of the two kinds, Assured stays.
 func (t *Table) OwnChanges(n int, kinds ...ChangeKind) *Feed {
 	f := &Feed{own: true}
 	for _, k := range kinds {
@@ -126,7 +127,28 @@ func (s *shard[A]) note(kind ChangeKind, e *entry[A]) {
 	}
 }
 
+// mergeWithin is the number of newest changes of a shard among which an own feed has one of each connection.
+const mergeWithin = 8
+
+// merge replaces a change of e that is among the newest, and reports whether there is one.
+func (r *ring[A]) merge(kind ChangeKind, e *entry[A]) bool {
+	for n := r.used - 1; n >= max(0, r.used-mergeWithin); n-- {
+		i := (r.head + n) % len(r.kinds)
+		if o := &r.entries[i]; o.sport == e.sport && o.src == e.src && o.dport == e.dport && o.dst == e.dst &&
+			o.proto == e.proto && r.kinds[i] != Ended {
+			if *o = *e; r.kinds[i] != Assured {
+				r.kinds[i] = kind
+			}
+			return true
+		}
+	}
+	return false
+}
+
 func (r *ring[A]) push(kind ChangeKind, e *entry[A]) {
+	if r.feed.own && kind != Ended && r.merge(kind, e) {
+		return
+	}
 	if r.used == len(r.kinds) {
 		r.head = (r.head + 1) % len(r.kinds)
 		r.used--

@@ -178,7 +178,7 @@ func (s *store[A]) transition(sh *shard[A], e *entry[A], next State) *entry[A] {
 		k := key[A]{src: e.src, dst: e.dst, sport: e.sport, dport: e.dport, proto: e.proto, hash: s.hash(e)}
 		s.enqueue(sh, k.hash) // which may remove another
 		i, _ := sh.find(&k)
-		e = &sh.slots[i]
+		e, kind = &sh.slots[i], Opened
 		t.half.Add(1)
 	}
 	if e.state.Active() != next.Active() {
@@ -218,6 +218,10 @@ func (r *rules) after(st State, p *packet.Info, dir Direction, twoWay bool) Stat
 // template that led there, 0 for none; the connection takes over the hold that Template or PutTemplate gave. If another
 // goroutine has made the connection meanwhile, that one stays, p is counted there, and its destination is returned with
 // Hit. Otherwise the result is Inserted, or Full when the table holds as many connections as it may.
+//
+// For a TCP packet that may not open a connection Packet has returned Refused, and the caller inserts it all the same.
+// Its connection is half-open where it would be established, until the next packet: a flood of such packets evicts only
+// its own connections, and others that are half-open.
 func (v View) Insert(p *packet.Info, dest, template uint32, now Ticks) (uint32, Result) {
 	var r Result
 	if p.Flow.Src.Is4() {
@@ -250,6 +254,9 @@ func (s *store[A]) insert(k *key[A], p *packet.Info, dest, template uint32, by *
 		e.flags = twoWay
 	}
 	e.state = by.after(begun(p.Flow.Proto), p, FromClient, e.flags&twoWay != 0)
+	if e.state == Established && !by.opens(p) {
+		e.state = SynRecv
+	}
 	e.expires = now + by.times[e.state]
 	if s.add(sh, k, e) == nil {
 		return 0, Full

@@ -9,7 +9,8 @@ const (
 	// Unordered is from a director whose datagrams may be lost and reordered. A connection replaces one to another
 	// destination only if it is active. A template replaces none (Linux ip_vs_sync.c, ip_vs_proc_conn).
 	Unordered Report = iota
-	// Ordered is newer than all that its director has reported before, and replaces that.
+	// Ordered is newer than all that its director has reported before, and replaces that. It replaces or changes no
+	// connection of which a packet has come here later than at its director.
 	Ordered
 	// Hearsay is from a director that has it from another one. It replaces and changes nothing.
 	Hearsay
@@ -19,7 +20,7 @@ const (
 const ownFor = PerSecond
 
 // Report adds a connection or template that another director has reported, with its state, destination and remaining
-// time. It reduces c.Expires to the timeout of the state. One whose packets pass here stays as it is, unless the
+// time. It reduces c.Expires to the timeout of the state, and uses c.Age. One whose packets pass here stays as it is, unless the
 // other director has seen its end. Another to the same destination takes c's state and time. One to another destination
 // stays or is replaced, as by says. The result is Inserted, Hit if a known one stays, or Full. It is Refused if the
 // state, destination or timeout is invalid. Until its first packet here the connection is Reported.
@@ -50,7 +51,7 @@ func (s *store[A]) report(c *Conn, how Report, by *rules, now Ticks) Result {
 	if i, found := sh.find(&k); found {
 		e := &sh.slots[i]
 		switch live := !e.expires.reached(now); {
-		case live && (e.state == Pinned || how == Hearsay):
+		case live && (e.state == Pinned || how == Hearsay || e.later(c, by.times[e.state], now)):
 			return Hit
 		case live && e.passes(by.times[e.state], now) && !e.closes(c):
 			return Hit
@@ -82,6 +83,12 @@ func (e *entry[A]) passes(timeout, now Ticks) bool {
 	return e.flags&reported == 0 && !e.expires.reached(now+timeout-ownFor)
 }
 
+// later reports whether a packet of e, whose timeout is timeout, has come here later than one of c there. A kept table
+// may be old: its clients have used their ports again since, at another director.
+func (e *entry[A]) later(c *Conn, timeout, now Ticks) bool {
+	return e.flags&reported == 0 && int32(now+timeout-e.expires) < int32(ticks(c.Age))
+}
+
 // take gives the live connection e the state and the end of c, a report of the same connection.
 func (s *store[A]) take(sh *shard[A], e *entry[A], c *Conn, expires Ticks) {
 	own := e.flags&reported == 0
@@ -105,7 +112,7 @@ func (s *store[A]) reportTemplate(c *Conn, how Report, now Ticks) Result {
 	if i, found := sh.find(&k); found {
 		e := &sh.slots[i]
 		switch live := !s.expired(e, now); {
-		case live && how == Hearsay:
+		case live && (how == Hearsay || e.later(c, e.timeout(), now)):
 			return Hit
 		case live && e.dest == c.Dest:
 			s.table.assure(e.ref)

@@ -68,6 +68,48 @@ func TestReport(t *testing.T) {
 	}
 }
 
+// TestEarlierReport: a report of what was before the last packet here changes nothing, whatever it says. One of what
+// came later does.
+func TestEarlierReport(t *testing.T) {
+	const now = 20 * PerSecond // the last packet came 5 s before
+	for name, c := range map[string]struct {
+		flags uint8 // of the last packet
+		of    Conn
+		is    State
+		to    uint32
+	}{
+		"former connection":   {packet.FlagACK, reportOf(Established, 2), Established, 1},
+		"one that ended here": {packet.FlagFIN, reportOf(Established, 1), FinWait, 1},
+		"its former end":      {packet.FlagACK, reportOf(FinWait, 1), Established, 1},
+	} {
+		for age, earlier := range map[time.Duration]bool{3 * time.Second: false, 7 * time.Second: true} {
+			table := newSmall(Config{})
+			p := tcp(1, 1, packet.FlagSYN)
+			table.View().Insert(&p, 1, 0, now-6*PerSecond)
+			for _, p.TCPFlags = range []uint8{packet.FlagACK, c.flags} {
+				table.View().Packet(&p, FromClient, now-5*PerSecond)
+			}
+			c.of.Age = age
+			table.Report(c.of, Ordered, now)
+			got, known := table.Lookup(p.Flow, now)
+			if same := got.State == c.is && got.Dest == c.to && !got.Reported; !known || same != earlier {
+				t.Errorf("%s, %v old: %+v", name, age, got)
+			}
+		}
+	}
+	client := netip.MustParseAddr("192.0.2.1")
+	for age, want := range map[time.Duration]uint32{3 * time.Second: 2, 7 * time.Second: 1} {
+		table := newSmall(Config{})
+		_, number, _ := table.PutTemplate(client, 7, 1, time.Minute, 0, now-5*PerSecond)
+		table.Release(number)
+		table.Report(Conn{Flow: packet.Flow{Src: client}, Template: true, Service: 7, Dest: 2, Timeout: time.Minute,
+			Expires: time.Minute - age, Age: age}, Ordered, now)
+		if got, ok := table.LookupTemplate(client, 7, now); !ok || got.Dest != want {
+			t.Errorf("template, %v old: %+v, want destination %d", age, got, want)
+		}
+	}
+}
+
 // TestReportedUntilPacket: a report is no change of this director's own until a packet comes.
 func TestReportedUntilPacket(t *testing.T) {
 	table := newSmall(Config{})
@@ -102,6 +144,38 @@ func TestOwnChangesInFlood(t *testing.T) {
 	}
 	if got, _ := kinds(f, 0); !slices.Equal(got, []ChangeKind{Assured}) || f.Lost() > 0 {
 		t.Errorf("changes %v, %d lost", got, f.Lost())
+	}
+}
+
+// TestOwnChangesMerge: changes of some connections that alternate take one place each. Of their kinds, Assured stays.
+func TestOwnChangesMerge(t *testing.T) {
+	table := newSmall(Config{})
+	f := table.OwnChanges(1000, Assured, Moved)
+	defer f.Close()
+	for i := range uint32(3) {
+		p := tcp(i, 1, packet.FlagSYN)
+		table.View().Insert(&p, 1, 0, 0)
+	}
+	for range 1000 {
+		for _, flags := range []uint8{packet.FlagACK, packet.FlagFIN, packet.FlagSYN} {
+			for i := range uint32(3) {
+				p := tcp(i, 1, flags)
+				table.View().Packet(&p, FromClient, 0)
+			}
+		}
+	}
+	got, conns := kinds(f, 0)
+	if !slices.Equal(got, []ChangeKind{Assured, Assured, Assured}) || f.Lost() > 0 || conns[0].State != FinWait {
+		t.Errorf("%v of %+v, %d lost", got, conns, f.Lost())
+	}
+	p := tcp(1, 1, packet.FlagACK)
+	table.View().Packet(&p, FromClient, 0)
+	f.Include(Opened, true)
+	for _, p.TCPFlags = range []uint8{packet.FlagFIN, packet.FlagSYN} {
+		table.View().Packet(&p, FromClient, 0)
+	}
+	if got, conns := kinds(f, 0); !slices.Equal(got, []ChangeKind{Assured}) || conns[0].State != SynRecv {
+		t.Errorf("%v of %+v", got, conns)
 	}
 }
 

@@ -260,6 +260,7 @@ type Conn struct {
 	Expires  time.Duration // from now; never below 0
 	Packets  uint32        // of a connection, from the client; wraps
 	Reported bool          // by another director; no packet of it has come since
+	Age      time.Duration // of what Table.Report takes: since its last packet at the other director
 }
 
 func (e *entry[A]) conn(now Ticks) Conn {

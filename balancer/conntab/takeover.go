@@ -1,9 +1,6 @@
 package conntab
 
-import (
-	"net/netip"
-	"slices"
-)
+import "slices"
 
 // Adopted is the outcome of Adopt: numbers of entries.
 type Adopted struct {
@@ -12,8 +9,6 @@ type Adopted struct {
 	Unknown                int // of destinations, or services of templates, that the caller does not know
 	Full                   int // beyond Config.Max
 	Invalid                int // of impossible values
-
-	VIPs map[netip.Addr]bool // of the connections that are taken over
 }
 
 // Heir is what has become of a former destination, and of the service of its templates. Known is false if its
@@ -36,7 +31,6 @@ func Knows(former Former) bool {
 func (t *Table) Adopt(former Former, then, now Ticks, heir func(dest, service uint32) Heir) Adopted {
 	a := adoption{then: then, now: now, heir: heir,
 		assured: asSlice[uint32](former.Section(assuredSection, bitsLayout))}
-	a.VIPs = map[netip.Addr]bool{}
 	a.held = make([]bool, 32*len(a.assured))
 	a.numbers = make([]uint32, len(a.held))
 	t.four.adopt(asSlice[entry[[4]byte]](former.Section(slotsSection[[4]byte](), slotsLayout[[4]byte]())), &a)
@@ -51,10 +45,9 @@ func (t *Table) Adopt(former Former, then, now Ticks, heir func(dest, service ui
 type adoption struct {
 	then, now Ticks
 	heir      func(dest, service uint32) Heir
-	assured   []uint32   // bits by number of the former template
-	held      []bool     // by number of the former template: a connection that goes on has it
-	numbers   []uint32   // the new number by the former one; 0: none yet
-	last      netip.Addr // of noteVIP
+	assured   []uint32 // bits by number of the former template
+	held      []bool   // by number of the former template: a connection that goes on has it
+	numbers   []uint32 // the new number by the former one; 0: none yet
 	Adopted
 }
 
@@ -131,7 +124,6 @@ func (s *store[A]) adoptConnection(e entry[A], a *adoption, unassured []candidat
 		return unassured
 	}
 	a.Connections++
-	a.noteVIP(addr(e.dst))
 	if former != 0 {
 		a.numbers[former] = e.ref
 	}
@@ -191,12 +183,4 @@ func (s *store[A]) adoptEntry(e *entry[A], a *adoption, unassured bool) (k key[A
 		return k, false
 	}
 	return k, true
-}
-
-// noteVIP adds vip to the VIPs.
-func (a *adoption) noteVIP(vip netip.Addr) {
-	if vip != a.last {
-		a.last = vip
-		a.VIPs[vip] = true
-	}
 }

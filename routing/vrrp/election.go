@@ -20,7 +20,8 @@ import (
 type Election struct {
 	all     []*instance // in the order of Set
 	devices []Device
-	tracks  map[string][]Track // by instance
+	tracks  map[string][]Track  // by instance
+	moving  map[netip.Addr]bool // the addresses of all instances
 	held    bool
 	standby bool
 	stopped bool
@@ -85,7 +86,12 @@ func (e *Election) Take() (packets []Packet, events []Event) {
 // learn of that at once.
 func (e *Election) Set(now Moment, all []Instance) {
 	before := e.all
-	e.all = nil
+	e.all, e.moving = nil, map[netip.Addr]bool{}
+	for n := range all {
+		for _, a := range all[n].addresses() {
+			e.moving[a] = true
+		}
+	}
 	for n := range all {
 		next := all[n]
 		at := slices.IndexFunc(before, func(i *instance) bool { return i.same(&next) })
@@ -165,6 +171,16 @@ func (e *Election) Stop(now Moment) {
 	}
 }
 
+// Listen makes each backup wait for a master's advertisements from now on. Call it before the first Receive and Tick:
+// packets that came in before it are unread.
+func (e *Election) Listen(now Moment) {
+	for _, i := range e.all {
+		if i.role == Backup {
+			i.await(now)
+		}
+	}
+}
+
 // settle applies the devices, tracks and groups.
 func (e *Election) settle(now Moment) {
 	if e.stopped {
@@ -211,7 +227,7 @@ func (e *Election) examine(i *instance) (d *Device, fault string) {
 		return d, i.Device + " has no link"
 	}
 	for _, to := range i.destinations() {
-		if !d.source(&i.Instance, to).IsValid() {
+		if !d.source(&i.Instance, to, e.moving).IsValid() {
 			return d, i.Device + " has no address to send from to " + to.String()
 		}
 	}

@@ -429,6 +429,7 @@ func TestSource(t *testing.T) {
 	d := Device{Addrs: []netip.Prefix{netip.MustParsePrefix("10.0.0.80/24"), netip.MustParsePrefix("10.0.0.81/24"),
 		netip.MustParsePrefix("10.0.0.1/24"), netip.MustParsePrefix("10.0.0.2/24"),
 		netip.MustParsePrefix("2001:db8::1/64"), netip.MustParsePrefix("fe80::1/64")}}
+	moving := map[netip.Addr]bool{at("10.0.0.80"): true, at("10.0.0.81"): true}
 	for _, c := range []struct{ source, to, want string }{
 		{"", "224.0.0.18", "10.0.0.1"},
 		{"", "10.0.0.9", "10.0.0.1"},
@@ -440,13 +441,39 @@ func TestSource(t *testing.T) {
 		{"fe80::1", "ff02::12", "fe80::1"},
 		{"2001:db8::1", "ff02::12", ""},
 	} {
-		i := Instance{Addrs: addrs("10.0.0.80"), Excluded: addrs("10.0.0.81")}
+		var i Instance
 		if c.source != "" {
 			i.Source = at(c.source)
 		}
-		if got := d.source(&i, at(c.to)); got.IsValid() != (c.want != "") || c.want != "" && got != at(c.want) {
+		if got := d.source(&i, at(c.to), moving); got.IsValid() != (c.want != "") || c.want != "" && got != at(c.want) {
 			t.Errorf("from %q to %s: %v, want %q", c.source, c.to, got, c.want)
 		}
+	}
+}
+
+// TestSourceOfOthers: no instance sends from an address of another one. The former owner would refuse the packets as
+// its own, and peers refuse those from an address that is not in their list.
+func TestSourceOfOthers(t *testing.T) {
+	w := newWorld(t)
+	a := w.add(1)
+	at := netip.MustParsePrefix
+	a.SetDevices(a.moment(), []Device{{Name: "eth0", Index: 1, Running: true, Addrs: []netip.Prefix{
+		at("2001:db8::10/64"), at("2001:db8::1/64"), at("fe80::80/64"), at("fe80::1/64")}}})
+	owner := vi(100, func(i *Instance) { i.Addrs, i.Excluded = addrs("fe80::80"), addrs("2001:db8::10") })
+	group := vi(100, func(i *Instance) { i.Name, i.RouterID, i.Addrs = "group", 52, addrs("fe80::90") })
+	peers := vi(100, func(i *Instance) {
+		i.Name, i.RouterID, i.Addrs, i.Peers = "peers", 53, addrs("2001:db8::81"), addrs("2001:db8::2")
+	})
+	a.do(func(now Moment) { a.Set(now, []Instance{owner, group, peers}) })
+	w.run(10 * time.Second)
+	want := map[string]string{"VI": "fe80::1", "group": "fe80::1", "peers": "2001:db8::1"}
+	for _, p := range w.heard {
+		if p.Src.String() != want[p.Instance] {
+			t.Fatalf("%s sends from %v, want %s", p.Instance, p.Src, want[p.Instance])
+		}
+	}
+	if len(w.heard) < 3*len(want) {
+		t.Errorf("%d packets", len(w.heard))
 	}
 }
 

@@ -37,11 +37,6 @@ func (i *Instance) is6() bool { return i.Addrs[0].Is6() }
 // addresses returns the addresses that follow the role.
 func (i *Instance) addresses() []netip.Addr { return slices.Concat(i.Addrs, i.Excluded) }
 
-// moves reports whether an address follows the role.
-func (i *Instance) moves(a netip.Addr) bool {
-	return slices.Contains(i.Addrs, a) || slices.Contains(i.Excluded, a)
-}
-
 // unicast reports whether the instance sends to peers.
 func (i *Instance) unicast() bool { return len(i.Peers) > 0 }
 
@@ -91,14 +86,15 @@ type Moment struct {
 	Wall time.Time     // of the HMAC
 }
 
-// source returns the address from which an instance sends to an address, or the zero Addr if the device has none. Its
-// own addresses do not count: they come and go with its role.
-func (d *Device) source(i *Instance, to netip.Addr) netip.Addr {
+// source returns the address from which an instance sends to an address, or the zero Addr if the device has none.
+// moving are the addresses of all instances. They do not count: they come and go with the roles, and Linux puts a new
+// IPv6 address before the others.
+func (d *Device) source(i *Instance, to netip.Addr, moving map[netip.Addr]bool) netip.Addr {
 	var best netip.Addr
 	for _, p := range d.Addrs {
 		a := p.Addr()
 		switch {
-		case a.Is6() != to.Is6() || i.moves(a):
+		case a.Is6() != to.Is6() || moving[a]:
 		case to == group6 && !a.IsLinkLocalUnicast(): // RFC 9568, section 5.1.2.1
 		case i.Source.IsValid():
 			if a == i.Source {

@@ -113,14 +113,19 @@ func (e *Election) change(i *instance, now Moment, to Role, reason string) {
 		e.advertise(i, now)
 	case Backup:
 		i.masterInterval = i.Interval
-		i.deadline = now.Boot + i.masterDown()
-		if i.priority() == Owner && !e.held {
-			i.deadline = now.Boot
-		}
+		i.await(now)
 	}
 	e.endRival(i, now, true)
 	e.events = append(e.events, Event{Kind: RoleChanged, Instance: i.Name, Old: was, New: to, Reason: reason,
 		Addrs: i.addresses()})
+}
+
+// await lets a backup wait for a master's advertisements from now on.
+func (i *instance) await(now Moment) {
+	i.deadline = now.Boot + i.masterDown()
+	if i.priority() == Owner && !i.election.held {
+		i.deadline = now.Boot
+	}
 }
 
 // resign lets a master's peers take the role at once.
@@ -155,7 +160,7 @@ func (e *Election) send(i *instance, now Moment, priority uint8) {
 		i.lastSeq = i.lastSeq.next(now.Wall, window(i.Interval))
 	}
 	for _, to := range i.destinations() {
-		src := i.device.source(&i.Instance, to)
+		src := i.device.source(&i.Instance, to, e.moving)
 		if !src.IsValid() {
 			continue
 		}

@@ -133,16 +133,28 @@ func (l *eventLog) has(kind EventKind) bool {
 // run runs a Router with instances on this host. end ends it.
 func (l *link) run(all ...Instance) (end func()) {
 	l.t.Helper()
+	l.open(all...)
+	return l.begin()
+}
+
+// open opens a Router with instances on this host.
+func (l *link) open(all ...Instance) {
+	l.t.Helper()
 	r, err := Open(l.events.add)
 	kerneltest.Must(l.t, err)
 	l.router = r
 	l.refreshDevices()
 	r.Set(all)
 	kerneltest.Must(l.t, r.JoinError())
+}
+
+// begin runs the Router. end ends it.
+func (l *link) begin() (end func()) {
+	l.t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
 	running.Go(func() {
-		if err := r.Run(ctx); err != nil {
+		if err := l.router.Run(ctx); err != nil {
 			l.t.Errorf("run: %v", err)
 		}
 	})
@@ -505,6 +517,25 @@ func TestLinkLoss(t *testing.T) {
 		return l.router.Status()[0].Role == Master
 	})
 	peer.waitRole("backup")
+}
+
+// TestLateRun checks that a start that takes longer than the end of a dead master does not take the role from a master
+// whose packets are unread.
+func TestLateRun(t *testing.T) {
+	l := newLink(t)
+	peer := l.keepalived(100)
+	peer.waitRole("master")
+	l.open(vi(200, quick, nopreempt))
+	l.router.SetHeld(true)
+	due, _ := l.router.election.Next()
+	testkit.Eventually(t, "the end of a dead master", func() bool { return now().Boot > due })
+	l.begin()
+	testkit.Eventually(t, "the master is heard", func() bool { return l.router.Status()[0].Counts.Received > 4 })
+	if n := l.router.Status()[0].Counts.Elected; n > 0 {
+		t.Errorf("it took the role %d times", n)
+	}
+	peer.stop()
+	l.waitRole(Master)
 }
 
 // TestTTL checks that a packet from another network is refused, by the TTL that the kernel reports.

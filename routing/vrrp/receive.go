@@ -169,7 +169,7 @@ func (e *Election) receiveMaster(i *instance, now Moment, a *Advert, src netip.A
 		return
 	}
 	own := i.priority()
-	address := i.device.source(&i.Instance, i.towards(src))
+	address := i.device.source(&i.Instance, i.towards(src), e.moving)
 	if a.Priority > own || a.Priority == own && src.Compare(address) > 0 {
 		// The better master announces the addresses again when it hears a lower priority. Neighbours may have this
 		// one's announcement, if a link that was cut is whole again: higher_prio_send_advert of keepalived.

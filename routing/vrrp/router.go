@@ -212,6 +212,7 @@ func (r *Router) Changed() <-chan struct{} { return r.changed }
 func (r *Router) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	r.do((*Election).Listen)
 	var receivers sync.WaitGroup
 	failed := make([]error, len(r.sockets))
 	for n, s := range r.sockets {

@@ -18,6 +18,16 @@ type Sync struct {
 	Error         string            `json:"error,omitempty"`   // the last one of the sockets
 	Refused       map[string]uint64 `json:"refused,omitempty"` // datagrams and records, by reason
 	Peers         []SyncPeer        `json:"peers,omitempty"`
+	Senders       []SyncSender      `json:"refused_senders,omitempty"` // of refused datagrams
+}
+
+// SyncSender is a sender whose datagrams are refused.
+type SyncSender struct {
+	Address string  `json:"address"`
+	Reason  string  `json:"reason"` // of the last one
+	Count   uint64  `json:"datagrams"`
+	Last    float64 `json:"last_seconds_ago"`
+	Fix     string  `json:"fix"`
 }
 
 // SyncTraffic counts datagrams, the records in them, and their bytes without IP and UDP headers.

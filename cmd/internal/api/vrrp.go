@@ -52,6 +52,7 @@ type Peer struct {
 	Last     float64 `json:"last_seconds_ago"`
 	Refused  string  `json:"refused,omitempty"` // why its last packet was refused
 	Differs  bool    `json:"differs,omitempty"` // it has other addresses
+	Fix      string  `json:"fix,omitempty"`     // what to do about the refusal
 }
 
 // OtherMaster is a second master of an instance.

@@ -83,6 +83,9 @@ func printExplanation(out io.Writer, e *api.Explanation) error {
 		goes = "is dropped: " + e.Drop
 	}
 	fmt.Fprintf(&w, "%s\n%s\n", goes, Wrapped("  because "+e.Why, width, "    "))
+	if e.Role != "" {
+		fmt.Fprintln(&w, Wrapped("note: "+e.Role, width, "    "))
+	}
 	if len(e.Candidates) > 0 {
 		rows := [][]string{{"RemoteAddress", "Forward", "Weight", "ActiveConn", "InActConn", "Device", "Packets", ""}}
 		for _, c := range e.Candidates {

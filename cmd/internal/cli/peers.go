@@ -131,6 +131,8 @@ func effect(weight int) string {
 
 func peerRemark(o *api.Peer) string {
 	switch {
+	case o.Refused != "" && o.Fix != "":
+		return "REFUSED: " + o.Refused + ": " + o.Fix
 	case o.Refused != "":
 		return "REFUSED: " + o.Refused
 	case o.Differs:

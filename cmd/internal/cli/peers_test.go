@@ -18,14 +18,22 @@ func TestPrintPeers(t *testing.T) {
 		"complete": {&api.Sync{Mode: "vstun", Ready: true, Lost: 2, Refused: map[string]uint64{"forged": 3},
 			Sent: api.SyncTraffic{Datagrams: 1, Records: 40, Bytes: 1448}, Peers: []api.SyncPeer{
 				{Address: "10.0.2.3", State: "alive", Received: api.SyncTraffic{Records: 5}, Bulk: &age},
-				{Address: "10.0.2.4", State: "silent", Heard: 61}}},
+				{Address: "10.0.2.4", State: "silent", Heard: 61}},
+			Senders: []api.SyncSender{{Address: "10.0.2.9", Reason: "forged", Count: 3, Last: 2, Fix: "copy the key"}}},
 			"sync vstun, the peers' connections are complete\n" +
-				"sent             1 datagram   40 records  1448 bytes\n" +
-				"received         0 datagrams  0 records   0 bytes\n" +
-				"lost             2 datagrams\n" +
-				"refused: forged  3\n" +
-				"peer 10.0.2.3    alive, heard 0s ago     5 records  0 lost  table complete 7s ago\n" +
-				"peer 10.0.2.4    silent, heard 1m1s ago  0 records  0 lost  table incomplete\n"},
+				"sent                 1 datagram   40 records  1448 bytes\n" +
+				"received             0 datagrams  0 records   0 bytes\n" +
+				"lost                 2 datagrams\n" +
+				"refused: forged      3\n" +
+				"refused of 10.0.2.9  3 datagrams, last 2s ago: forged: copy the key\n" +
+				"peer 10.0.2.3        alive, heard 0s ago     5 records  0 lost  table complete 7s ago\n" +
+				"peer 10.0.2.4        silent, heard 1m1s ago  0 records  0 lost  table incomplete\n"},
+		"incomplete": {&api.Sync{Mode: "vstun", Ready: true,
+			Peers: []api.SyncPeer{{Address: "10.0.2.3", State: "alive"}}},
+			"sync vstun, waiting for the peers' connections\n" +
+				"sent           0 datagrams          0 records  0 bytes\n" +
+				"received       0 datagrams          0 records  0 bytes\n" +
+				"peer 10.0.2.3  alive, heard 0s ago  0 records  0 lost  table incomplete\n"},
 		"ipvs": {&api.Sync{Mode: "ipvs", Ready: true}, "sync ipvs, without authentication\n" +
 			"sent      0 datagrams  0 records  0 bytes\n" +
 			"received  0 datagrams  0 records  0 bytes\n" +
@@ -35,5 +43,25 @@ func TestPrintPeers(t *testing.T) {
 		if err := printSync(&out, c.sync); err != nil || out.String() != c.want {
 			t.Errorf("%s: %v\n%s\nwant\n%s", name, err, out.String(), c.want)
 		}
+	}
+}
+
+// TestPrintSyncLine: status has the state of the exchange, what is lost, and each peer with the age of its table.
+func TestPrintSyncLine(t *testing.T) {
+	age := 7.0
+	var out strings.Builder
+	printSyncLine(&out, &api.Sync{Mode: "vstun", Ready: true, Lost: 2, Sent: api.SyncTraffic{Records: 40},
+		Received: api.SyncTraffic{Records: 5},
+		Peers:    []api.SyncPeer{{Address: "10.0.2.3", State: "alive", Bulk: &age}}})
+	want := "\nsync vstun\tthe peers' connections are complete\t40 records sent\t5 records received\t2 lost\n" +
+		"peer 10.0.2.3\talive, heard 0s ago\t0 records\t0 lost\ttable complete 7s ago\n"
+	if out.String() != want {
+		t.Errorf("%q, want %q", out.String(), want)
+	}
+	out.Reset()
+	printSyncLine(&out, &api.Sync{Mode: "vstun"})
+	if got := out.String(); !strings.Contains(got, "waiting for the peers' connections") ||
+		!strings.Contains(got, "no sync peer has been heard") {
+		t.Errorf("alone: %q", got)
 	}
 }

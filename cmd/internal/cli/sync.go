@@ -18,16 +18,7 @@ func printSync(out io.Writer, s *api.Sync) error {
 		fmt.Fprintln(w, "no [sync]: connections are not exchanged with other directors")
 		return w.Flush()
 	}
-	state := "the peers' connections are complete"
-	switch {
-	case !s.Ready:
-		state = "waiting for the peers' connections"
-	case s.Sending:
-		state = "sending the whole table"
-	case s.Mode == "ipvs":
-		state = "without authentication"
-	}
-	fmt.Fprintf(w, "sync %s, %s\n", s.Mode, state)
+	fmt.Fprintf(w, "sync %s, %s\n", s.Mode, syncState(s))
 	fmt.Fprintf(w, "sent\t%s\t%s\t%s\n", words.Count(s.Sent.Datagrams, "datagram"),
 		words.Count(s.Sent.Records, "record"), words.Count(s.Sent.Bytes, "byte"))
 	fmt.Fprintf(w, "received\t%s\t%s\t%s\n", words.Count(s.Received.Datagrams, "datagram"),
@@ -48,6 +39,10 @@ func printSync(out io.Writer, s *api.Sync) error {
 	if s.Error != "" {
 		fmt.Fprintf(w, "last error\t%s\n", s.Error)
 	}
+	for _, r := range s.Senders {
+		fmt.Fprintf(w, "refused of %s\t%s, last %v ago: %s: %s\n", r.Address, words.Count(r.Count, "datagram"),
+			uptime(r.Last), r.Reason, r.Fix)
+	}
 	for i := range s.Peers {
 		printSyncPeer(w, &s.Peers[i], s.Mode)
 	}
@@ -57,16 +52,31 @@ func printSync(out io.Writer, s *api.Sync) error {
 	return w.Flush()
 }
 
+// syncState says how the exchange goes.
+func syncState(s *api.Sync) string {
+	switch {
+	case !s.Ready, slices.ContainsFunc(s.Peers, func(p api.SyncPeer) bool {
+		return s.Mode == "vstun" && p.State == "alive" && p.Bulk == nil
+	}):
+		return "waiting for the peers' connections"
+	case s.Sending:
+		return "sending the whole table"
+	case s.Mode == "ipvs":
+		return "without authentication"
+	}
+	return "the peers' connections are complete"
+}
+
 // printSyncLine writes a summary of s.
 func printSyncLine(w io.Writer, s *api.Sync) {
-	alive := 0
+	fmt.Fprintf(w, "\nsync %s\t%s\t%s sent\t%s received\t%d lost\n", s.Mode, syncState(s),
+		words.Count(s.Sent.Records, "record"), words.Count(s.Received.Records, "record"), s.Lost)
 	for i := range s.Peers {
-		if s.Peers[i].State == "alive" {
-			alive++
-		}
+		printSyncPeer(w, &s.Peers[i], s.Mode)
 	}
-	fmt.Fprintf(w, "\nsync %s\t%s alive\t%s sent\t%s received\n", s.Mode, words.Count(alive, "peer"),
-		words.Count(s.Sent.Records, "record"), words.Count(s.Received.Records, "record"))
+	if len(s.Peers) == 0 {
+		fmt.Fprintln(w, "no sync peer has been heard")
+	}
 }
 
 func printSyncPeer(w io.Writer, p *api.SyncPeer, mode string) {

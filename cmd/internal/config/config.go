@@ -46,6 +46,7 @@ type Director struct {
 	Log         slog.Level     // least level that is logged
 	Silent      bool           // clients of an unserved VIP or port get no answer
 	NoResets    bool           // a TCP packet of an unknown connection gets no RST
+	HashUnknown bool           // hash schedulers decide for TCP packets of unknown connections
 	Announce    Announce
 	Connections Connections
 	Services    []Service // at least one, in the file's order

@@ -31,7 +31,8 @@ func ParseDirector(name string, text []byte) (*Director, error) {
 		Log:     t.level("log"),
 		Silent:  t.oneOf("no_service", "reject", "drop") == "drop",
 
-		NoResets: t.oneOf("no_connection", "reset", "drop") == "drop",
+		NoResets:    t.oneOf("no_connection", "reset", "drop") == "drop",
+		HashUnknown: t.oneOf("unknown_flows", "refuse", "hash") == "hash",
 	}
 	readDevice(t, d)
 	readAnnounce(t, d)
@@ -42,6 +43,7 @@ func ParseDirector(name string, text []byte) (*Director, error) {
 	services := newServiceReader(d.TAP)
 	d.Services = services.read(root)
 	services.checkSource(t, d.Source)
+	warnUnhashed(t, d)
 	d.VRRP = readVRRP(root, d.Services)
 	d.Notify = readNotify(root, d.Services)
 	d.Sync = readSync(root)

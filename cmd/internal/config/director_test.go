@@ -97,7 +97,9 @@ func TestDirectorEveryKey(t *testing.T) {
 		Log:     slog.LevelDebug,
 		Silent:  true,
 
-		NoResets: true,
+		NoResets:    true,
+		HashUnknown: true,
+
 		Announce: config.Announce{Devices: []string{"eth0", "bond0.7"}, Warn: true},
 		Connections: config.Connections{
 			Max:       2_000_000,
@@ -176,15 +178,15 @@ func TestDirectorEveryKey(t *testing.T) {
 				Server: "smtp.example.com:465", TLS: "tls", Helo: "lb1.example.com",
 				Kinds: []string{"service", "realserver"}, Services: []string{"web", "both"}, Gather: 10 * time.Second}},
 		Warnings: []string{
-			`x.toml:16: director: announce_devices: with device = "tap" VIPs are announced by that device alone: ` +
+			`x.toml:17: director: announce_devices: with device = "tap" VIPs are announced by that device alone: ` +
 				`leave it out`,
-			`x.toml:47: service "web": encap_port: only gue and fou have a port, and no tunnel of this service is ` +
+			`x.toml:48: service "web": encap_port: only gue and fou have a port, and no tunnel of this service is ` +
 				`one of them: leave it out`,
-			`x.toml:64: service "dns": realserver: missing: the service refuses all clients: want ` +
+			`x.toml:65: service "dns": realserver: missing: the service refuses all clients: want ` +
 				`[[service.realserver]] tables`,
-			`x.toml:71: service "phone": realserver: missing: the service refuses all clients: want ` +
+			`x.toml:72: service "phone": realserver: missing: the service refuses all clients: want ` +
 				`[[service.realserver]] tables`,
-			`x.toml:32: notify: command: "/usr/local/bin/tell" is not there: install it, or name another program`,
+			`x.toml:33: notify: command: "/usr/local/bin/tell" is not there: install it, or name another program`,
 		},
 	}
 	if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{}, netip.AddrPort{})); diff != "" {
@@ -246,10 +248,12 @@ func TestDirectorFaults(t *testing.T) {
 		{"director as an array", "[[director]]\n" + goodService, []string{`director: an array of tables is of the ` +
 			`wrong type: want a [director] table`}},
 		{"unknown in director", director("colour = 1"), []string{`director: colour: unknown key: want tun, table, ` +
-			`queues, offload, source, control, metrics, log, no_service, no_connection, device, bridge, announce, ` +
-			`announce_devices or announce_conflict`}},
+			`queues, offload, source, control, metrics, log, no_service, no_connection, unknown_flows, device, ` +
+			`bridge, announce, announce_devices or announce_conflict`}},
 		{"no_connection", director(`no_connection = "reject"`), []string{`director: no_connection: "reject" is ` +
 			`unknown: want reset or drop`}},
+		{"unknown_flows", director(`unknown_flows = "drop"`), []string{`director: unknown_flows: "drop" is unknown: ` +
+			`want refuse or hash`}},
 		{"misspelt in director", director("Queue = 1"), []string{`director: Queue: unknown key: did you mean queues?`}},
 		{"tun type", director("tun = 1"), []string{`director: tun: 1 is of the wrong type: ` + wantDevice}},
 		{"tun empty", director(`tun = ""`), []string{`director: tun: "" is not a device's name: ` + wantDevice}},

@@ -120,3 +120,15 @@ func readThresholds(t *table) (upper, lower int) {
 	}
 	return upper, lower
 }
+
+// warnUnhashed warns of unknown_flows = "hash" if it has no effect: no service has a hash scheduler.
+func warnUnhashed(t *table, d *Director) {
+	if !d.HashUnknown || slices.ContainsFunc(d.Services, func(s Service) bool {
+		row, _ := balancer.LookupScheduler(s.Scheduler)
+		return row.Hash && s.Protocol == "tcp"
+	}) {
+		return
+	}
+	t.warnAt("unknown_flows", "no service over tcp has a scheduler that hashes: leave it out, or use %s there",
+		words.OneOf(balancer.HashSchedulers()))
+}

@@ -61,7 +61,7 @@ func (d *Director) Instances() []vrrp.Instance {
 // readVRRP reads the [[vrrp]] tables. services are those of the file.
 func readVRRP(root *table, services []Service) []VRRP {
 	r := &vrrpReader{vips: map[netip.Addr]bool{}, names: map[string]string{}, routers: map[virtualRouter]string{},
-		addrs: map[netip.Addr]string{}, services: services}
+		addrs: map[netip.Addr]string{}, sources: map[netip.Addr]string{}, services: services}
 	for _, s := range services {
 		for _, vip := range s.VIPs {
 			r.vips[vip] = true
@@ -81,6 +81,7 @@ type vrrpReader struct {
 	names    map[string]string // name → label of the instance that has it
 	routers  map[virtualRouter]string
 	addrs    map[netip.Addr]string
+	sources  map[netip.Addr]string // source → label of the last instance that has it
 }
 
 // virtualRouter is what other routers know an instance by.
@@ -124,7 +125,7 @@ func (r *vrrpReader) read(root *table, position int, written row) VRRP {
 	}
 	readVRRPAuth(t, &v)
 	r.readPeers(t, &v)
-	readVRRPSource(t, &v)
+	r.readSource(t, &v, label)
 	v.Group, _ = t.text("group", "", `a name that the instances of a group share, such as "lb"`)
 	if t.oneOf("checksum", "rfc5798", "rfc9568") == "rfc9568" {
 		v.Checksum = vrrp.RFC9568
@@ -226,6 +227,8 @@ func (r *vrrpReader) readAddress(t *table, key string, value any, v *VRRP, label
 		t.faultAt(key, "%s is %s: want a unicast address", show(text), NotUnicast(addr))
 	case taken:
 		t.faultAt(key, "%v is also one of %s: want each address once", addr, other)
+	case r.sources[addr] != "":
+		t.faultAt(key, "%v is the source of %s: want an address that may move", addr, r.sources[addr])
 	default:
 		r.addrs[addr] = label
 		if r.vips[addr] {
@@ -238,8 +241,8 @@ func (r *vrrpReader) readAddress(t *table, key string, value any, v *VRRP, label
 	return addr, false
 }
 
-// readVRRPSource reads the address to send from.
-func readVRRPSource(t *table, v *VRRP) {
+// readSource reads the address to send from.
+func (r *vrrpReader) readSource(t *table, v *VRRP, label string) {
 	const want = `an address of the interface, such as "10.0.2.2"`
 	text, ok := t.text("source", "", want)
 	if _, written := t.value("source"); !ok || !written {
@@ -249,8 +252,9 @@ func readVRRPSource(t *table, v *VRRP) {
 	switch {
 	case err != nil || a.Zone() != "" || a.Is4In6() || NotUnicast(a) != "" && !a.IsLinkLocalUnicast():
 		t.faultAt("source", "%s is not an address to send from: want %s", show(text), want)
-	case slices.Contains(v.Addrs, a) || slices.Contains(v.Excluded, a):
-		t.faultAt("source", "%v is one of the instance's addresses: want an address that stays on %s", a, v.Device)
+	case r.addrs[a] != "":
+		t.faultAt("source", "%v is one of the addresses of %s: want an address that stays on %s", a, r.addrs[a],
+			v.Device)
 	case len(v.Addrs) > 0 && a.Is6() != v.Addrs[0].Is6():
 		t.faultAt("source", "%v is of another family than the instance's addresses: want an %s address", a,
 			family(v.Addrs[0]))
@@ -258,7 +262,7 @@ func readVRRPSource(t *table, v *VRRP) {
 		t.faultAt("source", "%v is not a link-local address, from which alone IPv6 multicast is sent: want one, or "+
 			"peers", a)
 	default:
-		v.Source = a
+		v.Source, r.sources[a] = a, label
 	}
 }
 

@@ -96,6 +96,7 @@ func TestVRRPFaults(t *testing.T) {
 	}
 	with := func(lines string) []string { return []string{basicVRRP + lines} }
 	other := strings.Replace(basicVRRP, "VI_1", "VI_2", 1)
+	const inside = "name = \"inside\"\ninterface = \"eth0\"\nrouter_id = 52\naddresses = [\"10.0.2.10/24\"]\n"
 	for _, c := range []struct {
 		name   string
 		tables []string
@@ -126,7 +127,11 @@ func TestVRRPFaults(t *testing.T) {
 			[]string{`excluded: 198.51.100.80 is also one of vrrp "VI_1"`, "excluded: 7 is of the wrong type: want " +
 				"an array"}},
 		{"a source that moves", with("excluded = [\"10.0.2.9\"]\nsource = \"10.0.2.9\""),
-			[]string{"source: 10.0.2.9 is one of the instance's addresses: want an address that stays on eth0"}},
+			[]string{`source: 10.0.2.9 is one of the addresses of vrrp "VI_1": want an address that stays on eth0`}},
+		{"a source that another moves", []string{basicVRRP, inside + "source = \"198.51.100.80\""},
+			[]string{`vrrp "inside": source: 198.51.100.80 is one of the addresses of vrrp "VI_1": want an address`}},
+		{"a source that moves with a later instance", []string{basicVRRP + "source = \"10.0.2.10\"", inside},
+			[]string{`vrrp "inside": addresses: 10.0.2.10 is the source of vrrp "VI_1": want an address that may move`}},
 		{"a source of another family", with("source = \"fe80::2\""), []string{"source: fe80::2 is of another"}},
 		{"a source that is none", with("source = \"224.0.0.18\""), []string{`source: "224.0.0.18" is not an`}},
 		{"a source of IPv6 multicast", []string{strings.Replace(basicVRRP, "198.51.100.80", "2001:db8::80",

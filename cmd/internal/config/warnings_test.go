@@ -45,6 +45,9 @@ func TestWarnings(t *testing.T) {
 		{"announced nowhere", served + "[director]\nannounce = \"none\"\nannounce_devices = [\"eth0\"]", []string{
 			`x.toml:9: director: announce_devices: announce is "none", so no VIP is announced: leave it out, or set ` +
 				`announce = "auto"`}},
+		{"hash of none", served + "[director]\nunknown_flows = \"hash\"", []string{`x.toml:8: director: ` +
+			`unknown_flows: no service over tcp has a scheduler that hashes: leave it out, or use dh, sh or mh there`}},
+		{"hash of sh", served + "scheduler = \"sh\"\n[director]\nunknown_flows = \"hash\"", nil},
 		{"STARTTLS at a port of TLS", served + "[notify.mail]\nto = \"a@b\"\nfrom = \"a@b\"\nserver = \"c:465\"\n" +
 			"tls = \"starttls\"", []string{`x.toml:11: notify: mail: tls: a server at port 465 begins with TLS (RFC ` +
 			`8314) and offers no STARTTLS: want tls = "tls"`}},

@@ -22,6 +22,7 @@ func changes(was, is *config.Director) []api.Change {
 	l.compare("source", sourceName(was.Source), sourceName(is.Source))
 	l.compare("no_service", answerName("reject", was.Silent), answerName("reject", is.Silent))
 	l.compare("no_connection", answerName("reset", was.NoResets), answerName("reset", is.NoResets))
+	l.compare("unknown_flows", unknownName(was.HashUnknown), unknownName(is.HashUnknown))
 	l.compare("announce", announceName(was.Announce), announceName(is.Announce))
 	l.compare("announce_devices", deviceNames(was.Announce), deviceNames(is.Announce))
 	l.compare("announce_conflict", conflictName(was.Announce), conflictName(is.Announce))
@@ -200,6 +201,13 @@ func answerName(answer string, drop bool) string {
 		return "drop"
 	}
 	return answer
+}
+
+func unknownName(hash bool) string {
+	if hash {
+		return "hash"
+	}
+	return "refuse"
 }
 
 // flagNames writes the flags of a scheduler as the configuration does.

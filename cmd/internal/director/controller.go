@@ -75,9 +75,10 @@ func newController(log *slog.Logger, plane *dataPlane, checks *checks, network n
 		ended: make(chan struct{}), failures: map[string]string{}}
 }
 
-// start puts the first configuration in force, with weights that operators have set before.
-func (c *controller) start(cfg *config.Director, weights plan.Weights) error {
-	in := plan.Inputs{Weights: weights}.Reconfigured(cfg)
+// start puts the first configuration in force. former are inputs of a former process: the weights that operators have
+// set, and what its connections may need, that the configuration does not have. The next trim removes the rest.
+func (c *controller) start(cfg *config.Director, former plan.Inputs) error {
+	in := former.Reconfigured(cfg)
 	c.incomplete, in.Syncing = cfg.Sync.On, cfg.Sync.On
 	in.Rules = c.ask.rules()
 	c.resolvePaths(&in)
@@ -91,7 +92,13 @@ func (c *controller) start(cfg *config.Director, weights plan.Weights) error {
 	if err := c.lan.check(in, c.announced(in)); err != nil {
 		return err
 	}
-	if err := c.converge(in); err != nil {
+	err := c.converge(in)
+	if err != nil && len(in.RetiredVIPs)+len(in.RetiredNAT) > 0 {
+		c.logFailure(slog.LevelError, "cannot keep what connections of a former process need", err)
+		in.RetiredVIPs, in.RetiredNAT = nil, nil
+		err = c.converge(in)
+	}
+	if err != nil {
 		return err
 	}
 	c.roles.set(c.state())
@@ -218,10 +225,10 @@ func (c *controller) takeHealth(changes []health.Change) {
 	c.logFailure(slog.LevelError, "cannot apply the health of realservers", c.follow(c.state().inputs))
 }
 
-// endSyncing notes that the connections of other directors are there.
-func (c *controller) endSyncing() {
+// peersComplete notes that the connections of other directors are here, or that some are missing.
+func (c *controller) peersComplete(complete bool) {
 	_ = c.do(func() {
-		c.incomplete = false
+		c.incomplete = !complete
 		c.answerUnknown()
 	})
 }
@@ -229,8 +236,8 @@ func (c *controller) endSyncing() {
 // answerUnknown lets packets of unknown connections be answered, unless their connections may still come.
 func (c *controller) answerUnknown() {
 	in := c.state().inputs
-	if in.Syncing = c.incomplete || c.takeover != nil; !in.Syncing {
-		c.logFailure(slog.LevelError, "cannot answer packets of unknown connections", c.converge(in))
+	if in.Syncing = c.incomplete || c.takeover != nil; in.Syncing != c.state().inputs.Syncing {
+		c.logFailure(slog.LevelError, "cannot change the answer to packets of unknown connections", c.converge(in))
 	}
 }
 

@@ -377,6 +377,39 @@ func TestRetiredReplies(t *testing.T) {
 	}
 }
 
+// TestFormerInputs: the first state of a start has the routes of VIPs, and the rules of servers of VS/NAT, that have
+// left the configuration since the former process began: its connections may need them. They go if none does. A start
+// that cannot have them goes on without them.
+func TestFormerInputs(t *testing.T) {
+	for _, refused := range []bool{false, true} {
+		former := (&plan.Inputs{Config: masked(80)}).Reconfigured(masked(80))
+		former.RetiredVIPs, former.RetiredNAT, former.Config = []netip.Addr{vip1, vip2}, former.AllNATServers(), nil
+		o := operate(t, masked(81), func(o *operated) {
+			o.former = former
+			o.network.set = func(s routing.State) error {
+				if refused && hasRoute(s, vip2) {
+					return errRefused
+				}
+				return nil
+			}
+		})
+		at80 := func(s routing.State) bool {
+			return slices.ContainsFunc(s.Rules, func(r routing.Rule) bool { return r.SrcPorts.First == 80 })
+		}
+		if s := o.network.sets[0]; !hasRoute(s, vip1) || !hasRoute(s, vip2) || !at80(s) {
+			t.Errorf("the first state is %+v", s)
+		}
+		if n := len(o.network.sets); (n > 1) != refused {
+			t.Errorf("refused %v: %d states", refused, n)
+		}
+		_ = o.controller.do(func() { o.controller.refresh() })
+		if s, _ := o.network.last(); !hasRoute(s, vip1) || hasRoute(s, vip2) || at80(s) {
+			t.Errorf("without connections the state is %+v", s)
+		}
+		o.end()
+	}
+}
+
 // TestMovedRoute: when the kernel's routes change, the rules for replies of VS/NAT follow at once: they name devices.
 func TestMovedRoute(t *testing.T) {
 	cfg := masked(80)

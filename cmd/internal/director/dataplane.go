@@ -6,6 +6,7 @@ import (
 	"io"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"time"
 
 	"vstun/balancer"
@@ -291,13 +292,19 @@ func (p *dataPlane) usedNAT() map[plan.NATServer]bool {
 	return used
 }
 
-// retired returns the retired realservers that have connections.
-func (p *dataPlane) retired() map[netip.Addr]bool {
-	all := map[netip.Addr]bool{}
+// retired returns the retired realservers that have connections, and those of VS/DR, in ascending order.
+func (p *dataPlane) retired() (all, direct []netip.Addr) {
 	for _, l := range p.balancer.Leaving() {
-		all[l.Address] = true
+		all = append(all, l.Address)
+		if l.Kind == method.DR {
+			direct = append(direct, l.Address)
+		}
 	}
-	return all
+	for _, list := range []*[]netip.Addr{&all, &direct} {
+		slices.SortFunc(*list, netip.Addr.Compare)
+		*list = slices.Compact(*list)
+	}
+	return all, direct
 }
 
 // overruns returns the number of packets that the kernel dropped because no worker took them.

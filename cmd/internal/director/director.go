@@ -128,7 +128,7 @@ func (d *director) wire(cfg *config.Director) {
 	d.checks.notifier = notify.New(func(err error) { d.log.Error("notification failed", "error", err) })
 	d.checks.notifier.Set(cfg.Notify)
 	d.controller.notify, d.roles.notify = d.checks.notifier.Send, d.checks.notifier.Send
-	d.controller.roles = &d.roles
+	d.controller.roles, d.roles.rejoined = &d.roles, d.sync.rejoin
 	d.controller.handed = d.handover.adopted
 	d.roles.give, d.roles.lost = d.sync.giveTable, d.sync.switched
 	d.roles.hold(cfg.Sync.On)
@@ -150,13 +150,15 @@ func (d *director) confine(file string, cfg *config.Director) {
 
 // start puts the first configuration in force, and takes over what a former process has left.
 func (d *director) start(cfg *config.Director) error {
-	weights, states := d.memory.recall()
+	former, states := d.memory.recall()
 	d.checks.monitor.Remember(states)
 	d.controller.note = d.memory.note
-	if err := d.controller.start(cfg, weights); err != nil {
+	if err := d.controller.start(cfg, former); err != nil {
 		return err
 	}
-	d.controller.adopt(d.memory.adopt(&d.plane))
+	if d.memory.adopt(&d.plane) {
+		d.controller.adopt()
+	}
 	return nil
 }
 
@@ -246,15 +248,14 @@ func (d *director) runControl(ctx context.Context, hangup func(fn func()) daemon
 		},
 		d.controller.run,
 		func(ctx context.Context) error {
-			return d.sync.run(after(ctx, succeeded), func() { // the last connections are for the successor
+			follow := syncing{complete: d.controller.peersComplete, hold: d.roles.hold, ready: func() {
 				d.log.Info("connections of peers are here", "connections", p.table.Len())
-				d.controller.endSyncing()
-				d.roles.hold(false)
 				d.notifyManager("READY=1")
-			})
+			}}
+			return d.sync.run(after(ctx, succeeded), follow) // the last connections are for the successor
 		},
 		d.checks.monitor.Run,
-		func(ctx context.Context) error { return d.checks.notifier.Run(after(ctx, succeeded)) }, // it tells of roles, too
+		behind(succeeded, d.checks.notifier.Run), // it tells of roles, too
 		// Before the routes are removed, the neighbours' requests stay without answers, and another director has the
 		// roles of VRRP.
 		func(ctx context.Context) error {
@@ -288,6 +289,11 @@ func after(ctx context.Context, done <-chan struct{}) context.Context {
 		cancel()
 	}()
 	return later
+}
+
+// behind returns the task with the context that after returns.
+func behind(ended <-chan struct{}, task daemon.Task) daemon.Task {
+	return func(ctx context.Context) error { return task(after(ctx, ended)) }
 }
 
 // notifyManager sends the program's state to the service manager.

@@ -11,11 +11,13 @@ import (
 	"vstun/balancer/conntab"
 	"vstun/balancer/method"
 	"vstun/cmd/internal/api"
+	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/director/plan"
 	"vstun/cmd/internal/words"
 	"vstun/encap/packet"
 	"vstun/encap/packet/drop"
 	"vstun/routing/query"
+	"vstun/routing/vrrp"
 )
 
 // explain answers GET /explain: where a flow's packets go, and why. It changes nothing.
@@ -59,6 +61,10 @@ func (d *director) explain(q url.Values) (any, error) {
 		}
 	}
 	out.Realserver, out.Drop, out.Why = verdict(&e)
+	if cfg.HashUnknown && !cfg.Connections.SloppyTCP {
+		out.Why += unknownFlow(snap, &e, first, now)
+	}
+	out.Role = roleOf(cfg, st.inputs.Roles, vip.Addr())
 	if e.Service == nil && e.Connection == nil {
 		switch {
 		case slices.Contains(st.inputs.RetiredVIPs, vip.Addr()):
@@ -73,6 +79,36 @@ func (d *director) explain(q url.Values) (any, error) {
 		}
 	}
 	return out, nil
+}
+
+// unknownFlow returns what verdict's explanation lacks about packets of an unknown connection, e, if those go to a
+// realserver: unknown_flows = "hash". first is a packet that begins the connection.
+func unknownFlow(snap *balancer.Snapshot, e *balancer.Explanation, first packet.Info, now conntab.Ticks) string {
+	if e.Connection != nil || first.Flow.Proto != packet.ProtoTCP {
+		return ""
+	}
+	first.TCPFlags = packet.FlagACK
+	later := snap.Explain(&first, now)
+	switch {
+	case later.Drop != drop.Accept:
+		return ""
+	case later.Chosen == e.Chosen:
+		return "; so do packets of a connection that this director does not know (unknown_flows = \"hash\")"
+	}
+	return fmt.Sprintf("; packets of a connection that this director does not know go to %s (unknown_flows = \"hash\")",
+		words.Realserver(later.Chosen))
+}
+
+// roleOf returns what explain says about a VIP whose instance of VRRP has another role than master, "" for none.
+func roleOf(cfg *config.Director, roles vrrp.Roles, vip netip.Addr) string {
+	for i := range cfg.VRRP {
+		v := &cfg.VRRP[i]
+		if is := roles[v.Name]; slices.Contains(v.VIPs, vip) && is != vrrp.Master {
+			return fmt.Sprintf("this director has the role %v in %s, so that neighbours send the VIP's packets to the "+
+				"master; what comes here is forwarded all the same: director peers", is, v.Name)
+		}
+	}
+	return ""
 }
 
 // verdict returns the realserver of the flow's packets, or the reason of their drop, and an explanation in words. It

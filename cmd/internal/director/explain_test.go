@@ -8,7 +8,10 @@ import (
 	"vstun/balancer"
 	"vstun/balancer/conntab"
 	"vstun/balancer/method"
+	"vstun/cmd/internal/config"
+	"vstun/encap/packet"
 	"vstun/encap/packet/drop"
+	"vstun/routing/vrrp"
 )
 
 // TestVerdict: the fate of a connection whose realserver has left, of one that has ended, and of a new one, by the
@@ -76,6 +79,53 @@ func TestVerdict(t *testing.T) {
 			strings.Contains(why, "\n") {
 			t.Errorf("%s: %q, %q, %s; want %q, %q and %q", c.name, realserver, dropped, why, c.realserver, c.drop,
 				c.says)
+		}
+	}
+}
+
+// TestRoleOf: a VIP whose instance has another role than master has a note, others have none.
+func TestRoleOf(t *testing.T) {
+	vip, other := netip.MustParseAddr("198.51.100.80"), netip.MustParseAddr("198.51.100.81")
+	cfg := &config.Director{VRRP: []config.VRRP{{Instance: vrrp.Instance{Name: "VI_1"}, VIPs: []netip.Addr{vip}}}}
+	for _, c := range []struct {
+		cfg  *config.Director
+		role vrrp.Role
+		vip  netip.Addr
+		want string
+	}{
+		{cfg, vrrp.Backup, vip, "the role backup in VI_1"},
+		{cfg, vrrp.Fault, vip, "the role fault in VI_1"},
+		{cfg, vrrp.Master, vip, ""},
+		{cfg, vrrp.Backup, other, ""},
+		{&config.Director{}, vrrp.Backup, vip, ""},
+	} {
+		got := roleOf(c.cfg, vrrp.Roles{"VI_1": c.role}, c.vip)
+		if (got == "") != (c.want == "") || !strings.Contains(got, c.want) {
+			t.Errorf("%v of %v: %q, want %q", c.role, c.vip, got, c.want)
+		}
+	}
+}
+
+// TestUnknownFlow: explain says that packets of an unknown connection go to a realserver, and to which.
+func TestUnknownFlow(t *testing.T) {
+	vip := netip.MustParseAddr("198.51.100.80")
+	table := conntab.New(conntab.Config{Max: 1024})
+	b := balancer.New(table, 1)
+	svc := balancer.Service{Name: "web", VIPs: []netip.Addr{vip}, Protocol: packet.ProtoTCP,
+		Ports: []balancer.PortRange{{First: 80, Last: 80}}, Realservers: []balancer.Realserver{
+			{Address: netip.MustParseAddr("10.0.11.1"), Weight: 1, Config: method.Config{MTU: 1500}}}}
+	for scheduler, want := range map[string]string{"sh": "; so do packets", "rr": ""} {
+		svc.Scheduler = scheduler
+		if err := b.Apply(balancer.Config{Services: []balancer.Service{svc},
+			Options: balancer.Options{HashUnknown: true}}); err != nil {
+			t.Fatal(err)
+		}
+		first := packet.Info{Len: 60, TCPFlags: packet.FlagSYN, Flow: packet.Flow{Proto: packet.ProtoTCP,
+			Src: netip.MustParseAddr("192.0.2.7"), SrcPort: 4711, Dst: vip, DstPort: 80}}
+		e := b.Snapshot().Explain(&first, 0)
+		if got := unknownFlow(b.Snapshot(), &e, first, 0); (got == "") != (want == "") ||
+			!strings.HasPrefix(got, want) || first.TCPFlags != packet.FlagSYN {
+			t.Errorf("%s: %q, want %q", scheduler, got, want)
 		}
 	}
 }

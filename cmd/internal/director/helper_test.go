@@ -16,6 +16,7 @@ import (
 	"vstun/balancer/health"
 	"vstun/balancer/health/notify"
 	"vstun/cmd/internal/config"
+	"vstun/cmd/internal/director/plan"
 	"vstun/cmd/internal/metrics"
 	"vstun/cmd/internal/reload"
 	"vstun/routing"
@@ -126,7 +127,8 @@ type operated struct {
 	network    *fakeNetwork
 	neighbours *fakeNeighbours
 	told       *events
-	end        func() // ends what runs
+	former     plan.Inputs // of a former process
+	end        func()      // ends what runs
 }
 
 // operate runs a director with cfg until the test ends. Before it starts, prepare may change it.
@@ -163,7 +165,7 @@ func operate(t *testing.T, cfg *config.Director, prepare func(o *operated)) *ope
 		prepare(o)
 	}
 	o.reloader = reload.New("director", o.file, o.plane.start, o.log)
-	if err := o.controller.start(cfg, nil); err != nil {
+	if err := o.controller.start(cfg, o.former); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"net/netip"
 	"slices"
 	"time"
@@ -24,7 +23,8 @@ type questions struct {
 	devices  func() ([]query.Device, error)
 	usedVIPs func() map[netip.Addr]bool
 	usedNAT  func() map[plan.NATServer]bool // servers of VS/NAT that have connections, one for each port
-	retired  func() map[netip.Addr]bool     // retired realservers that have connections
+	// retired returns the retired realservers that have connections, in ascending order, and those of VS/DR.
+	retired func() (all, direct []netip.Addr)
 }
 
 func newQuestions(plane *dataPlane, lan *lan) questions {
@@ -55,7 +55,7 @@ func (q questions) replyLinks(in plan.Inputs) []string {
 
 // resolvePaths asks the kernel for all paths that in needs. If the query fails, the known paths stay.
 func (c *controller) resolvePaths(in *plan.Inputs) {
-	in.Retired = slices.SortedFunc(maps.Keys(c.ask.retired()), netip.Addr.Compare)
+	in.Retired, in.RetiredDirect = c.ask.retired()
 	to := append(plan.Destinations(in.Config), in.Retired...)
 	for _, n := range in.RetiredNAT {
 		to = append(to, n.Address)
@@ -75,20 +75,15 @@ func (c *controller) resolvePaths(in *plan.Inputs) {
 	}
 }
 
-// adopt keeps what connections of a former process need and the configuration does not have: the routes of their VIPs,
-// the rules of servers of VS/NAT, and the paths to realservers. vips are the VIPs of the connections. retired reports
-// whether there are realservers that are not configured any more.
-func (c *controller) adopt(vips map[netip.Addr]bool, retired bool) {
+// adopt finds the paths to realservers that are not configured any more, and whose connections are a former process's.
+func (c *controller) adopt() {
 	in := c.state().inputs
-	for vip := range vips {
-		retired = retired || !slices.Contains(plan.VIPs(in.Config), vip)
-	}
-	if !retired {
-		return
-	}
-	in = in.Retaining(slices.Collect(maps.Keys(vips)), slices.Collect(maps.Keys(c.ask.usedNAT())))
 	c.resolvePaths(&in)
-	c.awaitNeighbours(&in)
+	if in.Config.TAP { // its workers do not read the answers yet
+		c.resolveNeighbours(&in)
+	} else {
+		c.awaitNeighbours(&in)
+	}
 	c.logFailure(slog.LevelError, "cannot keep what connections of a former process need", c.converge(in))
 }
 
@@ -136,7 +131,7 @@ func (c *controller) followRoles() {
 	}
 }
 
-// follow is converge for what has happened, and nobody can refuse. Neighbours learn of VIPs also if this host cannot
+// follow is converge for what has happened and cannot be refused. Neighbours learn of VIPs also if this host cannot
 // have an address of VRRP: it is tried again with each further call, with the next refresh at the latest.
 func (c *controller) follow(in plan.Inputs) error {
 	in.Unowned = false

@@ -33,10 +33,12 @@ type memory struct {
 	lost   bool         // a part of the memory is private
 
 	inputs, totals *keep.Blob
-	mu             sync.Mutex   // guards the fields below
-	before         keptTotals   // of the former process
-	noted          *plan.Inputs // in inputs
-	adopted        *api.Adopted // nil: nothing was taken over
+	mu             sync.Mutex // guards the fields below
+	before         keptTotals // of the former process
+	// recalled is the health that the former process knew, and that no check of this one has confirmed yet.
+	recalled map[plan.RealserverID]keptHealth
+	noted    *plan.Inputs // in inputs
+	adopted  *api.Adopted // nil: nothing was taken over
 }
 
 // Names of blobs.
@@ -49,6 +51,16 @@ const (
 type keptInputs struct {
 	Weights []keptWeight `json:"weights"`
 	Health  []keptHealth `json:"health"`
+	VIPs    []netip.Addr `json:"vips"` // retired ones included
+	NAT     []keptServer `json:"nat"`
+}
+
+// keptServer is a plan.NATServer.
+type keptServer struct {
+	Address  netip.Addr `json:"address"`
+	Protocol uint8      `json:"protocol"`
+	First    uint16     `json:"first"`
+	Last     uint16     `json:"last"`
 }
 
 type keptWeight struct {
@@ -137,40 +149,56 @@ func (m *memory) sections() conntab.Memory {
 	return m.file
 }
 
-// recall returns the weights and the health that the former process knew.
-func (m *memory) recall() (weights plan.Weights, states []health.State) {
+// recall returns the weights and the health that the former process knew, and as retired its VIPs and servers of VS/NAT.
+// Their routes and rules must be there before the connections are: in between, replies of VS/NAT would reach clients as
+// they are.
+func (m *memory) recall() (in plan.Inputs, states []health.State) {
 	if m.former == nil {
-		return nil, nil
+		return in, nil
 	}
 	var k keptInputs
 	if text := m.former.Blob(inputsBlob); text == nil || json.Unmarshal(text, &k) != nil {
-		return nil, nil
+		return in, nil
 	}
-	weights = plan.Weights{}
+	in.Weights, in.RetiredVIPs = plan.Weights{}, k.VIPs
+	for _, n := range k.NAT {
+		in.RetiredNAT = append(in.RetiredNAT, plan.NATServer{Address: n.Address, Protocol: n.Protocol,
+			Ports: config.PortRange{First: n.First, Last: n.Last}})
+	}
 	for _, w := range k.Weights {
-		weights[plan.RealserverID{Service: w.Service, Realserver: w.Realserver}] = plan.Override{Weight: w.Weight,
+		in.Weights[plan.RealserverID{Service: w.Service, Realserver: w.Realserver}] = plan.Override{Weight: w.Weight,
 			Configured: w.Configured}
 	}
+	m.recalled = map[plan.RealserverID]keptHealth{}
 	for _, h := range k.Health {
+		m.recalled[plan.RealserverID{Service: h.Service, Realserver: h.Realserver}] = h
 		states = append(states, health.State{Service: h.Service, Realserver: h.Realserver, Up: h.Up, Offset: h.Offset})
 	}
-	return weights, states
+	return in, states
 }
 
-// note writes the weights and the health of in, if they have changed.
+// note writes what recall returns in the next process, if in has changed it. Health that the former process knew stays
+// until a check confirms or changes it: this process may end before.
 func (m *memory) note(in *plan.Inputs) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.file == nil || m.noted != nil && sameKept(m.noted, in) {
 		return
 	}
-	k := keptInputs{}
+	k := keptInputs{VIPs: in.AllVIPs()}
+	for _, n := range in.AllNATServers() {
+		k.NAT = append(k.NAT, keptServer{n.Address, n.Protocol, n.Ports.First, n.Ports.Last})
+	}
 	for id, o := range in.Weights {
 		k.Weights = append(k.Weights, keptWeight{id.Service, id.Realserver, o.Weight, o.Configured})
 	}
 	for _, st := range in.Health {
+		id := plan.RealserverID{Service: st.Service, Realserver: st.Realserver}
 		if st.Checked && st.Known {
 			k.Health = append(k.Health, keptHealth{st.Service, st.Realserver, st.Up, st.Offset})
+			delete(m.recalled, id)
+		} else if was, recalled := m.recalled[id]; recalled && st.Checked {
+			k.Health = append(k.Health, was)
 		}
 	}
 	if text, err := json.Marshal(k); err == nil {
@@ -181,18 +209,18 @@ func (m *memory) note(in *plan.Inputs) {
 
 // sameKept reports whether a and b have the same keptInputs.
 func sameKept(a, b *plan.Inputs) bool {
-	return maps.Equal(a.Weights, b.Weights) && slices.EqualFunc(a.Health, b.Health, func(x, y health.State) bool {
+	return a.Config == b.Config && slices.Equal(a.RetiredVIPs, b.RetiredVIPs) &&
+		slices.Equal(a.RetiredNAT, b.RetiredNAT) && maps.Equal(a.Weights, b.Weights) && slices.EqualFunc(a.Health, b.Health, func(x, y health.State) bool {
 		return x.Service == y.Service && x.Realserver == y.Realserver && x.Checked == y.Checked && x.Known == y.Known &&
 			x.Up == y.Up && x.Offset == y.Offset
 	})
 }
 
 // adopt takes over what the former process has left, once p has its first configuration, and gives the file its path.
-// No worker runs yet. It returns the VIPs of the connections that it has taken over, and whether there are realservers
-// that are not configured any more.
-func (m *memory) adopt(p *dataPlane) (vips map[netip.Addr]bool, retired bool) {
+// No worker runs yet. It reports whether there are realservers that have connections and are not configured any more.
+func (m *memory) adopt(p *dataPlane) (retired bool) {
 	if m.former != nil {
-		vips, retired = m.takeOver(p)
+		retired = m.takeOver(p)
 	}
 	if m.file != nil {
 		m.file.SetBase(time.Since(p.start))
@@ -202,7 +230,7 @@ func (m *memory) adopt(p *dataPlane) (vips map[netip.Addr]bool, retired bool) {
 		}
 	}
 	if m.former == nil {
-		return vips, retired
+		return retired
 	}
 	if m.file == nil { // it would be out of date at the next start
 		_ = os.Remove(m.path)
@@ -211,11 +239,11 @@ func (m *memory) adopt(p *dataPlane) (vips map[netip.Addr]bool, retired bool) {
 		m.log.Warn("the former director's memory stays mapped", "error", err)
 	}
 	m.former = nil
-	return vips, retired
+	return retired
 }
 
 // takeOver is the part of adopt about the former process.
-func (m *memory) takeOver(p *dataPlane) (vips map[netip.Addr]bool, retired bool) {
+func (m *memory) takeOver(p *dataPlane) (retired bool) {
 	begin := time.Now()
 	if text := m.former.Blob(totalsBlob); text != nil {
 		_ = json.Unmarshal(text, &m.before) // without them counts begin anew
@@ -230,7 +258,7 @@ func (m *memory) takeOver(p *dataPlane) (vips map[netip.Addr]bool, retired bool)
 	m.log.Info("connections taken over", "connections", a.Connections, "templates", a.Templates, "expired", a.Expired,
 		"unknown", a.Unknown, "beyond_max", a.Full, "invalid", a.Invalid, "former_realservers", a.Retired, "version",
 		m.former.Version(), "took", time.Since(begin).Round(time.Millisecond))
-	return a.VIPs, a.Retired > 0
+	return a.Retired > 0
 }
 
 // run makes the memory faster, until ctx ends. The start has not waited for that.

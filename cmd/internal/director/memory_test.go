@@ -99,7 +99,10 @@ func TestMemory(t *testing.T) {
 	first.begin(t, cfg)
 	web := plan.RealserverID{Service: "web", Realserver: netip.MustParseAddrPort("10.0.11.1:0")}
 	gone := plan.RealserverID{Service: "gone", Realserver: netip.MustParseAddrPort("10.0.11.9:0")}
-	in := plan.Inputs{Config: cfg,
+	vip := netip.MustParseAddr("198.51.100.99")
+	server := plan.NATServer{Address: netip.MustParseAddr("10.0.3.9"), Protocol: packet.ProtoUDP,
+		Ports: config.PortRange{First: 53, Last: 54}}
+	in := plan.Inputs{Config: cfg, RetiredVIPs: []netip.Addr{vip}, RetiredNAT: []plan.NATServer{server},
 		Weights: plan.Weights{web: {Weight: 0, Configured: 1}, gone: {Weight: 3, Configured: 1}},
 		Health: []health.State{{Service: "web", Realserver: web.Realserver, Checked: true, Known: true},
 			{Service: "web", Realserver: gone.Realserver, Checked: true, Known: true, Up: true, Offset: -2},
@@ -111,12 +114,13 @@ func TestMemory(t *testing.T) {
 	first.end(t)
 
 	second := remember(t, path, cfg)
-	weights, states := second.recall()
-	if len(weights) != 2 || weights[web] != in.Weights[web] {
+	former, states := second.recall()
+	if weights := former.Weights; len(weights) != 2 || weights[web] != in.Weights[web] {
 		t.Errorf("weights %v", weights)
 	}
-	if w := (plan.Inputs{Weights: weights}).Reconfigured(cfg).Weights; len(w) != 1 {
-		t.Errorf("weights in force %v", w)
+	if now := former.Reconfigured(cfg); len(now.Weights) != 1 || !slices.Equal(now.RetiredVIPs, in.RetiredVIPs) ||
+		!slices.Equal(now.RetiredNAT, in.RetiredNAT) || !slices.Contains(former.RetiredVIPs, cfg.Services[0].VIPs[0]) {
+		t.Errorf("in force are %+v, of %+v", now, former)
 	}
 	if want := []health.State{{Service: "web", Realserver: web.Realserver},
 		{Service: "web", Realserver: gone.Realserver, Up: true, Offset: -2}}; !slices.Equal(states, want) {
@@ -137,6 +141,33 @@ func TestMemory(t *testing.T) {
 		t.Errorf("a second director with the same file: %v", err)
 	}
 	second.end(t)
+}
+
+// TestHealthStaysRemembered: starts that end before a check has confirmed the health do not forget it. What a check has
+// found, and a realserver that is checked no more, takes its place.
+func TestHealthStaysRemembered(t *testing.T) {
+	path, cfg := onTmpfs(t, "32m"), running()
+	state := health.State{Service: "web", Realserver: cfg.Services[0].Realservers[0].ID(), Checked: true, Known: true,
+		Up: true}
+	recalled := state
+	recalled.Checked, recalled.Known = false, false
+	down, confirmed, unchecked := recalled, state, state
+	down.Up, confirmed.Up, unchecked.Checked, unchecked.Known = false, false, false, false
+	unknown := unchecked
+	unknown.Checked = true
+	for i, step := range []struct {
+		recalled []health.State
+		now      health.State
+	}{{nil, unknown}, {nil, state}, {[]health.State{recalled}, unknown}, {[]health.State{recalled}, unknown},
+		{[]health.State{recalled}, confirmed}, {[]health.State{down}, unchecked}, {nil, unknown}} {
+		m := remember(t, path, cfg)
+		if _, states := m.recall(); !slices.Equal(states, step.recalled) {
+			t.Errorf("start %d recalls %+v, want %+v", i, states, step.recalled)
+		}
+		m.note(&plan.Inputs{Config: cfg, Health: []health.State{step.now}})
+		m.begin(t, cfg)
+		m.end(t)
+	}
 }
 
 // TestMemoryWithoutRoom: a director works without memory that outlives it, with one warning, and leaves nothing that

@@ -54,8 +54,8 @@ const firstAnswer = 200 * time.Millisecond
 func (c *controller) resolveNeighbours(in *plan.Inputs) {
 	c.resolvePort(in)
 	to := plan.Direct(in.Config)
-	for _, a := range in.Retired {
-		if _, direct := in.Neighbours[a]; direct && !slices.Contains(to, a) {
+	for _, a := range in.RetiredDirect {
+		if !slices.Contains(to, a) {
 			to = append(to, a)
 		}
 	}

@@ -23,6 +23,7 @@ import (
 type roles struct {
 	log      *slog.Logger
 	notify   func(events ...notify.Event)
+	rejoined func()           // an instance takes part again after a fault
 	give     func(whole bool) // sends connections to the peers, before they get the roles: see peerSync.giveTable
 	lost     func()           // a peer has got a role
 	lan      *lan
@@ -35,7 +36,7 @@ type roles struct {
 // open opens the sockets, if cfg has [[vrrp]].
 func (r *roles) open(cfg *config.Director, log *slog.Logger, lan *lan) (err error) {
 	r.log, r.lan, r.notify = log, lan, func(...notify.Event) {}
-	r.give, r.lost = func(bool) {}, func() {}
+	r.give, r.lost, r.rejoined = func(bool) {}, func() {}, func() {}
 	if len(cfg.VRRP) == 0 {
 		return nil
 	}
@@ -146,6 +147,9 @@ func (r *roles) report(e vrrp.Event) {
 			level = slog.LevelWarn
 		}
 		r.log.Log(context.Background(), level, "VRRP role", args...)
+		if e.Old == vrrp.Fault && e.New == vrrp.Backup {
+			r.rejoined()
+		}
 		r.notify(notify.Event{Time: time.Now(), Kind: notify.KindVRRP, Service: e.Instance, Old: e.Old.String(),
 			New: e.New.String(), Reason: e.Reason})
 	case vrrp.Reannounce:
@@ -252,8 +256,12 @@ func vrrpStatus(s *vrrp.Status) api.VRRP {
 		v.Tracks = append(v.Tracks, api.Track{Name: t.Name, Up: t.Up, Weight: t.Weight})
 	}
 	for _, p := range s.Peers {
-		v.Peers = append(v.Peers, api.Peer{Address: p.Addr.String(), Priority: p.Priority, Last: p.Age.Seconds(),
-			Refused: p.Refusal.String(), Differs: p.Differs})
+		peer := api.Peer{Address: p.Addr.String(), Priority: p.Priority, Last: p.Age.Seconds(),
+			Refused: p.Refusal.String(), Differs: p.Differs}
+		if p.Refusal != vrrp.Accepted {
+			peer.Fix = remedy(p.Refusal)
+		}
+		v.Peers = append(v.Peers, peer)
 	}
 	if s.Rival.IsValid() {
 		v.OtherMaster = &api.OtherMaster{Address: s.Rival.String(), Refused: s.RivalRefused.String(),

@@ -18,9 +18,10 @@ import (
 // peerSync exchanges connections with other directors. The zero value is a director without [sync].
 type peerSync struct {
 	*connsync.Sync
-	log   *slog.Logger
-	mode  string
-	alive map[netip.Addr]bool // peers that the log has as heard
+	log      *slog.Logger
+	mode     string
+	alive    map[netip.Addr]bool // peers that the log has as heard
+	rejoined chan struct{}       // see rejoin
 }
 
 // open opens the sockets that cfg needs. Changes of connections are noted from here on.
@@ -42,7 +43,7 @@ func (s *peerSync) open(cfg *config.Sync, p *dataPlane, log *slog.Logger) error 
 		c.Key = []byte(cfg.Key)
 	}
 	s.Sync, s.log, s.mode = connsync.New(c, link, p.table, p.balancer, p.now), log, cfg.Mode()
-	s.alive = map[netip.Addr]bool{}
+	s.alive, s.rejoined = map[netip.Addr]bool{}, make(chan struct{}, 1)
 	return nil
 }
 
@@ -62,35 +63,69 @@ func others(peers []netip.Addr) ([]netip.Addr, error) {
 	return rest, nil
 }
 
-// readyAtMost is the longest time for which a director waits for the connections of its peers.
-const readyAtMost = 30 * time.Second
+// Times of the wait for the connections of peers. lookEvery is the period in which run looks for them. readyAtMost is
+// the longest time for which a director takes no role from another one. rejoinLeast is how long it waits for the news
+// after an outage: connsync.Sync has found by then what is missing.
+const (
+	lookEvery   = 100 * time.Millisecond
+	readyAtMost = 30 * time.Second
+	rejoinLeast = 2500 * time.Millisecond
+)
 
-// run exchanges connections until ctx is cancelled. It calls ready once when those of the peers are there.
-func (s *peerSync) run(ctx context.Context, ready func()) error {
+// syncing is what follows from the state of the exchange. run calls its functions one after the other.
+type syncing struct {
+	ready    func()     // once: the connections of the peers are here, or do not come in time
+	complete func(bool) // connections of peers are missing, or not any more; at first they are
+	hold     func(bool) // no role may be taken from another director, or it may again; at first it may not
+}
+
+// rejoin notes that a fault has ended in which this director may have heard nothing of its peers. It may be called from
+// any goroutine, and never waits.
+func (s *peerSync) rejoin() {
+	select {
+	case s.rejoined <- struct{}{}:
+	default:
+	}
+}
+
+// run exchanges connections until ctx is cancelled.
+func (s *peerSync) run(ctx context.Context, follow syncing) error {
 	if s.Sync == nil {
 		<-ctx.Done()
 		return nil
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- s.Run(ctx) }()
-	atMost := time.After(readyAtMost)
-	done := s.Ready()
-	look := time.NewTicker(time.Second)
+	look := time.NewTicker(lookEvery)
 	defer look.Stop()
-	tell := func() {
-		done, atMost = nil, nil
-		ready()
-	}
-	for {
+	held, since, least := true, time.Now(), time.Duration(0)
+	ready, complete := false, false
+	for n := 1; ; n++ {
 		select {
 		case err := <-ended:
 			return err
-		case <-done:
-			tell()
-		case <-atMost:
-			s.log.Warn("connections of peers are not complete", "waited", readyAtMost)
-			tell()
+		case <-s.rejoined:
+			held, since, least = true, time.Now(), rejoinLeast
+			follow.hold(true)
+			continue
 		case <-look.C:
+		}
+		if is := s.Complete(); is != complete {
+			complete = is
+			follow.complete(is)
+		}
+		waited := time.Since(since)
+		if held && (complete && waited >= least || waited >= readyAtMost) {
+			held = false
+			if !complete {
+				s.log.Warn("connections of peers are not complete", "waited", readyAtMost)
+			}
+			if follow.hold(false); !ready {
+				ready = true
+				follow.ready()
+			}
+		}
+		if n%int(time.Second/lookEvery) == 0 {
 			s.logPeers()
 		}
 	}
@@ -161,6 +196,10 @@ func (s *peerSync) status() *api.Sync {
 	out := &api.Sync{Mode: s.mode, Ready: st.Ready, Sending: st.Sending, Sent: syncTraffic(st.Sent),
 		Received: syncTraffic(st.Received), Lost: st.Lost, Resent: st.Resent, ChangesLost: st.ChangesLost,
 		Inexpressible: st.Inexpressible, SendErrors: st.SendErrors, Error: st.LastError, Refused: st.Refused}
+	for _, r := range st.Senders {
+		out.Senders = append(out.Senders, api.SyncSender{Address: r.Addr.String(), Reason: r.Fault.String(), Count: r.N,
+			Last: r.Age.Seconds(), Fix: s.remedy(r.Fault)})
+	}
 	for _, p := range st.Peers {
 		peer := api.SyncPeer{Address: p.Addr.String(), State: "silent", Heard: p.Heard.Seconds(),
 			Received: syncTraffic(p.Received), Lost: p.Lost, Recovered: p.Recovered}
@@ -182,4 +221,25 @@ func (s *peerSync) status() *api.Sync {
 
 func syncTraffic(t connsync.Traffic) api.SyncTraffic {
 	return api.SyncTraffic{Datagrams: t.Datagrams, Records: t.Records, Bytes: t.Bytes}
+}
+
+// remedy says what to do about datagrams that are refused.
+func (s *peerSync) remedy(f connsync.Fault) string {
+	switch f {
+	case connsync.BadHeader:
+		return "set the same mode in [sync] of both directors"
+	case connsync.OldVersion:
+		return "at the kernel director: sysctl -w net.ipv4.vs.sync_version=1"
+	case connsync.OtherID:
+		return "set the same id in [sync] of both directors"
+	case connsync.Stranger:
+		return "add the sender to peers in [sync], or look for it"
+	case connsync.Forged:
+		return "copy the file key of [sync] to both directors, and restart the changed one; or look for the sender"
+	case connsync.Replayed:
+		return "a few are usual; if they are many, look for a sender that repeats old datagrams"
+	case connsync.Unverified:
+		return "its table follows"
+	}
+	return "look for a faulty sender"
 }

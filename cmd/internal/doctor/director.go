@@ -80,7 +80,8 @@ func (d *Director) Examine(ctx context.Context) (*Report, error) {
 		checks = append(checks,
 			check{"health", func(_ context.Context, res *result) { res.health(&st) }},
 			check{"mail", func(_ context.Context, res *result) { res.mail(st.Mail) }},
-			check{"vrrp", func(_ context.Context, res *result) { res.vrrp(&st) }},
+			check{"vrrp", func(_ context.Context, res *result) { d.elections(res, &st) }},
+			check{"sync", func(_ context.Context, res *result) { d.exchange(res, &st) }},
 			check{"drops", func(ctx context.Context, res *result) { res.directorDrops(ctx, d.Config.Control, &st) }})
 	}
 	r.run(ctx, checks...)

@@ -108,7 +108,7 @@ func mustPlayOne(t *testing.T, vip, web string, args ...string) {
 // mustPlayPair runs the demo of two directors. In each of its four changes no connection breaks.
 func mustPlayPair(t *testing.T, vip, backup string, args ...string) {
 	const lost = ` +\d+\.\d\d s +0 of 100 +0 of 20 +\d+ of \d+\n`
-	output := mustPlay(t, []string{vip, backup, "the director is the master"}, args...)
+	output := mustPlay(t, []string{vip, backup, "The director is the master."}, args...)
 	for _, change := range []string{"kill -9 of the director", "the director starts again", "director standby",
 		"director active"} {
 		if !regexp.MustCompile("(?m)^" + change + lost).MatchString(output) {

@@ -212,6 +212,7 @@ func TestReloadOfEveryKeyOfDirector(t *testing.T) {
 		"director.no_service": {`no_service = "drop"`},
 
 		"director.no_connection": {`no_connection = "drop"`},
+		"director.unknown_flows": {`unknown_flows = "hash"`},
 
 		"director.announce":          {`announce = "none"`},
 		"director.announce_devices":  {`announce_devices = ["eth0"]`},

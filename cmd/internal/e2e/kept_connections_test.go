@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -85,6 +86,35 @@ func TestKeptConnections(t *testing.T) {
 							r.Address, r.Connections, r.Forwarded, was.Connections, was.Forwarded)
 					}
 				}
+			}
+		}
+	})
+}
+
+// TestLeftConnections: downloads whose realserver, or whose port of the VIP, has left the file go on after a kill -9, and
+// after another one, as they do after a reload.
+func TestLeftConnections(t *testing.T) {
+	byMethod(t, func(t *testing.T, m method, ipv6 bool) {
+		s := newMethodSite(t, m, ipv6, 2, nil)
+		s.startAgents("")
+		both := service{"tcp", "81", "rr", []int{1, 1}}
+		s.startDirector("", both)
+		for _, web := range s.Webs {
+			s.pacedDownloads(web, 81, 4096, 20*time.Millisecond)
+		}
+		downloads := s.download(81, 10)
+		both.weights[1] = -1
+		text := s.directorTOML(s.director.socket, "", both)
+		s.director.configure(strings.Replace(text, "port = 81\n", "port = 82\n", 1))
+		s.mustReload()
+		downloads.mustGoOn(t, "after the reload", 1<<16)
+		for range 2 {
+			s.director.kill()
+			s.director.start()
+			downloads.mustGoOn(t, "after kill -9", 1<<16)
+			if st := s.director.balance(); st.Connections.Adopted == nil ||
+				st.Connections.Adopted.Connections < downloads.n || len(st.Drops) > 0 {
+				t.Errorf("adopted %+v, dropped %v", st.Connections.Adopted, st.Drops)
 			}
 		}
 	})

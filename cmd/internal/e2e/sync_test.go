@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -16,6 +17,7 @@ import (
 	"github.com/google/gopacket/layers"
 
 	"vstun/cmd/internal/api"
+	"vstun/cmd/internal/doctor"
 	"vstun/cmd/internal/lab"
 	"vstun/testdata/testkit"
 )
@@ -334,5 +336,104 @@ func TestSyncPeersCommand(t *testing.T) {
 	got = run(t, p.Webs[0], exec.Command(programPath("director"), "peers", "--socket", alone.socket))
 	if got.code != 1 || !strings.Contains(got.stderr, "director") {
 		t.Errorf("without a director: %+v", got)
+	}
+}
+
+// TestSyncFaults: the doctor finds that a director is alone, and that two directors have different keys, and peers says
+// what to do. A missing key is an error of the configuration.
+func TestSyncFaults(t *testing.T) {
+	t.Parallel()
+	p := newSyncPair(t, tun, false, func(s *site) string {
+		return fmt.Sprintf("peers = [%s]", quoted([]netip.Addr{s.Director.Addr, s.Webs[2].Addr}))
+	})
+	first, second := p.directors[0], p.directors[1]
+	p.director = first
+	text, err := os.ReadFile(second.config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mustFind := func(what, remark string) {
+		t.Helper()
+		var found []doctor.Finding
+		testkit.Within(t, "the doctor finds: "+what, 2*soon, func() bool {
+			found = first.examine().Findings
+			return slices.ContainsFunc(found, func(f doctor.Finding) bool {
+				return f.Check == "sync" && strings.HasPrefix(f.What, what) && f.Why != "" &&
+					strings.Contains(strings.Join(append(f.Remarks, f.Causes...), " "), remark)
+			})
+		})
+	}
+	mustFindNone := func(when string) {
+		t.Helper()
+		for _, f := range first.examine().Findings {
+			if f.Check == "sync" {
+				t.Errorf("%s: %+v", when, f)
+			}
+		}
+	}
+	mustFindNone("at first")
+
+	second.kill()
+	mustFind("nothing has come from it for ", "a firewall drops UDP port 8848")
+
+	other := filepath.Join(p.dir, "other.key")
+	p.command(second.host, "", "sh", "-c", "head -c 32 /dev/urandom >"+other)
+	second.configure(strings.Replace(string(text), filepath.Join(p.dir, "sync.key"), other, 1))
+	second.start()
+	refused := fmt.Sprintf("the datagrams of %v are refused: forged", second.host.Addr)
+	mustFind(refused, "copy the file key of [sync] to both directors")
+	for command, want := range map[string]string{"peers": "refused of " + second.host.Addr.String() + "  ",
+		"status": "sync vstun  "} {
+		if text := p.ask(command).stdout; !strings.Contains(text, want) {
+			t.Errorf("%q is not in %s:\n%s", want, command, text)
+		}
+	}
+	if err := os.Remove(other); err != nil {
+		t.Fatal(err)
+	}
+	r := run(t, second.host, exec.Command(programPath("director"), "doctor", "-c", second.config))
+	if r.code != 2 || !strings.Contains(r.stderr, "sync: key: ") ||
+		!strings.Contains(r.stderr, "want the absolute path") {
+		t.Errorf("without the key: %+v", r)
+	}
+
+	second.stop()
+	second.configure(string(text))
+	second.start()
+	p.awaitPeer(0)
+	testkit.Within(t, "the peer is alive", soon, func() bool {
+		return slices.ContainsFunc(first.peers().Peers, func(o api.SyncPeer) bool { return o.State == "alive" })
+	})
+}
+
+// TestReadyWaitsForPeers: a director tells the service manager that it is ready when it has the table of its peer, and
+// without a peer after three seconds.
+func TestReadyWaitsForPeers(t *testing.T) {
+	t.Parallel()
+	p := newSyncPair(t, tun, false, func(s *site) string {
+		return fmt.Sprintf("peers = [%s]", quoted([]netip.Addr{s.Director.Addr, s.Webs[2].Addr}))
+	})
+	p.openAll(20)
+	p.awaitSame()
+	first, manager := p.directors[0], newServiceManager(t)
+	start := func() {
+		t.Helper()
+		cmd := exec.Command(programPath("director"), "run", "-c", first.config)
+		cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+manager.path)
+		first.startAs(cmd)
+		manager.mustHear("READY=1")
+	}
+	first.kill()
+	start()
+	if s := first.peers(); !s.Ready || len(s.Peers) != 1 || s.Peers[0].Bulk == nil {
+		t.Errorf("ready without the connections of the peer: %+v", s)
+	}
+	first.stop()
+	manager.mustHear("STOPPING=1")
+	p.directors[1].kill()
+	begin := time.Now()
+	start()
+	if took := time.Since(begin); took < 3*time.Second {
+		t.Errorf("without a peer it is ready after %v", took)
 	}
 }

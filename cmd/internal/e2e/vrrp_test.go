@@ -118,6 +118,14 @@ func TestVRRP(t *testing.T) {
 		p.holder(p.first, hop)
 		p.mustServe(p.Insider)
 		p.mustServe(p.Client)
+		for _, d := range []*program{p.first, p.second} {
+			p.director = d
+			testkit.Eventually(t, "explain says that a backup of the VIP has another master", func() bool {
+				e := p.explain(netip.AddrPortFrom(p.Client.Addr, 1).String(), p.at(80))
+				return (d == p.first) == (e.Role == "") && e.Realserver != ""
+			})
+		}
+		p.director = p.first
 
 		begin := time.Now()
 		p.first.kill()
@@ -279,7 +287,8 @@ func TestVRRPAddressRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	testkit.Within(t, "the master has the address", 3*soon, func() bool {
-		return strings.Contains(run(t, at, exec.Command("ip", "-6", "addr", "show", "dev", "lan9")).stdout, "fd00:9::10")
+		shown := run(t, at, exec.Command("ip", "-6", "addr", "show", "dev", "lan9")).stdout
+		return strings.Contains(shown, "fd00:9::10")
 	})
 }
 
@@ -332,8 +341,14 @@ func TestVRRPConflict(t *testing.T) {
 		t.Errorf("log:\n%s", p.first.Output())
 	}
 	found := p.first.examine().Findings
-	if !slices.ContainsFunc(found, func(f doctor.Finding) bool { return strings.Contains(f.What, "is master, too") }) {
+	if !slices.ContainsFunc(found, func(f doctor.Finding) bool {
+		return strings.Contains(f.What, "is master, too") &&
+			slices.Contains(f.Remarks, "set the same password at both")
+	}) {
 		t.Errorf("doctor: %+v", found)
+	}
+	if text := p.ask("peers").stdout; !strings.Contains(text, "REFUSED: password: set the same password at both") {
+		t.Errorf("peers:\n%s", text)
 	}
 	p.second.stop()
 	testkit.Eventually(t, "one master", func() bool { return p.first.balance().VRRP[0].OtherMaster == nil })

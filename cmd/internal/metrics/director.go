@@ -164,8 +164,9 @@ func (c *director) Describe(ch chan<- *prometheus.Desc) {
 	describe(ch, realserverSeries)
 	describe(ch, vrrpSeries)
 	describe(ch, syncSeries)
+	describe(ch, syncPeerSeries)
 	for _, d := range []*prometheus.Desc{buildDesc, directorDrops, directorBatches, serviceInfo, current, vrrpRefused,
-		syncRefused} {
+		syncRefused, syncTableAge} {
 		ch <- d
 	}
 }

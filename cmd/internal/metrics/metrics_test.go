@@ -98,7 +98,8 @@ func fullDirector() api.DirectorStatus {
 		Sync: &api.Sync{Ready: true, Sent: api.SyncTraffic{Datagrams: 23, Records: 24, Bytes: 25},
 			Received: api.SyncTraffic{Datagrams: 26, Records: 27, Bytes: 28}, Lost: 29, Resent: 30, ChangesLost: 31,
 			Inexpressible: 32, SendErrors: 33, Refused: map[string]uint64{"forged": 34},
-			Peers: []api.SyncPeer{{State: "alive"}, {State: "silent"}}},
+			Peers: []api.SyncPeer{{Address: "10.0.2.3", State: "alive", Lost: 35, Bulk: &someAge,
+				Received: api.SyncTraffic{Records: 36}}, {Address: "10.0.2.4", State: "silent"}}},
 		Services: []api.Service{
 			{Name: "web", VIPs: []string{"198.51.100.80", "2001:db8::80"}, Protocol: "tcp",
 				Ports: []string{"80", "8000-8099"}, Scheduler: "wlc", Health: "up", Quorum: 2,
@@ -112,6 +113,8 @@ func fullDirector() api.DirectorStatus {
 				Health: "unchecked"}}},
 		}}
 }
+
+var someAge = 37.5
 
 func fullRealserver() api.RealserverStatus {
 	return api.RealserverStatus{Program: "realserver", Version: "1.2.3", Queues: 2, VIPs: []string{"198.51.100.80",
@@ -184,6 +187,11 @@ func TestDirector(t *testing.T) {
 		"vstun_director_sync_inexpressible_records_total":                                       32,
 		"vstun_director_sync_send_errors_total":                                                 33,
 		"vstun_director_sync_refused_total{reason=forged}":                                      34,
+		"vstun_director_sync_peer_alive{peer=10.0.2.3}":                                         1,
+		"vstun_director_sync_peer_alive{peer=10.0.2.4}":                                         0,
+		"vstun_director_sync_peer_lost_datagrams_total{peer=10.0.2.3}":                          35,
+		"vstun_director_sync_peer_received_records_total{peer=10.0.2.3}":                        36,
+		"vstun_director_sync_peer_table_age_seconds{peer=10.0.2.3}":                             37.5,
 		"vstun_director_sync_refused_total{reason=replayed}":                                    0,
 		"vstun_director_config_last_reload_successful":                                          0,
 		"vstun_director_config_last_reload_success_timestamp_seconds":                           1_700_000_000.5,

@@ -47,6 +47,21 @@ var syncSeries = []series[api.Sync]{
 var syncRefused = prometheus.NewDesc("vstun_director_sync_refused_total", "Refused datagrams and records of peers, by "+
 	"reason.", []string{"reason"}, nil)
 
+// syncPeerSeries is the metrics of another director.
+var syncPeerSeries = []series[api.SyncPeer]{
+	gauge(ofPeer, "vstun_director_sync_peer_alive", "Whether the director has been heard within three seconds: 1 or 0.",
+		func(p *api.SyncPeer) float64 { return boolean(p.State == "alive") }),
+	counter(ofPeer, "vstun_director_sync_peer_received_records_total", "Records of its connections that were taken.",
+		func(p *api.SyncPeer) float64 { return float64(p.Received.Records) }),
+	counter(ofPeer, "vstun_director_sync_peer_lost_datagrams_total", "Its datagrams that did not come.",
+		func(p *api.SyncPeer) float64 { return float64(p.Lost) }),
+}
+
+var ofPeer = []string{"peer"}
+
+var syncTableAge = prometheus.NewDesc("vstun_director_sync_peer_table_age_seconds", "Time since its whole table came. "+
+	"Absent while that is missing.", ofPeer, nil)
+
 // sendSync sends the metrics of s, none if s is nil.
 func sendSync(ch chan<- prometheus.Metric, s *api.Sync) {
 	if s == nil {
@@ -54,6 +69,15 @@ func sendSync(ch chan<- prometheus.Metric, s *api.Sync) {
 	}
 	for i := range syncSeries {
 		syncSeries[i].send(ch, s)
+	}
+	for i := range s.Peers {
+		p := &s.Peers[i]
+		for j := range syncPeerSeries {
+			syncPeerSeries[j].send(ch, p, p.Address)
+		}
+		if p.Bulk != nil {
+			ch <- prometheus.MustNewConstMetric(syncTableAge, gaugeValue, *p.Bulk, p.Address)
+		}
 	}
 	for _, reason := range slices.Sorted(slices.Values(connsync.FaultNames())) {
 		ch <- prometheus.MustNewConstMetric(syncRefused, prometheus.CounterValue, float64(s.Refused[reason]), reason)

@@ -20,6 +20,7 @@ type answer struct {
 	Leaving  leaving         `json:"leaving"`
 	Claimed  []conflict      `json:"conflicts"`
 	Roles    []role          `json:"roles"`
+	Exchange *exchange       `json:"exchange,omitempty"`
 	Services []serviceUpdate `json:"services"`
 }
 
@@ -49,7 +50,8 @@ func (p *Page) live(since uint64, now time.Time) *answer {
 	}
 	a := &answer{Boot: p.boot, Number: s.number, Full: since == 0, Now: now.UnixMilli(), Age: now.Sub(s.at).Seconds(),
 		Step: s.step, Director: s.director,
-		Totals: s.totals, Drops: s.drops, Leaving: s.leaving, Claimed: s.claimed, Roles: s.roles}
+		Totals: s.totals, Drops: s.drops, Leaving: s.leaving, Claimed: s.claimed, Roles: s.roles,
+		Exchange: s.exchange}
 	for _, svc := range s.services {
 		u := serviceUpdate{ID: svc.id}
 		if svc.stateAt > since {

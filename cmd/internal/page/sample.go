@@ -24,6 +24,7 @@ type sample struct {
 	leaving  leaving
 	claimed  []conflict
 	roles    []role
+	exchange *exchange // nil: none
 	services []*service
 	nextID   int
 
@@ -319,6 +320,7 @@ func (s *sample) takeTotals(st *api.DirectorStatus, scheduled uint64) {
 		Offloads: st.Offloads, SendError: st.SendError}
 	s.claimed = s.conflicts(st.Announced, s.claimed)
 	s.roles = s.rolesOf(st.VRRP, s.roles)
+	s.exchange = s.exchangeOf(st.Sync)
 	s.leaving = leaving{Realservers: st.Leaving.Realservers, Connections: st.Leaving.Connections}
 	for _, r := range st.Leaving.List[:min(len(st.Leaving.List), leavingShown)] {
 		s.leaving.List = append(s.leaving.List, leavingRealserver{r.Name(), r.Service, r.Method(), r.Active,

@@ -33,7 +33,7 @@ func Machine(in Inputs) routing.State {
 	if in.Config.TAP {
 		return portMachine(in)
 	}
-	cfg, vips := in.Config, unique(slices.Concat(VIPs(in.Config), in.RetiredVIPs))
+	cfg, vips := in.Config, in.AllVIPs()
 	s := routing.State{Loose: slices.Clone(in.ReplyLinks)}
 	v4, v6 := slices.ContainsFunc(vips, netip.Addr.Is4), slices.ContainsFunc(vips, netip.Addr.Is6)
 	for _, name := range []string{cfg.TUN, cfg.LocalTUN()} {

@@ -43,8 +43,9 @@ type Inputs struct {
 	// RetiredNAT are the servers of former realservers of VS/NAT, in a fixed order. Their replies pass the director
 	// while they have connections.
 	RetiredNAT []NATServer
-	// Retired are the addresses of realservers that are not configured any more, and still have connections.
-	Retired []netip.Addr
+	// Retired are the addresses of realservers that are not configured any more, and still have connections, in
+	// ascending order. RetiredDirect are those of them whose method is VS/DR.
+	Retired, RetiredDirect []netip.Addr
 
 	// Syncing is set while connections of other directors may be missing. Their clients get no RST meanwhile, and their
 	// servers' replies of VS/NAT are not sent on untranslated.
@@ -149,37 +150,15 @@ func Plan(in Inputs, before map[string]ServiceState) (Desired, []Event) {
 // Reconfigured returns in with the configuration cfg. It keeps the weights that still hold under cfg. VIPs, and
 // servers of VS/NAT, that are not configured any more become retired ones.
 func (in Inputs) Reconfigured(cfg *config.Director) Inputs {
-	var stay []netip.Addr
-	if in.Config != nil {
-		stay = VIPs(in.Config)
-	}
 	vips := VIPs(cfg)
-	in.RetiredVIPs = slices.DeleteFunc(unique(slices.Concat(stay, in.RetiredVIPs)),
+	in.RetiredVIPs = slices.DeleteFunc(in.AllVIPs(),
 		func(vip netip.Addr) bool { return slices.Contains(vips, vip) })
 	servers := NATServers(cfg)
-	in.RetiredNAT = slices.DeleteFunc(in.allNATServers(), func(n NATServer) bool {
+	in.RetiredNAT = slices.DeleteFunc(in.AllNATServers(), func(n NATServer) bool {
 		_, found := slices.BinarySearchFunc(servers, n, NATServer.compare)
 		return found
 	})
 	in.Config, in.Weights = cfg, in.Weights.kept(cfg)
-	return in
-}
-
-// Retaining returns in with further retired VIPs, and servers of VS/NAT: those of vips and servers that are not
-// configured. Each server has one port.
-func (in Inputs) Retaining(vips []netip.Addr, servers []NATServer) Inputs {
-	configured := VIPs(in.Config)
-	in.RetiredVIPs = slices.DeleteFunc(unique(slices.Concat(vips, in.RetiredVIPs)),
-		func(vip netip.Addr) bool { return slices.Contains(configured, vip) })
-	all := NATServers(in.Config)
-	in.RetiredNAT = slices.Clone(in.RetiredNAT)
-	for _, n := range servers {
-		covers := func(o NATServer) bool { return o.In(map[NATServer]bool{n: true}) }
-		if !slices.ContainsFunc(all, covers) && !slices.ContainsFunc(in.RetiredNAT, covers) {
-			in.RetiredNAT = append(in.RetiredNAT, n)
-		}
-	}
-	slices.SortFunc(in.RetiredNAT, NATServer.compare)
 	return in
 }
 
@@ -212,6 +191,15 @@ func VIPs(cfg *config.Director) []netip.Addr {
 	var all []netip.Addr
 	for _, s := range cfg.Services {
 		all = append(all, s.VIPs...)
+	}
+	return unique(all)
+}
+
+// AllVIPs returns the VIPs of in, the retired ones included, in ascending order. Without a configuration these are all.
+func (in *Inputs) AllVIPs() []netip.Addr {
+	all := slices.Clone(in.RetiredVIPs)
+	if in.Config != nil {
+		all = append(all, VIPs(in.Config)...)
 	}
 	return unique(all)
 }

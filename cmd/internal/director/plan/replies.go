@@ -117,8 +117,9 @@ func NATServers(cfg *config.Director) (all []NATServer) {
 	return slices.Compact(all)
 }
 
-// allNATServers returns the servers of in whose replies pass the director, the retired ones included.
-func (in *Inputs) allNATServers() []NATServer {
+// AllNATServers returns the servers of in whose replies pass the director, the retired ones included, in a
+// fixed order.
+func (in *Inputs) AllNATServers() []NATServer {
 	all := slices.Clone(in.RetiredNAT)
 	if in.Config != nil {
 		all = append(all, NATServers(in.Config)...)
@@ -128,11 +129,11 @@ func (in *Inputs) allNATServers() []NATServer {
 }
 
 // Translates reports whether in has servers of VS/NAT, the retired ones included.
-func (in *Inputs) Translates() bool { return len(in.allNATServers()) > 0 }
+func (in *Inputs) Translates() bool { return len(in.AllNATServers()) > 0 }
 
 // sameReplyPaths reports whether the paths of in and o lead to the same rules for replies, if all else is the same.
 func (in *Inputs) sameReplyPaths(o *Inputs) bool {
-	all := in.allNATServers()
+	all := in.AllNATServers()
 	mtus := in.Paths.mtu(documentation4) == o.Paths.mtu(documentation4) &&
 		in.Paths.mtu(documentation6) == o.Paths.mtu(documentation6)
 	return len(all) == 0 || mtus && !slices.ContainsFunc(all, func(n NATServer) bool {
@@ -158,7 +159,7 @@ func (in *Inputs) looseLinks(links []string, servers []NATServer) []string {
 // once. Packets of other hosts to these servers seem to have a way back into the TUN device: the filter of the devices
 // by which they come in must be loose.
 func (in *Inputs) OwnServers() (all []netip.Addr) {
-	for _, n := range in.allNATServers() {
+	for _, n := range in.AllNATServers() {
 		if n.Address.Is4() && in.Paths[n.Address].Local && !n.Address.IsLoopback() {
 			all = append(all, n.Address)
 		}
@@ -172,7 +173,7 @@ func (p Paths) DefaultLink() string { return p[documentation4].Link }
 // addReplies adds the rules and sysctls for replies of in's servers to s.
 func addReplies(s *routing.State, in *Inputs) {
 	var own4, own6, four, six []NATServer
-	for _, n := range in.allNATServers() {
+	for _, n := range in.AllNATServers() {
 		if !pick(n.Address.Is4(), in.Rules.IPv4, in.Rules.IPv6) {
 			continue
 		}

@@ -44,10 +44,11 @@ func Table(c config.Connections) conntab.Config {
 	return t
 }
 
-// options returns the settings of cfg for all services. syncing is Inputs.Syncing.
+// options returns the settings of cfg for all services. syncing is Inputs.Syncing: what is unknown then may be known
+// soon, and to another realserver than the hash's.
 func options(cfg *config.Director, syncing bool) balancer.Options {
 	return balancer.Options{ExpireQuiescentTemplate: cfg.Connections.ExpireQuiescentTemplate, Silent: cfg.Silent,
-		NoResets: cfg.NoResets || syncing, Incomplete: syncing}
+		NoResets: cfg.NoResets || syncing, HashUnknown: cfg.HashUnknown && !syncing, Incomplete: syncing}
 }
 
 // service returns s as the balancer takes it.

@@ -228,3 +228,16 @@ func TestFirstStateOfAService(t *testing.T) {
 		}
 	}
 }
+
+// TestOptions: while connections of peers are missing, packets of unknown connections get no RST, and no hash decides
+// for them.
+func TestOptions(t *testing.T) {
+	for _, syncing := range []bool{false, true} {
+		for _, cfg := range []config.Director{{}, {NoResets: true}, {HashUnknown: true}} {
+			o := options(&cfg, syncing)
+			if o.NoResets != (cfg.NoResets || syncing) || o.HashUnknown != (cfg.HashUnknown && !syncing) {
+				t.Errorf("no resets %v, hash %v, syncing %v: %+v", cfg.NoResets, cfg.HashUnknown, syncing, o)
+			}
+		}
+	}
+}

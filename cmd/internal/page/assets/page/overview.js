@@ -79,6 +79,7 @@ export class Overview {
     this.#refused(m);
     this.#conflicts(m);
     this.#roles(m);
+    this.#exchange(m);
     this.#leaving(m.leaving);
   }
 
@@ -99,6 +100,7 @@ export class Overview {
     if (c.half_open_max && c.half_open * 2 > c.half_open_max) notices.push(["warn", `${count(c.half_open)} half-open connections, of ${count(c.half_open_max)} at most: a SYN flood?`, false]);
     if (m.conflicts.length) notices.push(["bad", `${plural(new Set(m.conflicts.map((x) => x.vip)).size, "VIP")} used by another host, too: see Conflicts`, false]);
     for (const x of m.roles.filter((r) => r.trouble)) notices.push(["bad", `${x.name}: ${x.note}`, false]);
+    if (m.exchange?.trouble) notices.push(["bad", m.exchange.trouble, false]);
     const key = JSON.stringify(notices);
     if (key === this.#notices) return;
     this.#notices = key;
@@ -159,6 +161,23 @@ export class Overview {
     }
     m.roles.forEach((x, i) => {
       [x.name, x.interface, x.conflict ? `${x.role}, CONFLICT` : x.role, x.priority, span(m.now() - x.since), x.note].forEach((words, j) => text(body.rows[i].cells[j], words));
+    });
+  }
+
+  #exchange(m) {
+    const x = m.exchange;
+    $("exchange").hidden = !x;
+    if (!x) return;
+    text($("exchanged"), `Connections are exchanged in the mode ${x.mode}: ${plural(x.sent, "record")} sent, ${count(x.received)} received, ${plural(x.lost, "datagram")} lost.`);
+    const body = $("exchange").querySelector("tbody");
+    while (body.rows.length > x.peers.length) body.deleteRow(-1);
+    while (body.rows.length < x.peers.length) {
+      body.append(row(6, "", 2)[0].parentNode);
+      body.rows[body.rows.length - 1].cells[5].className = "";
+    }
+    x.peers.forEach((p, i) => {
+      const table = p.table ? `complete ${span(m.now() - p.table)} ago` : x.mode === "vstun" ? "incomplete" : "";
+      [p.address, p.alive ? "alive" : "silent", `${span(m.now() - p.heard)} ago`, count(p.records), count(p.lost), table].forEach((words, j) => text(body.rows[i].cells[j], words));
     });
   }
 

@@ -1,0 +1,186 @@
+package director
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"vstun/balancer"
+	"vstun/balancer/connsync"
+	"vstun/balancer/conntab"
+	"vstun/balancer/method"
+	"vstun/encap/packet"
+)
+
+// cable joins the Links of two directors.
+type cable struct {
+	mu   sync.Mutex
+	ends [2]end
+	mute bool // datagrams vanish
+}
+
+// end is a connsync.Link.
+type end struct {
+	cable  *cable
+	at     int
+	in     chan []byte
+	closed chan struct{}
+}
+
+func newCable() *cable {
+	w := &cable{}
+	for i := range w.ends {
+		w.ends[i] = end{w, i, make(chan []byte, 100_000), make(chan struct{})}
+	}
+	return w
+}
+
+func (e *end) Send(b []byte) error {
+	e.cable.mu.Lock()
+	defer e.cable.mu.Unlock()
+	if e.cable.mute {
+		return nil
+	}
+	e.cable.ends[1-e.at].in <- slices.Clone(b)
+	return nil
+}
+
+func (e *end) Receive(b []byte) (int, netip.Addr, error) {
+	select {
+	case <-e.closed:
+		return 0, netip.Addr{}, net.ErrClosed
+	case in := <-e.in:
+		return copy(b, in), netip.AddrFrom4([4]byte{10, 0, 2, byte(1 - e.at)}), nil
+	}
+}
+
+func (e *end) Close() error {
+	close(e.closed)
+	return nil
+}
+
+// cut lets datagrams vanish, or no longer.
+func (w *cable) cut(is bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.mute = is
+}
+
+// newSync returns a director's exchange of connections over an end of a cable. open opens its connection number i.
+func newSync(t *testing.T, e *end, rate int) (s *connsync.Sync, open func(i int)) {
+	t.Helper()
+	table := conntab.New(conntab.Config{Max: 10_000})
+	b := balancer.New(table, 1)
+	vip := netip.MustParseAddr("198.51.100.80")
+	if err := b.Apply(balancer.Config{Services: []balancer.Service{{Name: "web", VIPs: []netip.Addr{vip},
+		Scheduler: "rr", Protocol: packet.ProtoTCP, Ports: []balancer.PortRange{{First: 80, Last: 80}},
+		Realservers: []balancer.Realserver{{Address: netip.MustParseAddr("10.0.11.1"), Weight: 1,
+			Config: method.Config{MTU: 1500}}}}}}); err != nil {
+		t.Fatal(err)
+	}
+	begin := time.Now()
+	now := func() conntab.Ticks { return conntab.Ticks(time.Since(begin) / (time.Second / conntab.PerSecond)) }
+	open = func(i int) {
+		for _, flags := range []uint8{packet.FlagSYN, packet.FlagACK} {
+			p := packet.Info{Len: 40, TCPFlags: flags, Flow: packet.Flow{Proto: packet.ProtoTCP, Dst: vip, DstPort: 80,
+				Src: netip.AddrFrom4([4]byte{192, 0, 2, byte(i)}), SrcPort: uint16(1000 + i)}}
+			b.Snapshot().Decide(&p, now())
+		}
+	}
+	return connsync.New(connsync.Config{Key: make([]byte, 32), Size: connsync.MaxSize, BulkRate: rate}, e, table, b,
+		now), open
+}
+
+// TestHold: a director is ready, takes roles and refuses packets of unknown connections when the connections of its
+// peer are here; without a peer after three seconds. It takes roles and is ready after 30 s at the latest, but refuses
+// nothing while connections are missing and the peer is heard. After a fault it takes no role before it knows what it
+// has missed.
+func TestHold(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		rate   int // records a second that the peer sends of its table; 0: there is no peer
+		during func(w *cable, s *peerSync, open func(i int))
+		want   string
+	}{
+		{"a fast peer", 10_000, nil, "complete 0s, hold false 0s, ready 0s"},
+		{"no peer", 0, nil, "complete 3s, hold false 3s, ready 3s"},
+		{"a slow peer", 20, nil, "complete 10s, hold false 10s, ready 10s"},
+		{"a very slow peer", 4, nil, "hold false 30s, ready 30s, complete 50s"},
+		{"a peer that falls silent", 4, func(w *cable, _ *peerSync, _ func(int)) {
+			time.Sleep(10 * time.Second)
+			w.cut(true)
+		}, "complete 13s, hold false 13s, ready 13s"},
+		{"a short fault", 20, func(w *cable, s *peerSync, _ func(int)) {
+			time.Sleep(20 * time.Second)
+			w.cut(true)
+			time.Sleep(20 * time.Second)
+			w.cut(false)
+			s.rejoin()
+		}, "complete 10s, hold false 10s, ready 10s, hold true 40s, hold false 43s"},
+		{"a long fault", 200, func(w *cable, s *peerSync, open func(int)) {
+			time.Sleep(20 * time.Second)
+			w.cut(true)
+			for i := range 3000 {
+				open(1000 + i)
+				time.Sleep(100 * time.Millisecond)
+			}
+			w.cut(false)
+			s.rejoin()
+		}, "complete 1s, hold false 1s, ready 1s, hold true 5m20s, incomplete 5m20s, complete 5m36s, hold false 5m36s"},
+	} {
+		t.Run(c.name, func(t *testing.T) { synctest.Test(t, func(t *testing.T) { hold(t, c.rate, c.during, c.want) }) })
+	}
+}
+
+// hold notes what follows from an exchange with a peer that has 200 connections.
+func hold(t *testing.T, rate int, during func(w *cable, s *peerSync, open func(int)), want string) {
+	w, begin := newCable(), time.Now()
+	var got []string
+	note := func(what string) { got = append(got, fmt.Sprint(what, " ", time.Since(begin))) }
+	own, _ := newSync(t, &w.ends[0], 0)
+	s := peerSync{Sync: own, mode: "vstun", alive: map[netip.Addr]bool{},
+		log: slog.New(slog.DiscardHandler), rejoined: make(chan struct{}, 1)}
+	ctx, cancel := context.WithCancel(t.Context())
+	var all sync.WaitGroup
+	var open func(int)
+	if rate > 0 {
+		var peer *connsync.Sync
+		peer, open = newSync(t, &w.ends[1], rate)
+		for i := range 200 {
+			open(i)
+		}
+		all.Go(func() { _ = peer.Run(ctx) })
+	}
+	all.Go(func() {
+		if err := s.run(ctx, syncing{ready: func() { note("ready") },
+			complete: func(is bool) { note(map[bool]string{true: "complete", false: "incomplete"}[is]) },
+			hold:     func(is bool) { note(fmt.Sprint("hold ", is)) }}); err != nil {
+			t.Error(err)
+		}
+	})
+	if during != nil {
+		during(w, &s, open)
+	}
+	time.Sleep(2 * time.Minute)
+	cancel()
+	all.Wait()
+	if !slices.EqualFunc(got, strings.Split(want, ", "), about) {
+		t.Errorf("%s, want %s", strings.Join(got, ", "), want)
+	}
+}
+
+// about reports whether two notes have the same text and about the same time: directors meet within two seconds.
+func about(a, b string) bool {
+	at, to := strings.LastIndex(a, " "), strings.LastIndex(b, " ")
+	x, errX := time.ParseDuration(a[at+1:])
+	y, errY := time.ParseDuration(b[to+1:])
+	return errX == nil && errY == nil && a[:at] == b[:to] && (x-y).Abs() < 2*time.Second
+}
