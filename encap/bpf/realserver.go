@@ -52,7 +52,15 @@ type rulesRecord struct {
 	HasKey    uint8
 	UDP       uint8
 	Local     [32]uint8
+	VIPs4     uint8
+	VIPs6     uint8
+	Pad       [2]uint8
+	VIP4      [firstVIPs][4]byte
+	VIP6      [firstVIPs][16]byte
 }
+
+// firstVIPs is FIRST_VIPS in src/realserver.c.
+const firstVIPs = 4
 
 // Values of rulesRecord.UDP, and flags in the maps of local addresses.
 const (
@@ -122,6 +130,18 @@ func (u *Rules) record() (r rulesRecord, err error) {
 			b := a.As16()
 			r.Local[b[15]>>3] |= 1 << (b[15] & 7)
 		}
+	}
+	for _, a := range u.VIPs {
+		n := &r.VIPs6
+		if a.Is4() {
+			n = &r.VIPs4
+		}
+		if *n < firstVIPs && a.Is4() {
+			r.VIP4[*n] = a.As4()
+		} else if *n < firstVIPs {
+			r.VIP6[*n] = a.As16()
+		}
+		*n = min(*n, 254) + 1
 	}
 	return r, nil
 }

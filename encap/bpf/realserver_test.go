@@ -399,3 +399,44 @@ func TestRules(t *testing.T) {
 		t.Error("rules without a device are accepted")
 	}
 }
+
+// TestVIPs: the program takes packets to each of few or many VIPs, and to no other address.
+func TestVIPs(t *testing.T) {
+	r := newTestRealserver(t)
+	rules, _ := rulesOf(encap.Decapsulator{Kind: encap.KindIPIP})
+	c := encap.Config{Source: directors[0], Destination: realservers[0]}
+	of := func(six bool, i int) netip.Addr {
+		if six {
+			return netip.AddrFrom16([16]byte{0x20, 1, 0xd, 0xb8, 7, 15: byte(i + 1)})
+		}
+		return netip.AddrFrom4([4]byte{198, 51, byte(i >> 8), byte(i + 1)})
+	}
+	for _, n := range []int{0, 1, 3, 4, 5, 300} {
+		rules.VIPs = nil
+		for i := range n {
+			rules.VIPs = append(rules.VIPs, of(false, i))
+			if i < 250 {
+				rules.VIPs = append(rules.VIPs, of(true, i))
+			}
+		}
+		must(t, r.Set(rules))
+		for _, six := range []bool{false, true} {
+			for _, i := range []int{0, 1, 2, 3, 4, 5, 249} {
+				s := request(six, packet.ProtoTCP)
+				s.dst = netip.AddrPortFrom(of(six, i), 80)
+				want := next
+				if i < n {
+					want = redirect
+				}
+				if action, _ := run(t, r.objects.Realserver, frame(wrapped(t, c, s.bytes()))); action != want {
+					t.Errorf("%d VIPs, IPv6 %v: number %d: action %d, want %d", n, six, i, action, want)
+				}
+			}
+			s := request(six, packet.ProtoTCP)
+			s.dst = netip.AddrPortFrom(pick([2]netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()}, six), 80)
+			if action, _ := run(t, r.objects.Realserver, frame(wrapped(t, c, s.bytes()))); action != next {
+				t.Errorf("%d VIPs: the unspecified address: action %d", n, action)
+			}
+		}
+	}
+}

@@ -11,6 +11,8 @@ char _license[] SEC("license") = "Dual MIT/GPL";
 
 enum { UDP_NONE, UDP_GUE, UDP_FOU };
 
+#define FIRST_VIPS 4
+
 struct rules {
 	__u32 device;   /* interface index of the agent's TUN device; 0: the program takes no packet */
 	__be32 key;     /* of GRE */
@@ -24,6 +26,11 @@ struct rules {
 	 * most clients it saves the look-up.
 	 */
 	__u8 local[32];
+	/* The first VIPs, which cost no look-up, and the number of all, at most 255. */
+	__u8 vips4, vips6;
+	__u8 pad2[2];
+	__be32 vip4[FIRST_VIPS];
+	struct in6_addr vip6[FIRST_VIPS];
 };
 
 struct {
@@ -97,6 +104,39 @@ struct outer {
 static __always_inline int may_be_local(const struct rules *r, __u8 last)
 {
 	return r->local[last >> 3] & 1 << (last & 7);
+}
+
+static __always_inline int is_vip4(const struct rules *r, const __be32 *a)
+{
+#pragma unroll
+	for (int i = 0; i < FIRST_VIPS; i++)
+		if (i < r->vips4 && r->vip4[i] == *a)
+			return 1;
+	if (r->vips4 <= FIRST_VIPS)
+		return 0;
+	__u32 *flags = bpf_map_lookup_elem(&locals4, a);
+
+	return flags && *flags & VIP;
+}
+
+static __always_inline int equal6(const struct in6_addr *a, const struct in6_addr *b)
+{
+	const __u32 *v = a->in6_u.u6_addr32, *w = b->in6_u.u6_addr32;
+
+	return v[3] == w[3] && v[2] == w[2] && v[1] == w[1] && v[0] == w[0];
+}
+
+static __always_inline int is_vip6(const struct rules *r, const struct in6_addr *a)
+{
+#pragma unroll
+	for (int i = 0; i < FIRST_VIPS; i++)
+		if (i < r->vips6 && equal6(&r->vip6[i], a))
+			return 1;
+	if (r->vips6 <= FIRST_VIPS)
+		return 0;
+	__u32 *flags = bpf_map_lookup_elem(&locals6, a);
+
+	return flags && *flags & VIP;
 }
 
 /* client4 is endpoint's Policy.isClient. */
@@ -179,14 +219,13 @@ static __always_inline int inner4(struct __sk_buff *skb, const struct rules *r, 
 
 	if (at + IP4 > end || !plain4(ip))
 		return NEXT;
-	__u32 len = bpf_ntohs(ip->tot_len), *flags;
+	__u32 len = bpf_ntohs(ip->tot_len);
 
 	if (len < IP4 || len + n != o->len || !allowed(skb, r, ip->protocol, IPPROTO_ICMP, at + IP4, end, len - IP4))
 		return NEXT;
 	__be32 src = ip->saddr, dst = ip->daddr;
 
-	flags = bpf_map_lookup_elem(&locals4, &dst);
-	if (!flags || !(*flags & VIP) || !client4(r, &src))
+	if (!is_vip4(r, &dst) || !client4(r, &src))
 		return NEXT;
 	int mark = ecn(o->class, ip->tos);
 
@@ -213,7 +252,7 @@ static __always_inline int inner6(struct __sk_buff *skb, const struct rules *r, 
 
 	if (at + IP6 > end || version(ip) != 6)
 		return NEXT;
-	__u32 len = bpf_ntohs(ip->payload_len) + IP6, *flags;
+	__u32 len = bpf_ntohs(ip->payload_len) + IP6;
 
 	if (len + n != o->len || !allowed(skb, r, ip->nexthdr, IPPROTO_ICMPV6, at + IP6, end, len - IP6))
 		return NEXT;
@@ -221,8 +260,7 @@ static __always_inline int inner6(struct __sk_buff *skb, const struct rules *r, 
 
 	if (mapped(&src) || mapped(&dst))
 		return NEXT;
-	flags = bpf_map_lookup_elem(&locals6, &dst);
-	if (!flags || !(*flags & VIP) || !client6(r, &src))
+	if (!is_vip6(r, &dst) || !client6(r, &src))
 		return NEXT;
 	__u8 was = class6(ip);
 	int mark = ecn(o->class, was);
