@@ -38,7 +38,6 @@
 #define IP4 ((int)sizeof(struct iphdr))
 #define IP6 ((int)sizeof(struct ipv6hdr))
 
-#define likely(x) __builtin_expect(!!(x), 1)
 #define unlikely(x) __builtin_expect(!!(x), 0)
 #define barrier() asm volatile("" ::: "memory")
 
@@ -87,7 +86,7 @@ static __always_inline __u32 now(void) { return bpf_jiffies64(); }
 SEC("tc")
 int clock(struct __sk_buff *skb) { return now(); }
 
-/* lease ends a program that has outlived its process, which a TCX link makes impossible and a tc filter does not. */
+/* A TCX link ends with its process. A tc filter does not: its program takes no packet when its lease has ended. */
 struct lease {
 	__u32 limited; /* the program works only until then */
 	__u32 until;   /* see now() */

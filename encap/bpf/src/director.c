@@ -33,7 +33,7 @@ struct entry {
 	__u16 vip;         /* index in vips: the new source address of a reply */
 };
 
-enum kind { TUNNEL = 1, LINK, REQUEST, REPLY };
+enum kind { TUNNEL = 1, LINK, NAT };
 
 #define MAX_HEADER 52 /* of a tunnel: encap.MaxOverhead */
 
@@ -51,13 +51,13 @@ struct path {
 	__u8 family;       /* of the flows: 4 or 6 */
 	__u8 pad;
 	/*
-	 * TUNNEL: the headers. LINK: Ethernet's header. REQUEST: the realserver's address in 16 bytes, then its
-	 * port, 0 for the packet's own.
+	 * TUNNEL: the headers. LINK: Ethernet's header. NAT: the realserver's address in 16 bytes, then its port, 0 for
+	 * the packet's own.
 	 */
 	__u8 header[56];
 };
 
-/* Reads of other CPUs during an update are harmless: see Director.put. */
+/* Reads of other CPUs during an update are harmless: see Director.Add. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);
@@ -95,7 +95,7 @@ struct packet {
 	__u32 gso;     /* payload of a segment; 0: no GSO packet */
 	__be16 sport, dport;
 	__be16 id;     /* of IPv4 */
-	__u8 class, ttl, proto, six;
+	__u8 class, proto, six;
 	__u8 df;       /* of IPv4 */
 	__u8 unchecked; /* UDP without checksum */
 	__u32 first[3]; /* the first 12 bytes of the IP header */
@@ -409,7 +409,7 @@ static __always_inline int forward(struct __sk_buff *skb, struct packet *in, str
 	case LINK:
 		action = link(skb, in, &p);
 		break;
-	case REQUEST:
+	case NAT:
 		action = e->vip ? reply(skb, in, src, dst, e) : request(skb, in, dst, &p);
 		break;
 	}
@@ -446,7 +446,6 @@ static __always_inline int ipv4(struct __sk_buff *skb)
 	if (!e)
 		return NEXT;
 	in.class = ip->tos;
-	in.ttl = ip->ttl;
 	in.id = ip->id;
 	in.df = !!(ip->frag_off & bpf_htons(DONT_FRAGMENT));
 	__builtin_memcpy(in.first, ip, sizeof(in.first));
@@ -480,7 +479,6 @@ static __always_inline int ipv6(struct __sk_buff *skb)
 	if (!e)
 		return NEXT;
 	in.class = class6(ip);
-	in.ttl = ip->hop_limit;
 	__builtin_memcpy(in.first, ip, sizeof(in.first));
 	return forward(skb, &in, e, f.src.in6_u.u6_addr32, f.dst.in6_u.u6_addr32);
 }
