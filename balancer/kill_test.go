@@ -124,7 +124,7 @@ func beKilled(path string, first bool) error {
 		return err
 	}
 	var noRoom error
-	f, err := keep.Create(path, "test", former, func(err error) { noRoom = err })
+	f, err := keep.Create(path, "test", former, func(_ string, err error) { noRoom = err })
 	if err != nil {
 		return err
 	}

@@ -20,7 +20,7 @@ import (
 func BenchmarkTakeOver(b *testing.B) {
 	const connections = 1_000_000
 	path := keep.Path("/run/vstun-takeover-benchmark.sock", ".table")
-	failed := func(err error) { b.Fatal(err) }
+	failed := func(_ string, err error) { b.Fatal(err) }
 	defer func() {
 		if err := keep.Remove(path); err != nil {
 			b.Error(err)
@@ -85,7 +85,7 @@ func BenchmarkTakeOver(b *testing.B) {
 func BenchmarkKept(b *testing.B) {
 	const flows, batches = 10_000, 20
 	path := keep.Path("/run/vstun-kept-benchmark.sock", ".table")
-	f, err := keep.Create(path, "", nil, func(err error) { b.Fatal(err) })
+	f, err := keep.Create(path, "", nil, func(_ string, err error) { b.Fatal(err) })
 	if errors.Is(err, keep.ErrNoTmpfs) {
 		b.Skip("SKIPPED: ", err)
 	}

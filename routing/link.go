@@ -53,6 +53,7 @@ func (m *Manager) planLinks(want []Link, own []linkRecord, snap snapshot) (steps
 				do:       func() error { return m.nl.LinkSetMasterByIndex(l, bridge) },
 			})
 		}
+		steps = append(steps, m.leaveBridge(w, l, &rec)...)
 		if w.Up && !kernel.IsUp(l) {
 			rec.Raised = true
 			steps = append(steps, step{
@@ -66,6 +67,31 @@ func (m *Manager) planLinks(want []Link, own []linkRecord, snap snapshot) (steps
 		}
 	}
 	return steps, next
+}
+
+// leaveBridge returns the steps that take l out of the bridge of rec, which a predecessor has made it a port of, and
+// restore the MTU, if w needs neither. rec keeps a setting until it is undone.
+func (m *Manager) leaveBridge(w Link, l netlink.Link, rec *linkRecord) (steps []step) {
+	at := l.Attrs()
+	if w.Bridge == "" && rec.Bridge != 0 && at.MasterIndex == rec.Bridge {
+		steps = append(steps, step{
+			what: fmt.Sprintf("ip link set %s nomaster", w.Name),
+			name: "device " + w.Name + " master", old: strconv.Itoa(rec.Bridge), new: "none", recorded: true,
+			do: func() error { return m.nl.LinkSetNoMaster(l) },
+		})
+	} else if w.Bridge == "" {
+		rec.Bridge = 0
+	}
+	if was := *rec; w.MTU == 0 && was.NewMTU != 0 && at.MTU == was.NewMTU {
+		steps = append(steps, step{
+			what: fmt.Sprintf("ip link set %s mtu %d", w.Name, was.OldMTU),
+			name: "device " + w.Name + " mtu", old: strconv.Itoa(at.MTU), new: strconv.Itoa(was.OldMTU), recorded: true,
+			do: func() error { return m.nl.LinkSetMTU(l, was.OldMTU) },
+		})
+	} else if w.MTU == 0 {
+		rec.OldMTU, rec.NewMTU = 0, 0
+	}
+	return steps
 }
 
 // undoLink restores the settings that are still as we made them.

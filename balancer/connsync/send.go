@@ -180,6 +180,8 @@ func (s *Sync) announce(snapshot *balancer.Snapshot, c *balancer.Connection, par
 		if snapshot.ServiceAt(c.Flow.Proto, c.Flow.Dst, c.Flow.DstPort) != c.Service {
 			r.Service = c.Service
 		}
+	} else if partly { // else directors would keep the other one's dead connections alive, with each transfer anew
+		r.Timeout = max(1, min(r.Timeout, seconds(c.Expires)))
 	}
 	s.out.add(&r)
 }
@@ -207,6 +209,12 @@ func (s *Sync) announceTemplate(snapshot *balancer.Snapshot, c *balancer.Connect
 	svc, ok := snapshot.Service(c.Service)
 	if !ok {
 		return
+	}
+	if c.Held && (s.sealer != nil || c.Timeout <= conntab.TemplateGrace) {
+		// It will be extended at its end. The peers' copies must not end before that is announced.
+		longer := *c
+		longer.Timeout, longer.Expires = c.Timeout+conntab.TemplateGrace, c.Expires+conntab.TemplateGrace
+		c = &longer
 	}
 	n := 0
 	for _, vip := range svc.VIPs {

@@ -87,6 +87,47 @@ func TestTemplateTakesOver(t *testing.T) {
 	}
 }
 
+// TestTemplateOfLongConnection: a persistent client with one long connection has its realserver at the other director,
+// too, all the time, and not for ever.
+func TestTemplateOfLongConnection(t *testing.T) {
+	w := newNetwork(t, 2, 4096, key)
+	one, two := w.directors[0], w.directors[1]
+	w.run(5 * second)
+	for n := range 20 { // in different passes of the refresh
+		one.open(w, n*256, vip, 443)
+	}
+	w.run(second)
+	of := func(n int) bool {
+		c := balancer.Connection{Service: "shop", Conn: conntab.Conn{Flow: client(n*256, vip, packet.ProtoTCP, 443,
+			0).Flow}}
+		_, known := two.balancer.Snapshot().TemplateOf(&c, w.now)
+		return known
+	}
+	for s := range 1500 {
+		if s%60 == 0 {
+			for n := range 20 {
+				one.send(w, client(n*256, vip, packet.ProtoTCP, 443, packet.FlagACK))
+			}
+		}
+		w.run(second)
+		for n := range 20 {
+			if !of(n) {
+				t.Fatalf("client %d has no template at the other director after %d s", n, s)
+			}
+		}
+		one.table.Sweep(w.now)
+		two.table.Sweep(w.now)
+	}
+	for range 1100 { // the connections, 900 s, and what they hold
+		w.run(second)
+		one.table.Sweep(w.now)
+		two.table.Sweep(w.now)
+	}
+	if a, b := one.table.Len(), two.table.Len(); a > 0 || b > 0 {
+		t.Errorf("%d and %d entries are left", a, b)
+	}
+}
+
 // TestHalfOpenStays: a flood fills no other director's table. A planned switch takes half-open connections along.
 func TestHalfOpenStays(t *testing.T) {
 	w := newNetwork(t, 2, 4096, key)
@@ -283,6 +324,69 @@ func TestNewcomerIPVS(t *testing.T) {
 	}
 	if bulks := one.Status().Bulks - before; bulks < 2 || bulks > 7 {
 		t.Errorf("%d bulk transfers in 20 s", bulks)
+	}
+}
+
+// TestForgedAddresses: datagrams from many addresses, in the mode IPVS, have the table sent now and then at most, and
+// keep no peer out.
+func TestForgedAddresses(t *testing.T) {
+	w := newNetwork(t, 2, 1024, nil)
+	one, two := w.directors[0], w.directors[1]
+	w.run(10 * second)
+	before := one.Status().Bulks
+	good := appendRecord(make([]byte, headerSize), &Record{Protocol: 6, State: 1, Client: at("192.0.2.1:1"),
+		Virtual: at("198.51.100.80:80"), Real: at("10.0.11.2:80"), Timeout: 900})
+	putHeader(good, 0, 1)
+	empty := make([]byte, headerSize)
+	putHeader(empty, 0, 0)
+	for n := range 20_000 {
+		from := netip.AddrFrom4([4]byte{10, 1, byte(n >> 8), byte(n)})
+		one.take([][]byte{good, empty}[n%2], from, w.now)
+		if n%100 == 0 {
+			w.run(10)
+		}
+	}
+	two.open(w, 7, vip, 80)
+	w.run(10)
+	st := one.Status()
+	if _, known := one.conn(w, client(7, vip, packet.ProtoTCP, 80, 0)); !known || st.Refused["stranger"] > 0 {
+		t.Errorf("the peer is kept out: %v", st.Refused)
+	}
+	if bulks := st.Bulks - before; bulks == 0 || bulks > 7 || len(st.Peers) > maxPeers {
+		t.Errorf("%d transfers in 20 s, %d peers", bulks, len(st.Peers))
+	}
+	junk := slices.Clone(good)
+	junk[headerSize+recordSize4-1] = 77 // no realserver
+	w.run(10 * second)
+	before = one.Status().Bulks
+	for n := range 100 {
+		one.take(slices.Clone(junk), netip.AddrFrom4([4]byte{10, 2, 0, byte(n)}), w.now)
+	}
+	w.run(10 * second)
+	if bulks := one.Status().Bulks - before; bulks > 0 {
+		t.Errorf("%d transfers for records that are refused", bulks)
+	}
+}
+
+// TestRestartsEndConnections: directors in the mode IPVS that start again and again, one after the other, do not keep
+// connections alive that have ended.
+func TestRestartsEndConnections(t *testing.T) {
+	w := newNetwork(t, 2, 1024, nil)
+	w.run(5 * second)
+	for n := range 50 {
+		w.directors[0].open(w, n, vip, 80)
+	}
+	for range 30 {
+		w.run(50 * second)
+		old := w.directors[0]
+		w.directors = w.directors[1:]
+		w.start(1024, nil).addr = old.addr
+	}
+	for _, d := range w.directors {
+		d.table.Sweep(w.now)
+		if n := d.table.Len(); n > 0 {
+			t.Errorf("%d connections after 1,500 s", n)
+		}
 	}
 }
 

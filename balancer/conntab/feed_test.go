@@ -76,6 +76,30 @@ func TestFeedIsFull(t *testing.T) {
 	}
 }
 
+// TestFeedKinds: a feed has the kinds that it was made with, and those that are included for a time.
+func TestFeedKinds(t *testing.T) {
+	table := newSmall(Config{})
+	f := table.OwnChanges(1000, Assured)
+	defer f.Close()
+	open := func(client uint32) {
+		p := tcp(client, 1, packet.FlagSYN)
+		table.Insert(&p, 1, 0, 0)
+		p.TCPFlags = packet.FlagACK
+		table.Packet(&p, FromClient, 0)
+	}
+	for client, included := range []bool{false, true, false} {
+		f.Include(Opened, included)
+		open(uint32(client))
+		want := []ChangeKind{Assured}
+		if included {
+			want = []ChangeKind{Opened, Assured}
+		}
+		if got, _ := kinds(f, 0); !slices.Equal(got, want) {
+			t.Errorf("Opened included: %v, changes %v, want %v", included, got, want)
+		}
+	}
+}
+
 // TestFeedsAreIndependent: each reader gets every change, and what is pinned is none.
 func TestFeedsAreIndependent(t *testing.T) {
 	table := newSmall(Config{})

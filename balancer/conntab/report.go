@@ -105,7 +105,7 @@ func (s *store[A]) take(sh *shard[A], e *entry[A], c *Conn, expires Ticks) {
 
 func (s *store[A]) reportTemplate(c *Conn, how Report, now Ticks) Result {
 	k, timeout := s.templateKey(c.Flow.Src, c.Service), ticks(c.Timeout)
-	expires := now + min(max(1, ticks(max(0, c.Expires))), timeout)
+	expires := now + min(max(1, ticks(max(0, c.Expires))), timeout+templateGrace)
 	sh := s.shard(k.hash)
 	sh.mu.Lock()
 	defer sh.mu.Unlock()

@@ -257,6 +257,7 @@ type Conn struct {
 	Template bool
 	Service  uint32        // of a template
 	Timeout  time.Duration // of a template: from a new connection on
+	Held     bool          // of a template, from a Walker or LookupTemplate: it goes on while connections of it exist
 	Expires  time.Duration // from now; never below 0
 	Packets  uint32        // of a connection, from the client; wraps
 	Reported bool          // by another director; no packet of it has come since

@@ -23,6 +23,16 @@ func Knows(former Former) bool {
 	return former.Section(slotsSection[[4]byte](), slotsLayout[[4]byte]()) != nil
 }
 
+// Has reports whether former has a table, of any layout. A process without room for one has none.
+func Has(former interface{ Has(section string) bool }) bool {
+	return former.Has(slotsSection[[4]byte]())
+}
+
+// HasConnections reports whether a section of a Memory has the connections of IPv4 or of IPv6.
+func HasConnections(section string) (ipv4, ipv6 bool) {
+	return section == slotsSection[[4]byte](), section == slotsSection[[16]byte]()
+}
+
 // Adopt takes over the entries of former, which is of a process that has ended at any moment, into the empty table t.
 // Each entry is read for itself. An entry that was about to move is there twice, and is taken once. Pinned flows are
 // not taken. then is the present time on the former table's clock, now on t's. heir returns what has become of a former

@@ -18,6 +18,9 @@ import (
 // (Linux ip_vs_conn.c, ip_vs_conn_expire).
 const templateGrace = 60 * PerSecond
 
+// TemplateGrace is the time by which a template outlives its timeout, repeatedly, while it is held by connections.
+const TemplateGrace = templateGrace * time.Second / PerSecond
+
 // MaxPersistence is the longest timeout of a template.
 const MaxPersistence = MaxTimeout
 
@@ -113,7 +116,9 @@ func (s *store[A]) lookupTemplate(client netip.Addr, service uint32, now Ticks) 
 	if !found || sh.slots[i].expires.reached(now) && !s.table.refs.has(sh.slots[i].ref) {
 		return Conn{}, false
 	}
-	return sh.slots[i].conn(now), true
+	c := sh.slots[i].conn(now)
+	c.Held = s.table.refs.has(sh.slots[i].ref)
+	return c, true
 }
 
 // hold takes a hold on the template e, and lets its timeout begin again.

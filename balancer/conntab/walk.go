@@ -44,7 +44,9 @@ func (s *store[A]) walk(at *cursor, now Ticks, own bool, into []Conn) (_ []Conn,
 			continue
 		}
 		if !s.expired(e, now) {
-			into = append(into, e.conn(now))
+			c := e.conn(now)
+			c.Held = c.Template && s.table.refs.has(e.ref)
+			into = append(into, c)
 		}
 	}
 	if at.slot = end; end == len(sh.slots) {

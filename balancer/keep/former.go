@@ -22,6 +22,7 @@ type Former struct {
 	mu       sync.Mutex
 	file     *os.File
 	memory   []byte // the whole file; nil: closed
+	parts    []part // of memory, that are no holes
 	sections map[string]kept
 }
 
@@ -30,6 +31,10 @@ type kept struct {
 	layout uint32
 	bytes  []byte
 }
+
+// part is the bytes from begin to end of a Former, in whole pages. All else are holes: to read there takes space, or is
+// a SIGBUS on a full tmpfs.
+type part struct{ begin, end uint64 }
 
 // UnusableError is that a file has nothing for this process: it is of another boot or another layout, damaged, or of
 // another user.
@@ -76,7 +81,6 @@ func (f *Former) open() error {
 	if err != nil {
 		return &os.PathError{Op: "mmap", Path: f.path, Err: err}
 	}
-	_ = unix.Madvise(memory, unix.MADV_POPULATE_READ) // Linux 5.14; otherwise pages are mapped with their first use
 	f.memory = memory
 	boot, err := bootID()
 	if err != nil {
@@ -93,7 +97,14 @@ func (f *Former) open() error {
 	}
 	f.version = text(h[offVersion : offVersion+lenVersion])
 	f.base = time.Duration(binary.NativeEndian.Uint64(h[offBase:]))
-	return f.index(binary.NativeEndian.Uint64(h[offEnd:]))
+	f.parts = append(f.parts, part{0, uint64(pageSize)})
+	if err := f.index(binary.NativeEndian.Uint64(h[offEnd:])); err != nil {
+		return err
+	}
+	for _, p := range f.parts { // Linux 5.14; otherwise pages are mapped with their first use
+		_ = unix.Madvise(memory[p.begin:p.end], unix.MADV_POPULATE_READ)
+	}
+	return nil
 }
 
 // index finds the sections, up to the offset end.
@@ -113,6 +124,7 @@ func (f *Former) index(end uint64) error {
 		}
 		f.sections[text(h[:lenName])] = kept{binary.NativeEndian.Uint32(h[offSecLayout:]),
 			f.memory[start : start+size : start+size]}
+		f.parts = append(f.parts, part{at, at + unit}, part{start, min(start+size, uint64(len(f.memory)))})
 		at = start + uint64(up(int64(size), pageSize))
 	}
 	return nil
@@ -145,7 +157,8 @@ func (f *Former) Version() string { return f.version }
 // Now returns the present time on the former process's clock.
 func (f *Former) Now() time.Duration { return bootTime() - f.base }
 
-// detach copies the file to private memory, in place of its mapping, and removes it: its space is free then.
+// detach copies the file to private memory, in place of its mapping, and removes it: its space is free then. Holes are
+// left out.
 func (f *Former) detach() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -157,7 +170,9 @@ func (f *Former) detach() error {
 	if err != nil {
 		return err
 	}
-	copy(b, f.memory)
+	for _, p := range f.parts {
+		copy(b[p.begin:p.end], f.memory[p.begin:p.end])
+	}
 	from, to := unsafe.Pointer(unsafe.SliceData(b)), unsafe.Pointer(unsafe.SliceData(f.memory))
 	if _, err := unix.MremapPtr(from, uintptr(size), to, uintptr(size),
 		unix.MREMAP_MAYMOVE|unix.MREMAP_FIXED); err != nil {

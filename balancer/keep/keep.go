@@ -24,6 +24,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"strings"
@@ -60,13 +61,13 @@ const (
 type File struct {
 	path   string // once Commit has returned
 	temp   string
-	failed func(error)
+	failed func(section string, err error)
 	header []byte
 
 	mu     sync.Mutex
 	file   *os.File
 	end    int64
-	room   bool    // until the first failure
+	room   int64   // sections of this size and larger have none
 	former *Former // whose space may be used
 	moved  bool    // Commit has been called
 
@@ -77,14 +78,14 @@ type File struct {
 // pageSize is the size of pages of the machine, and so the unit of sections.
 var pageSize = int64(max(os.Getpagesize(), page))
 
-// Create makes a file that takes the path with Commit. version is the program's. It calls failed once, if there is no
-// room for a section. The folder of path must be on tmpfs. former may be nil; its space is used if there is not enough
-// for both.
-func Create(path, version string, former *Former, failed func(error)) (*File, error) {
+// Create makes a file that takes the path with Commit. version is the program's. It calls failed for a section for which
+// there is no room. The folder of path must be on tmpfs. former may be nil; its space is used if there is not enough for
+// both.
+func Create(path, version string, former *Former, failed func(section string, err error)) (*File, error) {
 	if err := onTmpfs(filepath.Dir(path)); err != nil {
 		return nil, err
 	}
-	f := &File{path: path, temp: path + ".new", failed: failed, room: true, former: former, end: pageSize,
+	f := &File{path: path, temp: path + ".new", failed: failed, room: math.MaxInt64, former: former, end: pageSize,
 		added: make(chan struct{}, 1)}
 	err := removeUnused(f.temp)
 	if err != nil {
@@ -125,6 +126,9 @@ func (f *File) start(version string) ([]byte, error) {
 		return nil, err
 	}
 	h, err := f.allocate(0, pageSize)
+	if f.freeFormer(err) {
+		h, err = f.allocate(0, pageSize)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -137,27 +141,34 @@ func (f *File) start(version string) ([]byte, error) {
 }
 
 // Section adds a section of size bytes, all 0. Its memory stays valid until the process ends. name has at most 48
-// bytes, and no other section has it. Without room Section returns nil, and so does each later call.
+// bytes, and no other section has it. Without room Section returns nil, and so does each later call for as many bytes.
 func (f *File) Section(name string, layout uint32, size int) []byte {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if !f.room {
+	if int64(size) >= f.room {
 		return nil
 	}
 	b, err := f.section(name, layout, int64(size))
-	if errors.Is(err, unix.ENOSPC) && f.former != nil {
-		if err = f.former.detach(); err == nil {
-			b, err = f.section(name, layout, int64(size))
-		}
-		f.former = nil
+	if f.freeFormer(err) {
+		b, err = f.section(name, layout, int64(size))
 	}
 	if err != nil {
-		f.room = false
+		f.room = int64(size)
 		_ = f.file.Truncate(f.end) // a part may have been allocated
-		f.failed(err)
+		f.failed(name, err)
 		return nil
 	}
 	return b
+}
+
+// freeFormer frees the space of the former file if err is that there is too little. It reports whether it has.
+func (f *File) freeFormer(err error) bool {
+	if !errors.Is(err, unix.ENOSPC) || f.former == nil {
+		return false
+	}
+	err = f.former.detach()
+	f.former = nil
+	return err == nil
 }
 
 // section is Section without a second try.
@@ -195,7 +206,10 @@ func up(n, unit int64) int64 { return (n + unit - 1) &^ (unit - 1) }
 // allocate allocates size bytes from offset on, and maps them.
 func (f *File) allocate(offset, size int64) ([]byte, error) {
 	fd := int(f.file.Fd())
-	err := unix.Fallocate(fd, 0, offset, size)
+	err := f.spare(size)
+	if err == nil {
+		err = unix.Fallocate(fd, 0, offset, size)
+	}
 	for errors.Is(err, unix.EINTR) {
 		err = unix.Fallocate(fd, 0, offset, size)
 	}
@@ -207,6 +221,30 @@ func (f *File) allocate(offset, size int64) ([]byte, error) {
 		return nil, fmt.Errorf("%s: mmap: %w", f.temp, err)
 	}
 	return b, nil
+}
+
+// reserve is the space that a large section leaves in the tmpfs of shared. systemd refuses to reload its units with less
+// than 16 MB (verify_run_space in systemd's src/core/dbus-manager.c), and other programs' files are there, too.
+const reserve = 32 << 20
+
+var shared = "/run"
+
+// spare returns ENOSPC if size bytes more would leave other programs too little space.
+func (f *File) spare(size int64) error {
+	if size < huge {
+		return nil
+	}
+	var file, folder unix.Stat_t
+	var space unix.Statfs_t
+	fd := int(f.file.Fd())
+	if unix.Fstat(fd, &file) != nil || unix.Stat(shared, &folder) != nil || file.Dev != folder.Dev ||
+		unix.Fstatfs(fd, &space) != nil {
+		return nil
+	}
+	if int64(space.Bavail)*space.Bsize-size < reserve {
+		return unix.ENOSPC
+	}
+	return nil
 }
 
 // SetBase notes that the process's clock is at now. A clock that stops while the machine sleeps is noted again from
@@ -235,7 +273,7 @@ func (f *File) Close() error {
 	if !f.moved {
 		err = os.Remove(f.temp)
 	}
-	f.room, f.former, f.moved = false, nil, true
+	f.room, f.former, f.moved = 0, nil, true
 	if f.file != nil {
 		err = errors.Join(err, unlock(f.file))
 		f.file = nil
@@ -250,10 +288,11 @@ func Path(socket, suffix string) string {
 	if onTmpfs(filepath.Dir(socket)) == nil {
 		return beside
 	}
-	return filepath.Join(shm, "vstun"+strings.ReplaceAll(strings.ReplaceAll(beside, "%", "%%"), "/", "%"))
+	return filepath.Join(SharedMemory, "vstun"+strings.ReplaceAll(strings.ReplaceAll(beside, "%", "%%"), "/", "%"))
 }
 
-const shm = "/dev/shm"
+// SharedMemory is the folder for files whose socket is not on tmpfs (shm_overview(7)).
+const SharedMemory = "/dev/shm"
 
 // Remove removes what a process that has ended has left at path. It is no error if there is nothing. The error is
 // ErrInUse if the process has not ended.

@@ -37,7 +37,7 @@ func folder(t *testing.T, size string) string {
 // create makes a file in which every section has room.
 func create(t *testing.T, path string, former *Former) *File {
 	t.Helper()
-	f, err := Create(path, "1.2.3", former, func(err error) { t.Errorf("no room: %v", err) })
+	f, err := Create(path, "1.2.3", former, func(_ string, err error) { t.Errorf("no room: %v", err) })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -213,7 +213,9 @@ func TestSettle(t *testing.T) {
 func TestNoRoom(t *testing.T) {
 	path := filepath.Join(folder(t, "8m"), "t.table")
 	var failures []error
-	f, err := Create(path, "", nil, func(err error) { failures = append(failures, err) })
+	f, err := Create(path, "", nil, func(name string, err error) {
+		failures = append(failures, fmt.Errorf("%s: %w", name, err))
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -225,13 +227,16 @@ func TestNoRoom(t *testing.T) {
 			t.Fatal("16 MB of 8")
 		}
 	}
-	if len(failures) != 1 || !errors.Is(failures[0], unix.ENOSPC) {
+	if len(failures) != 1 || !errors.Is(failures[0], unix.ENOSPC) || !strings.HasPrefix(failures[0].Error(), "not: ") {
 		t.Errorf("failures: %v", failures)
+	}
+	if f.Section("less", 1, 1<<20) == nil {
+		t.Error("no room for another MB of 8")
 	}
 	if err := errors.Join(f.Commit(), f.Close()); err != nil {
 		t.Fatal(err)
 	}
-	if st, err := os.Stat(path); err != nil || st.Size() > 4<<20 {
+	if st, err := os.Stat(path); err != nil || st.Size() > 5<<20 {
 		t.Errorf("the file has %d bytes, %v", st.Size(), err)
 	}
 	if former := reopen(t, path); len(former.Section("fits", 1)) != 1<<20 || former.Section("not", 1) != nil {
@@ -265,6 +270,60 @@ func TestRoomForOne(t *testing.T) {
 	if err := errors.Join(next.Commit(), next.Close()); err != nil {
 		t.Error(err)
 	}
+}
+
+// TestFullTmpfs: where the former file has taken all space, its space is free for the next one, even for the header. To
+// read the former file takes none: what is between its sections stays a hole.
+func TestFullTmpfs(t *testing.T) {
+	dir := folder(t, "8m")
+	path := filepath.Join(dir, "t.table")
+	f := create(t, path, nil)
+	b := f.Section("a", 1, 3<<20)
+	for i := range b {
+		b[i] = byte(i * 7)
+	}
+	want := bytes.Clone(b)
+	must(t, errors.Join(f.Commit(), f.Close()))
+	must(t, errors.Join(unmap(f.header), unmap(b))) // the process's end
+	space := func() (st unix.Statfs_t) {
+		must(t, unix.Statfs(dir, &st))
+		return st
+	}
+	st := space()
+	former := reopen(t, path)
+	if now := space(); now.Bfree != st.Bfree {
+		t.Errorf("%d pages are free, before %d", now.Bfree, st.Bfree)
+	}
+	full, err := os.Create(filepath.Join(dir, "full"))
+	must(t, err)
+	must(t, errors.Join(unix.Fallocate(int(full.Fd()), 0, 0, int64(st.Bfree)*st.Bsize), full.Close()))
+	if !bytes.Equal(former.Section("a", 1), want) {
+		t.Error("another section")
+	}
+	next := create(t, path, former)
+	if next.Section("a", 1, 2<<20) == nil || !bytes.Equal(former.Section("a", 1), want) {
+		t.Error("no room, or another former section")
+	}
+	must(t, errors.Join(next.Commit(), next.Close()))
+}
+
+// TestReserve: a large section leaves space for other programs on the tmpfs that they share. A small one need not.
+func TestReserve(t *testing.T) {
+	dir := folder(t, "64m")
+	refused := 0
+	f, err := Create(filepath.Join(dir, "t.table"), "", nil, func(string, error) { refused++ })
+	must(t, err)
+	was := shared
+	shared = dir
+	defer func() { shared = was }()
+	if f.Section("fits", 1, 24<<20) == nil || f.Section("not", 1, 16<<20) != nil || f.Section("small", 1, 9000) == nil {
+		t.Error("sections")
+	}
+	shared = was
+	if f.Section("not shared", 1, 12<<20) == nil || refused != 1 {
+		t.Errorf("%d refused", refused)
+	}
+	must(t, f.Close())
 }
 
 // TestUnusable: a file that is not this process's own, or damaged, is no reason to fail.

@@ -5,7 +5,6 @@ package director
 import (
 	"context"
 	"errors"
-	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -120,17 +119,6 @@ func controlSocket(file string) (string, error) {
 	return path, nil
 }
 
-// afterFailure is how long a process whose start has failed goes on in a unit that starts it again at once.
-const afterFailure = 900 * time.Millisecond
-
-// waitAfterFailure keeps the unit from starting the program ten times a second while what it needs is missing.
-func waitAfterFailure(ctx context.Context) {
-	select {
-	case <-ctx.Done():
-	case <-time.After(afterFailure):
-	}
-}
-
 func run(ctx context.Context, file string) error {
 	ctx, stop := daemon.Signals(ctx)
 	defer stop()
@@ -142,9 +130,6 @@ func run(ctx context.Context, file string) error {
 	_ = daemon.KeepOnly(unix.CAP_NET_ADMIN, unix.CAP_NET_RAW) // open reports a refused operation
 	d, err := open(file, cfg)
 	if err != nil {
-		if daemon.Handover() {
-			waitAfterFailure(ctx)
-		}
 		return err
 	}
 	return d.run(ctx, hangup)

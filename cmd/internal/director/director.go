@@ -16,6 +16,7 @@ import (
 
 	"vstun/balancer/health"
 	"vstun/balancer/health/notify"
+	"vstun/balancer/keep"
 	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/daemon"
@@ -247,12 +248,8 @@ func (d *director) runControl(ctx context.Context, hangup func(fn func()) daemon
 			return d.roles.run(ctx, sync.OnceFunc(func() { close(leaving) }))
 		},
 		d.controller.run,
-		func(ctx context.Context) error {
-			follow := syncing{complete: d.controller.peersComplete, hold: d.roles.hold, ready: func() {
-				d.log.Info("connections of peers are here", "connections", p.table.Len())
-				d.notifyManager("READY=1")
-			}}
-			return d.sync.run(after(ctx, succeeded), follow) // the last connections are for the successor
+		func(ctx context.Context) error { // the last connections are for the successor
+			return d.exchange(after(ctx, succeeded))
 		},
 		d.checks.monitor.Run,
 		behind(succeeded, d.checks.notifier.Run), // it tells of roles, too
@@ -278,6 +275,14 @@ func (d *director) runControl(ctx context.Context, hangup func(fn func()) daemon
 		d.notifyManager("READY=1")
 	}
 	return daemon.Run(ctx, tasks...)
+}
+
+// exchange exchanges connections with other directors until ctx is cancelled.
+func (d *director) exchange(ctx context.Context) error {
+	return d.sync.run(ctx, syncing{complete: d.controller.peersComplete, hold: d.roles.hold, ready: func() {
+		d.log.Info("connections of peers are here", "connections", d.plane.table.Len())
+		d.notifyManager("READY=1")
+	}})
 }
 
 // after returns a context that is cancelled when ctx is, and done is closed.
@@ -344,6 +349,9 @@ func (d *director) close(cfg *config.Director) error {
 	}
 	d.http.Close()
 	errs = append(errs, d.memory.close(&d.plane))
+	if d.handover.moved && cfg.Connections.KeepBeside {
+		errs = append(errs, keep.Remove(d.memory.path))
+	}
 	d.flush()
 	return errors.Join(errs...)
 }

@@ -38,6 +38,7 @@ type handover struct {
 	adopted bool // the devices are a predecessor's
 	stored  bool // the service manager has the queues
 	leaves  bool // the process ends, and a successor or the command undo takes over
+	moved   bool // the next start has another control socket, and does not find what this process would leave
 }
 
 // take adopts the devices of stored, if there are any, for p. Devices that are not as cfg has them are removed.
@@ -118,7 +119,8 @@ func (h *handover) end(path, control string) {
 		return
 	}
 	next, err := config.ControlSocket(path, "director")
-	h.leaves = err != nil || next == control
+	h.moved = err == nil && next != control
+	h.leaves = !h.moved
 }
 
 // endNetwork ends m, and undoes its changes unless they are left.

@@ -9,7 +9,9 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"vstun/balancer/conntab"
@@ -30,7 +32,9 @@ type memory struct {
 	file   *keep.File   // nil: nothing outlives the process
 	former *keep.Former // what a former process has left, until adopt; nil: nothing
 	path   string       // of file
-	lost   bool         // a part of the memory is private
+	// tableLost and partLost are set once the connection table, or another part of the memory, is private. Any goroutine
+	// may ask for memory.
+	tableLost, partLost atomic.Bool
 
 	inputs, totals *keep.Blob
 	mu             sync.Mutex // guards the fields below
@@ -91,9 +95,17 @@ type keptTotals struct {
 func (m *memory) open(cfg *config.Director, log *slog.Logger) error {
 	m.log = log
 	if cfg.Connections.Keep == "" {
+		m.removeUnused(keep.Path(cfg.Control, ".table"))
 		return nil
 	}
-	m.path = keptTable(&cfg.Connections, cfg.Control)
+	if m.path = keptTable(&cfg.Connections, cfg.Control); !cfg.Connections.KeepBeside {
+		m.removeUnused(keep.Path(cfg.Control, ".table"))
+	}
+	if daemon.Handover() && strings.HasPrefix(m.path, keep.SharedMemory+"/") {
+		log.Warn("connections may not outlive the director: systemd removes the files of a unit's user in "+
+			keep.SharedMemory+" when the unit ends (RemoveIPC=, DynamicUser=)", "file", m.path,
+			"fix", "set connections.keep to a file in the folder of RuntimeDirectory=, such as /run/vstun")
+	}
 	var err error
 	m.former, err = keep.Open(m.path)
 	var unusable *keep.UnusableError
@@ -113,11 +125,24 @@ func (m *memory) open(cfg *config.Director, log *slog.Logger) error {
 	}
 	if err != nil {
 		m.file = nil
-		m.fail(err)
+		m.fail("", err)
 		return nil
 	}
 	m.inputs, m.totals = m.file.Blob(inputsBlob), m.file.Blob(totalsBlob)
 	return nil
+}
+
+// removeUnused removes a connection table that an earlier start has left at path, if this one uses another file or none:
+// it would be out of date for a later start.
+func (m *memory) removeUnused(path string) {
+	if _, missing := os.Lstat(path); missing != nil || path == m.path {
+		return
+	}
+	if err := keep.Remove(path); err != nil {
+		m.log.Warn("the connection table of an earlier start stays", "file", path, "error", err)
+		return
+	}
+	m.log.Info("removed the connection table of an earlier start, which had another connections.keep", "file", path)
 }
 
 // keptTable returns the path of the file of c, which must have one. control is the path of the control socket.
@@ -132,12 +157,20 @@ func inUse(err error) error {
 	return errors.Join(errors.New("connections.keep: set another file, or stop the director that uses this one"), err)
 }
 
-// fail notes that a part of the memory is private, once.
-func (m *memory) fail(err error) {
-	if !m.lost {
-		m.lost = true
-		m.log.Warn("connections will not outlive the director: there is no room for them on a tmpfs", "error", err,
-			"fix", "set connections.keep to a file on a tmpfs with room, or a smaller connections.max, or keep = \"\"")
+// fail notes that a section of the memory is private; "" is all of it. It logs that once for the connections of IPv4, and
+// once for the rest.
+func (m *memory) fail(section string, err error) {
+	lost, text := &m.partLost, "changes of realservers, weights and health are forgotten at the end: there is no room "+
+		"for them on the tmpfs"
+	switch ipv4, ipv6 := conntab.HasConnections(section); {
+	case ipv4 || section == "":
+		lost, text = &m.tableLost, "connections will not outlive the director: there is no room for them on a tmpfs"
+	case ipv6:
+		text = "connections of IPv6 end with the director: there is no room for them on the tmpfs"
+	}
+	if lost.CompareAndSwap(false, true) {
+		m.log.Warn(text, "error", err, "fix", "set connections.keep to a file on a tmpfs with room, or a smaller "+
+			"connections.max, or keep = \"\"")
 	}
 }
 
@@ -226,7 +259,7 @@ func (m *memory) adopt(p *dataPlane) (retired bool) {
 		m.file.SetBase(time.Since(p.start))
 		m.save(p)
 		if err := m.file.Commit(); err != nil {
-			m.fail(err)
+			m.fail("", err)
 		}
 	}
 	if m.former == nil {
@@ -248,7 +281,7 @@ func (m *memory) takeOver(p *dataPlane) (retired bool) {
 	if text := m.former.Blob(totalsBlob); text != nil {
 		_ = json.Unmarshal(text, &m.before) // without them counts begin anew
 	}
-	if !conntab.Knows(m.former) {
+	if !conntab.Knows(m.former) && conntab.Has(m.former) {
 		m.log.Warn("connections of the former director are not taken over: its version has another layout of the table",
 			"version", m.former.Version())
 	}
@@ -309,7 +342,7 @@ func (m *memory) read(p *dataPlane) keptTotals {
 // status adds what is known about the memory to the status.
 func (m *memory) status(st *api.Connections) {
 	st.Adopted = m.adopted
-	if m.file != nil && !m.lost {
+	if m.file != nil && !m.tableLost.Load() {
 		st.Keep = m.path
 	}
 }

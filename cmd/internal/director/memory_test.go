@@ -3,8 +3,10 @@ package director
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -18,6 +20,7 @@ import (
 	"vstun/balancer/forward"
 	"vstun/balancer/health"
 	"vstun/balancer/keep"
+	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/director/plan"
 	"vstun/encap/packet"
@@ -193,10 +196,63 @@ func TestMemoryWithoutRoom(t *testing.T) {
 	}
 }
 
+// TestLostPart: the warning says what of the memory is lost, and the status has the file as long as connections are there.
+func TestLostPart(t *testing.T) {
+	path, cfg := onTmpfs(t, "32m"), running()
+	m := remember(t, path, cfg)
+	for _, step := range []struct{ section, said, keep string }{{"realservers3", "changes of realservers", path},
+		{"slots4", "connections will not outlive", ""}} {
+		m.fail(step.section, errRefused)
+		m.fail(step.section, errRefused)
+		var st api.Connections
+		m.status(&st)
+		if strings.Count(m.said.String(), step.said) != 1 || st.Keep != step.keep {
+			t.Errorf("%+v: keep %q\n%s", step, st.Keep, &m.said)
+		}
+	}
+	m.end(t)
+}
+
+// TestUnusedTable: a start with another connections.keep, or none, removes the table that an earlier one has left: it
+// would be out of date.
+func TestUnusedTable(t *testing.T) {
+	path, cfg := onTmpfs(t, "32m"), running()
+	cfg.Control = strings.TrimSuffix(path, ".table") + ".sock"
+	for _, kept := range []string{"", path + "2"} {
+		first := remember(t, path, cfg)
+		first.begin(t, cfg)
+		first.end(t)
+		var m memory
+		cfg.Connections.Keep = kept
+		if err := errors.Join(m.open(cfg, slog.New(slog.DiscardHandler)), m.close(&first.plane)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("keep = %q: the former file is there: %v", kept, err)
+		}
+	}
+}
+
+// TestMemoryInUnit: a file that systemd removes at the end of the unit is worth a warning.
+func TestMemoryInUnit(t *testing.T) {
+	path := filepath.Join(keep.SharedMemory, fmt.Sprintf("vstun-test-%d.table", os.Getpid()))
+	for _, in := range []bool{false, true} {
+		if in {
+			t.Setenv("VSTUN_HANDOVER", "1")
+			t.Setenv("NOTIFY_SOCKET", "/not/there")
+		}
+		m := remember(t, path, running())
+		if warned := strings.Contains(m.said.String(), "RemoveIPC="); warned != in {
+			t.Errorf("in a unit %v: warned %v\n%s", in, warned, &m.said)
+		}
+		m.end(t)
+	}
+}
+
 // TestMemoryOfAnotherVersion: a table of another layout is left alone, and the log says so. Everything else goes on.
 func TestMemoryOfAnotherVersion(t *testing.T) {
 	path, cfg := onTmpfs(t, "32m"), running()
-	f, err := keep.Create(path, "9.9", nil, func(err error) { t.Error(err) })
+	f, err := keep.Create(path, "9.9", nil, func(_ string, err error) { t.Error(err) })
 	if err != nil {
 		t.Fatal(err)
 	}

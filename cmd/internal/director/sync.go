@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"slices"
 	"time"
@@ -22,6 +23,8 @@ type peerSync struct {
 	mode     string
 	alive    map[netip.Addr]bool // peers that the log has as heard
 	rejoined chan struct{}       // see rejoin
+	minute   time.Time           // in which new peers have been counted
+	heard    int                 // their number
 }
 
 // open opens the sockets that cfg needs. Changes of connections are noted from here on.
@@ -131,21 +134,39 @@ func (s *peerSync) run(ctx context.Context, follow syncing) error {
 	}
 }
 
+// newPeersMost is the number of new peers that the log has in a minute: in the mode IPVS anyone can seem to be one.
+const newPeersMost = 10
+
 // logPeers logs the peers that have been heard, or are silent, since its last call. A kernel director without traffic
 // is silent.
 func (s *peerSync) logPeers() {
-	for _, p := range s.Sync.Status().Peers {
+	peers := s.Sync.Status().Peers
+	for _, p := range peers {
 		was, known := s.alive[p.Addr]
 		if known && (was == p.Alive || s.mode == "ipvs") {
 			continue
 		}
 		s.alive[p.Addr] = p.Alive
-		if p.Alive {
+		switch {
+		case !known && !s.mayLog():
+		case p.Alive:
 			s.log.Info("sync peer heard", "peer", p.Addr)
-		} else {
+		default:
 			s.log.Warn("sync peer silent", "peer", p.Addr)
 		}
 	}
+	maps.DeleteFunc(s.alive, func(a netip.Addr, _ bool) bool {
+		return !slices.ContainsFunc(peers, func(p connsync.PeerStatus) bool { return p.Addr == a })
+	})
+}
+
+// mayLog counts a new peer, and reports whether the log has it.
+func (s *peerSync) mayLog() bool {
+	if now := time.Now(); now.Sub(s.minute) >= time.Minute {
+		s.minute, s.heard = now, 0
+	}
+	s.heard++
+	return s.heard <= newPeersMost
 }
 
 // tableAtMost is the longest time for which a standby waits for its table to be sent.

@@ -184,3 +184,55 @@ func about(a, b string) bool {
 	y, errY := time.ParseDuration(b[to+1:])
 	return errX == nil && errY == nil && a[:at] == b[:to] && (x-y).Abs() < 2*time.Second
 }
+
+// crowd is a connsync.Link on which datagrams of the mode IPVS come from many addresses.
+type crowd struct {
+	n      int
+	closed chan struct{}
+}
+
+func (c *crowd) Send([]byte) error { return nil }
+
+func (c *crowd) Receive(b []byte) (int, netip.Addr, error) {
+	if c.n++; c.n > 300 {
+		<-c.closed
+		return 0, netip.Addr{}, net.ErrClosed
+	}
+	return copy(b, []byte{0, 0, 0, 8, 0, 1, 0, 0}), netip.AddrFrom4([4]byte{10, 0, byte(c.n >> 8), byte(c.n)}), nil
+}
+
+func (c *crowd) Close() error {
+	close(c.closed)
+	return nil
+}
+
+// TestForgedPeersInLog: forged addresses fill neither the log nor the memory.
+func TestForgedPeersInLog(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		table := conntab.New(conntab.Config{Max: 1024})
+		own := connsync.New(connsync.Config{Size: 1400}, &crowd{closed: make(chan struct{})}, table,
+			balancer.New(table, 1), func() conntab.Ticks { return 1000 })
+		var log strings.Builder
+		s := peerSync{Sync: own, mode: "ipvs", alive: map[netip.Addr]bool{},
+			log: slog.New(slog.NewTextHandler(&log, nil))}
+		ctx, cancel := context.WithCancel(t.Context())
+		var running sync.WaitGroup
+		running.Go(func() { _ = own.Run(ctx) })
+		time.Sleep(time.Second)
+		peers := own.Status().Peers
+		for range 3 {
+			s.logPeers()
+		}
+		if n := strings.Count(log.String(), "\n"); len(peers) <= newPeersMost || n != newPeersMost {
+			t.Errorf("%d lines for %d peers, want %d", n, len(peers), newPeersMost)
+		}
+		for n := range 100 {
+			s.alive[netip.AddrFrom4([4]byte{10, 1, 0, byte(n)})] = true
+		}
+		if s.logPeers(); len(s.alive) != len(peers) {
+			t.Errorf("%d addresses are kept of %d peers", len(s.alive), len(peers))
+		}
+		cancel()
+		running.Wait()
+	})
+}

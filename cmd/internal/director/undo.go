@@ -58,12 +58,22 @@ func leftTable(file, control string) string {
 // systemdAnswers bounds the time in which systemd answers.
 const systemdAnswers = 5 * time.Second
 
+// leastLife is the least time from one start of a unit to the next. systemd starts the unit again at once. A process
+// that has lived shorter has failed at its start, and would do so many times a second.
+const leastLife = time.Second
+
 // startsAgain reports whether systemd starts this unit again, and prints that. Without an answer it does not: then the
-// next start finds the host as it was before.
+// next start finds the host as it was before. It delays the next start after a process that has failed at its start,
+// unless a user asks for that start.
 func startsAgain(ctx context.Context, out, warnings io.Writer) bool {
-	ctx, cancel := context.WithTimeout(ctx, systemdAnswers)
-	defer cancel()
-	state, err := unit.Ask(ctx)
+	state, err := askUnit(ctx)
+	if err == nil && state.StartsAgain() && !state.Queued() && state.Lived < leastLife {
+		select {
+		case <-ctx.Done():
+		case <-time.After(leastLife - state.Lived):
+		}
+		state, err = askUnit(ctx) // the unit may have been stopped meanwhile
+	}
 	if err != nil {
 		fmt.Fprintf(warnings, "undoing the changes, also if the unit starts again: %v\n", err)
 		return false
@@ -73,6 +83,12 @@ func startsAgain(ctx context.Context, out, warnings io.Writer) bool {
 		return true
 	}
 	return false
+}
+
+func askUnit(ctx context.Context) (unit.State, error) {
+	ctx, cancel := context.WithTimeout(ctx, systemdAnswers)
+	defer cancel()
+	return unit.Ask(ctx)
 }
 
 // undo undoes the changes of the director with this control socket, which must have ended, and removes its connection

@@ -286,10 +286,14 @@ func TestUnitPutsHostBack(t *testing.T) {
 	pid := start()
 	u.configure("metrics = \"198.51.100.1:9464\"") // no address of this host
 	b.run("kill", "-KILL", pid)
+	begin := time.Now()
 	testkit.Within(t, "two starts have failed", 3*soon, func() bool {
 		n, err := strconv.Atoi(b.property(directorUnit, "NRestarts"))
-		return err == nil && n >= 2
+		return err == nil && n >= 3
 	})
+	if took := time.Since(begin); took < 2*time.Second {
+		t.Errorf("two starts have failed within %v: it starts too often", took)
+	}
 	b.run("systemctl", "stop", directorUnit)
 	u.mustBeAsBefore("after failed starts and a stop", before)
 	u.configure("")

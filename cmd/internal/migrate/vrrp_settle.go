@@ -24,6 +24,12 @@ func (p *plan) settleVRRP() {
 	if len(p.instances) == 0 {
 		return
 	}
+	for _, v := range p.instances {
+		if o := r.owners[v.from]; o != nil {
+			p.noteOn(v, v.fromAt, "%v: is an address that moves with %s: left out: write source", v.from, o.source)
+			v.from = netip.Addr{}
+		}
+	}
 	for _, s := range p.services {
 		p.noteUnlisted(s, r.owners)
 	}
@@ -213,7 +219,7 @@ func (r *vrrpSettler) settlePeers(v *instance) {
 	switch {
 	case !v.from.IsValid():
 		return
-	case v.from.Is6() != ipv6 || r.owners[v.from] == v:
+	case v.from.Is6() != ipv6:
 		r.noteOn(v, v.fromAt, "%v: is no address to send from: left out: write source", v.from)
 	case ipv6 && len(v.peers) == 0 && !v.from.IsLinkLocalUnicast():
 		r.noteOn(v, v.fromAt, "%v: IPv6 multicast is sent from a link-local address: left out", v.from)

@@ -148,6 +148,13 @@ func TestVRRP(t *testing.T) {
 			v.Owned = []config.Owned{owned("eth0", "2001:db8::10/128")}
 		}), []string{`^x.conf:7: 2001:db8::2: IPv6 multicast is sent from a link-local`}},
 
+		"a source that moves": {elected("", "unicast_src_ip 10.0.3.1; "+vip, "vrrp_instance A {; interface eth1; "+
+			"virtual_router_id 7; virtual_ipaddress {; 10.0.3.1; }; }"),
+			append(basic(same), config.VRRP{Instance: vrrp.Instance{Name: "A", Device: "eth1", RouterID: 7, Version: 2,
+				Priority: 100, Interval: time.Second, Addrs: []netip.Addr{a("10.0.3.1")}, Preempt: true},
+				Owned: []config.Owned{owned("eth1", "10.0.3.1/32")}}),
+			[]string{`^x.conf:7: 10.0.3.1: is an address that moves with vrrp_instance A`}},
+
 		"tracks": {elected("", "track_interface {; eth0; eth1 weight 5 reverse; eth2 weight 300; eth/3; eth4 weight "+
 			"7; eth4; "+
 			"}; track_file {; w; }; track_process {; p; }; track_bfd {; b; }; "+vip, "track_file w {; file /run/w; }"),

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"time"
 
 	systemd "github.com/coreos/go-systemd/v22/dbus"
 )
@@ -19,12 +20,13 @@ type State struct {
 	// Waits: the job has not begun. A job "start" that has begun is the start that has failed.
 	Waits bool
 
-	Result  string // why the process ended, such as "success", "exit-code" or "signal"; $SERVICE_RESULT
-	Code    int32  // 1 exited, 2 killed, 3 killed and dumped: si_code of SIGCHLD (sigaction(2)); 0: it never ran
-	Status  int32  // exit status, or number of the signal
-	Restart string // Restart= of the unit, such as "on-failure"
-	Prevent Ends   // RestartPreventExitStatus=
-	Force   Ends   // RestartForceExitStatus=
+	Result  string        // why the process ended, such as "success", "exit-code" or "signal"; $SERVICE_RESULT
+	Code    int32         // 1 exited, 2 killed, 3 killed and dumped: si_code of SIGCHLD (sigaction(2)); 0: it never ran
+	Status  int32         // exit status, or number of the signal
+	Lived   time.Duration // from the process's start to its end
+	Restart string        // Restart= of the unit, such as "on-failure"
+	Prevent Ends          // RestartPreventExitStatus=
+	Force   Ends          // RestartForceExitStatus=
 }
 
 // Ends is a set of exit statuses and of signals that end a process.
@@ -78,6 +80,9 @@ func ask(ctx context.Context) (s State, err error) {
 	s.Code, _ = properties["ExecMainCode"].(int32)
 	s.Status, _ = properties["ExecMainStatus"].(int32)
 	s.Restart, _ = properties["Restart"].(string)
+	began, _ := properties["ExecMainStartTimestampMonotonic"].(uint64) // microseconds
+	ended, _ := properties["ExecMainExitTimestampMonotonic"].(uint64)
+	s.Lived = max(0, time.Duration(int64(ended-began))*time.Microsecond)
 	s.Prevent, s.Force = ends(properties["RestartPreventExitStatus"]), ends(properties["RestartForceExitStatus"])
 	if s.Result == "" || s.Restart == "" {
 		return s, fmt.Errorf("%s has no Result= and Restart=", s.Name)
@@ -94,11 +99,14 @@ func ends(property any) (e Ends) {
 	return e
 }
 
+// Queued reports whether a job is queued that starts the unit again: a user has asked for that.
+func (s State) Queued() bool { return s.Job == "restart" || s.Job == "start" && s.Waits }
+
 // StartsAgain reports whether systemd starts the unit again after the stop: because of a queued job, or by Restart=
 // (service_shall_restart in systemd's src/core/service.c).
 func (s State) StartsAgain() bool {
 	switch {
-	case s.Job == "restart", s.Job == "start" && s.Waits:
+	case s.Queued():
 		return true
 	case s.Job == "stop":
 		return false
