@@ -12,8 +12,8 @@ import (
 	"vstun/encap/packet"
 )
 
-// DirectorConfig is the sizes of a Director's maps. An idle Director uses 16 bytes for each flow that it has room for, a
-// number that is rounded up to a power of two, and 104 for each path. Each flow that is set uses 96 bytes more, with
+// DirectorConfig is the sizes of a Director's maps. An idle Director uses 16 bytes for each flow that it has room for,
+// a number that is rounded up to a power of two, and 104 for each path. Each flow that is set uses 96 bytes more, with
 // IPv6 128.
 type DirectorConfig struct {
 	Flows4, Flows6 int // most flows of each family
