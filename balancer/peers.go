@@ -58,12 +58,12 @@ func (s *Snapshot) names() *directory {
 }
 
 // find returns the realserver of a service that gets a connection's packets at the address and port to. port is the
-// connection's virtual port; 0: a template of several ports. It returns nil for none.
+// connection's virtual port; 0: a template of several ports, whose to may have port 0, too. It returns nil for none.
 func (d *directory) find(service string, to netip.AddrPort, port uint16) *Dest {
 	var without *Dest
 	for _, o := range d.dests[place{service, to.Addr()}] {
 		switch {
-		case o.Port == to.Port() && o.Port != 0:
+		case o.Port == to.Port() && o.Port != 0 || port == 0 && to.Port() == 0:
 			return o
 		case o.Port == 0 && without == nil && (o.Kind != method.NAT || port == to.Port() || port == 0):
 			without = o
@@ -113,8 +113,8 @@ func (s *Snapshot) TemplateOf(c *Connection, now conntab.Ticks) (_ Connection, o
 
 // Report adds a connection or template that another director has reported, as conntab.Table.Report does. c has the
 // names of its service and realserver. The port of c.Realserver is the one that the realserver gets packets at. Of a
-// template only client, service, realserver and the time until its end count. A connection's virtual address is a VIP or
-// a former one: an entry keeps routes to its VIP.
+// template only client, service, realserver and the time until its end count. A connection's virtual address is a VIP
+// or a former one: an entry keeps routes to its VIP.
 func (s *Snapshot) Report(c *Connection, how conntab.Report, now conntab.Ticks) Reported {
 	names := s.names()
 	svc := names.services[c.Service]

@@ -58,7 +58,8 @@ func BenchmarkTakeOver(b *testing.B) {
 		p := packet.Info{TCPFlags: packet.FlagACK, Flow: flow(0, 0).Flow}
 		n *= 0x9e3779b1
 		p.Flow.Src = netip.AddrFrom4([4]byte{byte(n >> 24), byte(n >> 16), byte(n >> 8), byte(n)})
-		r := first.table.Put(conntab.Conn{Flow: p.Flow, State: conntab.Established, Dest: n % 3, Expires: time.Hour}, 0)
+		r := first.table.Report(conntab.Conn{Flow: p.Flow, State: conntab.Established, Dest: n % 3,
+			Expires: time.Hour}, conntab.Ordered, 0)
 		if r != conntab.Inserted {
 			b.Fatal(n, r)
 		}

@@ -67,14 +67,26 @@ func templateRecord(c *balancer.Connection, proto uint8, vip netip.Addr, port ui
 // seconds rounds up: a timeout of 0 would be the receiver's own.
 func seconds(d time.Duration) uint32 { return uint32((d + time.Second - 1) / time.Second) }
 
-// connection converts r. service finds the name of a service; name "" is unknown.
-func (r *Record) connection(service func(proto uint8, vip netip.Addr, port uint16) (name string)) (
-	c balancer.Connection, fault Fault) {
-	c.Realserver = r.Real
-	c.Service = r.Service
-	if c.Service == "" {
-		c.Service = service(r.Protocol, r.Virtual.Addr(), r.Virtual.Port())
+// ftpPort is the virtual port for whose connections the kernel has a template of all ports (Linux ip_vs_core.c,
+// ip_vs_sched_persist).
+const ftpPort = 21
+
+// serviceOf returns the name of r's service, "" for none. Directors may have other names for it.
+func (r *Record) serviceOf(s *balancer.Snapshot) string {
+	if _, known := s.Service(r.Service); known {
+		return r.Service
 	}
+	port := r.Virtual.Port()
+	if name := s.ServiceAt(r.Protocol, r.Virtual.Addr(), port); name != "" || port != 0 || r.Flags&FlagTemplate == 0 {
+		return name
+	}
+	return s.ServiceAt(r.Protocol, r.Virtual.Addr(), ftpPort)
+}
+
+// connection converts r, a record of one of the services of s.
+func (r *Record) connection(s *balancer.Snapshot) (c balancer.Connection, fault Fault) {
+	c.Realserver = r.Real
+	c.Service = r.serviceOf(s)
 	c.Expires = conntab.MaxTimeout // the table reduces it
 	if r.Timeout > 0 {
 		c.Expires = time.Duration(r.Timeout) * time.Second

@@ -38,8 +38,8 @@ func (s *Sync) meet(e *envelope, from netip.Addr, now conntab.Ticks) {
 	s.asked = true
 }
 
-// A session that is no peer gets an answer every answerEvery at most, the newest maxAnswered of them: its hello may be a
-// recording. Recordings of some former sessions do not keep a new one from its answer.
+// A session that is no peer gets an answer every answerEvery at most, the newest maxAnswered of them: its hello may be
+// a recording. Recordings of some former sessions do not keep a new one from its answer.
 const (
 	answerEvery = conntab.PerSecond / 10
 	maxAnswered = 256

@@ -113,7 +113,7 @@ func (s *Sync) forget(p *peer) {
 func (s *Sync) takeRecords(b []byte, count int, how conntab.Report, now conntab.Ticks) (n int) {
 	snapshot := s.balancer.Snapshot()
 	eachRecord(b, count, s.sealer != nil, func(r *Record) {
-		c, fault := r.connection(snapshot.ServiceAt)
+		c, fault := r.connection(snapshot)
 		if fault == Accepted {
 			by := how
 			if r.Hearsay {

@@ -106,8 +106,8 @@ func appendAddress(b []byte, a netip.Addr, four bool) []byte {
 }
 
 // parseRecord parses the record at the start of b, which has the rest of a datagram. It returns the bytes behind the
-// record and its padding. Accepted is the fault of a record that is well-formed. Without own, this program's own options
-// are ignored, as the kernel does: nothing authenticates them in the mode IPVS.
+// record and its padding. Accepted is the fault of a record that is well-formed. Without own, this program's own
+// options are ignored, as the kernel does: nothing authenticates them in the mode IPVS.
 func parseRecord(b []byte, into *Record, own bool) (rest []byte, fault Fault) {
 	if len(b) < recordSize4 {
 		return nil, BadRecord

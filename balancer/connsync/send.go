@@ -108,7 +108,7 @@ func (o *outgoing) sendAgain(from uint64, n int) {
 // changes are the changes since the last flush: the newest of each flow.
 type changes struct {
 	read  []conntab.Change
-	list  []conntab.Conn
+	list  []change
 	index map[packet.Flow]int // in list
 	// templates that have been sent since cleared
 	templates map[templateID]struct{}
@@ -116,10 +116,17 @@ type changes struct {
 	lost      uint64 // of the feed
 }
 
+// change is a connection, and whether its client has answered since the last flush.
+type change struct {
+	conntab.Conn
+	assured bool
+}
+
 // templateID identifies a template.
 type templateID struct {
 	client  netip.Addr
 	service string
+	dest    uint32
 }
 
 // A template is sent at most once in templatesEvery. maxTemplates bounds the memory for that.
@@ -142,21 +149,22 @@ func (s *Sync) sendChanges(now conntab.Ticks) {
 	}
 	for n := s.feed.Next(now, c.read); n > 0; n = s.feed.Next(now, c.read) {
 		for i := range c.read[:n] {
-			conn := &c.read[i].Conn
+			conn, assured := &c.read[i].Conn, c.read[i].Kind == conntab.Assured
 			if conn.Template || !synced(conn.State) && !(s.givesHalfOpen() && halfOpen(conn.State)) {
 				continue
 			}
 			if i, known := c.index[conn.Flow]; known {
-				c.list[i] = *conn
+				c.list[i] = change{*conn, c.list[i].assured || assured}
 				continue
 			}
 			c.index[conn.Flow] = len(c.list)
-			c.list = append(c.list, *conn)
+			c.list = append(c.list, change{*conn, assured})
 		}
 	}
 	snapshot := s.balancer.Snapshot()
 	for i := range c.list {
-		if conn, ok := snapshot.Connection(c.list[i]); ok {
+		if conn, ok := snapshot.Connection(c.list[i].Conn); ok {
+			s.announceBegin(snapshot, conn, c.list[i].assured)
 			s.announce(snapshot, &conn, false)
 			s.announceTemplateOf(snapshot, &conn, now)
 		}
@@ -166,6 +174,17 @@ func (s *Sync) sendChanges(now conntab.Ticks) {
 	if lost := s.feed.Lost(); lost != c.lost {
 		c.lost, s.owes = lost, true
 	}
+}
+
+// announceBegin adds the record of c as it was established, if it is new and has begun to end since, in the mode IPVS.
+// A receiver may still have the port's former connection, in whose place it takes none that is not active (Linux
+// ip_vs_sync.c, ip_vs_proc_conn).
+func (s *Sync) announceBegin(snapshot *balancer.Snapshot, c balancer.Connection, assured bool) {
+	if !assured || s.sealer != nil || c.Flow.Proto != packet.ProtoTCP || c.State.Active() {
+		return
+	}
+	c.State = conntab.Established
+	s.announce(snapshot, &c, false)
 }
 
 // givesHalfOpen reports whether half-open connections are sent.
@@ -192,7 +211,7 @@ func (s *Sync) announceTemplateOf(snapshot *balancer.Snapshot, c *balancer.Conne
 	if !ok {
 		return
 	}
-	id := templateID{t.Flow.Src, t.Service}
+	id := templateID{t.Flow.Src, t.Service, t.Dest}
 	if _, sent := s.changes.templates[id]; sent {
 		return
 	}
@@ -228,6 +247,10 @@ func (s *Sync) announceTemplate(snapshot *balancer.Snapshot, c *balancer.Connect
 					return
 				}
 				r := templateRecord(c, svc.Protocol, vip, uint16(port))
+				if port == ftpPort && s.sealer == nil { // the kernel's has all ports of the client's FTP
+					r.Virtual = netip.AddrPortFrom(vip, 0)
+					r.Real = netip.AddrPortFrom(r.Real.Addr(), 0)
+				}
 				if s.sealer != nil { // one for all
 					r.Service, r.Left, r.HasLeft, r.Hearsay = c.Service, c.Expires, true, c.Reported
 					s.out.add(&r)

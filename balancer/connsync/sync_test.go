@@ -12,6 +12,7 @@ import (
 
 	"vstun/balancer"
 	"vstun/balancer/conntab"
+	"vstun/balancer/method"
 	"vstun/encap/packet"
 )
 
@@ -84,6 +85,125 @@ func TestTemplateTakesOver(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestTemplateMoves: a template whose realserver has gone leads elsewhere at the other director, too, at once.
+func TestTemplateMoves(t *testing.T) {
+	for mode, key := range modes {
+		w := newNetwork(t, 2, 4096, key)
+		one, two := w.directors[0], w.directors[1]
+		w.run(5 * second)
+		former := one.open(w, 7, vip, 443)
+		w.run(20)
+		for _, d := range w.directors {
+			list := services()
+			list[5].Realservers = slices.DeleteFunc(list[5].Realservers, func(r balancer.Realserver) bool {
+				return strings.HasPrefix(former, r.Address.String())
+			})
+			if err := d.balancer.Apply(balancer.Config{Services: list}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		p := client(7, vip, packet.ProtoTCP, 443, packet.FlagSYN)
+		p.Flow.SrcPort++
+		ack := *p
+		ack.TCPFlags = packet.FlagACK
+		want := one.send(w, p, &ack)
+		w.run(20)
+		at, ok := two.balancer.Snapshot().TemplateOf(&balancer.Connection{Service: "shop",
+			Conn: conntab.Conn{Flow: p.Flow}}, w.now)
+		if got := fmt.Sprint(at.Realserver, " ", at.Forward); !ok || want == former || got != want {
+			t.Errorf("%s: the template leads to %s, want %s, was %s", mode, got, want, former)
+		}
+	}
+}
+
+// TestOtherNames: directors whose services have other names keep each other's connections and templates.
+func TestOtherNames(t *testing.T) {
+	w := newNetwork(t, 2, 4096, key)
+	one, two := w.directors[0], w.directors[1]
+	list := services()
+	for i := range list {
+		list[i].Name = "the " + list[i].Name
+	}
+	if err := two.balancer.Apply(balancer.Config{Services: list}); err != nil {
+		t.Fatal(err)
+	}
+	w.run(5 * second)
+	for n := range 20 {
+		two.open(w, 5000+n*256, vip, 443) // moves its scheduler on
+		two.open(w, 9000+n*256, vip, 443)
+		want := one.open(w, n*256, vip, 443)
+		w.run(20)
+		if got := two.open(w, n*256+1, vip, 444); got != want {
+			t.Errorf("client %d: %s, want %s", n, got, want)
+		}
+	}
+	if st := two.Status(); len(st.Refused) > 0 {
+		t.Errorf("refused: %v", st.Refused)
+	}
+}
+
+// TestFTP: a kernel director's template of FTP has no ports, neither of the VIP nor of the realserver.
+func TestFTP(t *testing.T) {
+	for name, port := range map[string]uint16{"the same port": 0, "nat": 2121} {
+		w := newNetwork(t, 2, 4096, nil)
+		one, two := w.directors[0], w.directors[1]
+		for _, d := range w.directors {
+			list := services()
+			list[5].Ports = []balancer.PortRange{{First: 21, Last: 21}}
+			if port != 0 {
+				list[5].Realservers = []balancer.Realserver{realserver(5, method.NAT), realserver(6, method.NAT)}
+				for i := range list[5].Realservers {
+					list[5].Realservers[i].Port = port
+				}
+			}
+			if err := d.balancer.Apply(balancer.Config{Services: list}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		w.run(5 * second)
+		found := 0
+		w.spoil = func(datagrams [][]byte) [][]byte {
+			for _, b := range datagrams {
+				h, rest, _ := parseHeader(b)
+				eachRecord(rest, h.count, false, func(r *Record) {
+					if r.Flags&FlagTemplate != 0 && r.Virtual.Port() == 0 && r.Real.Port() == 0 {
+						found++
+					}
+				}, func(f Fault) { t.Error(f) })
+			}
+			return datagrams
+		}
+		two.open(w, 5000, vip, 21) // moves its scheduler on
+		want := one.open(w, 7, vip, 21)
+		w.run(20)
+		if got := two.open(w, 7+1, vip, 21); got != want || found == 0 {
+			t.Errorf("%s: %s, want %s; %d templates without ports; %v", name, got, want, found, two.Status().Refused)
+		}
+	}
+}
+
+// TestHalfClosedAtOnce: in the mode IPVS, a new connection that is half-closed within a flush takes the place of the
+// port's former one.
+func TestHalfClosedAtOnce(t *testing.T) {
+	for mode, key := range modes {
+		w := newNetwork(t, 2, 4096, key)
+		one, two := w.directors[0], w.directors[1]
+		w.run(5 * second)
+		p := func(flags uint8) *packet.Info { return client(7, vip, packet.ProtoTCP, 81, flags) }
+		former := one.open(w, 7, vip, 81)
+		w.run(20)
+		one.send(w, p(packet.FlagRST|packet.FlagACK))
+		w.run(20)
+		want := one.open(w, 7, vip, 81)
+		one.send(w, p(packet.FlagFIN|packet.FlagACK))
+		w.run(20)
+		c, _ := two.conn(w, p(0))
+		if got := two.send(w, p(packet.FlagACK)); got != want || got == former || c.State != conntab.FinWait {
+			t.Errorf("%s: %s in %v, want %s, was %s", mode, got, c.State, want, former)
+		}
 	}
 }
 

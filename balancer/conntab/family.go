@@ -13,7 +13,6 @@ type family interface {
 	peek(p *packet.Info, by *rules, now Ticks) (c Conn, f Fate, r Result)
 	leave(p *packet.Info, dest uint32) bool
 	lookup(f packet.Flow, now Ticks) (Conn, bool)
-	put(c *Conn, by *rules, now Ticks) Result
 	report(c *Conn, how Report, by *rules, now Ticks) Result
 	reportTemplate(c *Conn, how Report, now Ticks) Result
 	refresh(f packet.Flow, n uint32, last Ticks, by *rules)

@@ -1,13 +1,18 @@
 package conntab
 
-import "time"
+import (
+	"time"
+
+	"vstun/encap/packet"
+)
 
 // Report says how far a connection that another director has reported overrules this table.
 type Report uint8
 
 const (
 	// Unordered is from a director whose datagrams may be lost and reordered. A connection replaces one to another
-	// destination only if it is active. A template replaces none (Linux ip_vs_sync.c, ip_vs_proc_conn).
+	// destination only if it is active (Linux ip_vs_sync.c, ip_vs_proc_conn). A template replaces one to another
+	// destination only if that is reported, too: its director has moved it.
 	Unordered Report = iota
 	// Ordered is newer than all that its director has reported before, and replaces that. It replaces or changes no
 	// connection of which a packet has come here later than at its director.
@@ -20,10 +25,11 @@ const (
 const ownFor = PerSecond
 
 // Report adds a connection or template that another director has reported, with its state, destination and remaining
-// time. It reduces c.Expires to the timeout of the state, and uses c.Age. One whose packets pass here stays as it is, unless the
-// other director has seen its end. Another to the same destination takes c's state and time. One to another destination
-// stays or is replaced, as by says. The result is Inserted, Hit if a known one stays, or Full. It is Refused if the
-// state, destination or timeout is invalid. Until its first packet here the connection is Reported.
+// time. It reduces c.Expires to the timeout of the state. c.Age is the time since the last packet there. One whose
+// packets pass here stays as it is, unless the other director has seen its end. Another to the same destination takes
+// c's state and time. One to another destination stays or is replaced, as by says. The result is Inserted, Hit if a
+// known one stays, or Full. It is Refused if the state, destination or timeout is invalid. Until its first packet here
+// the connection is Reported.
 func (t *Table) Report(c Conn, by Report, now Ticks) Result {
 	c.Reported = true
 	if c.Dest >= maxDests {
@@ -39,6 +45,19 @@ func (t *Table) Report(c Conn, by Report, now Ticks) Result {
 		return Refused
 	}
 	return t.of(c.Flow.Src, true).report(&c, by, t.rules.Load(), now)
+}
+
+// connection reports whether a connection of the protocol can be in this state.
+func (s State) connection(proto uint8) bool {
+	switch proto {
+	case packet.ProtoTCP:
+		return s >= None && s <= SynAck
+	case packet.ProtoSCTP:
+		return s >= SCTPNone && s <= SCTPClosed
+	case packet.ProtoUDP:
+		return s == UDP
+	}
+	return false
 }
 
 func (s *store[A]) report(c *Conn, how Report, by *rules, now Ticks) Result {
@@ -121,7 +140,7 @@ func (s *store[A]) reportTemplate(c *Conn, how Report, now Ticks) Result {
 				sh.noteExpiry(expires)
 			}
 			return Hit
-		case live && (how == Unordered || e.passes(e.timeout(), now)):
+		case live && (how == Unordered && e.flags&reported == 0 || e.passes(e.timeout(), now)):
 			return Hit
 		}
 		s.remove(sh, i)

@@ -230,7 +230,8 @@ func TestReportTemplate(t *testing.T) {
 		age  Ticks
 		want uint32
 	}{
-		"unordered":     {Unordered, false, 0, 1},
+		"unordered":     {Unordered, false, 0, 2},
+		"unordered own": {Unordered, true, 200, 1},
 		"ordered":       {Ordered, false, 0, 2},
 		"hearsay":       {Hearsay, false, 0, 1},
 		"used here":     {Ordered, true, 50, 1},
@@ -290,5 +291,107 @@ func TestWalker(t *testing.T) {
 				t.Fatalf("%v is there %d times", f, n)
 			}
 		}
+	}
+}
+
+// TestNewReport adds a connection of another director. It has the reported destination, state and time.
+func TestNewReport(t *testing.T) {
+	for name, p := range map[string]packet.Info{"IPv4": tcp(1, 1, packet.FlagACK), "IPv6": tcp6(1, packet.FlagACK)} {
+		t.Run(name, func(t *testing.T) {
+			table := newSmall(Config{})
+			c := Conn{Flow: p.Flow, State: Established, Dest: 7, Expires: 100 * time.Second, Packets: 41,
+				Reported: true}
+			if r := table.Report(c, Ordered, 1000); r != Inserted {
+				t.Fatalf("result %d", r)
+			}
+			if got, ok := table.Lookup(p.Flow, 1000); !ok || got != c {
+				t.Errorf("%+v, want %+v", got, c)
+			}
+			if n := table.Counts(7); n.Active() != 1 || table.HalfOpen() != 0 || table.Len() != 1 {
+				t.Errorf("%d active, %d half-open, %d in all", n.Active(), table.HalfOpen(), table.Len())
+			}
+			if dest, r := table.Packet(&p, FromClient, 1000); dest != 7 || r != Hit {
+				t.Errorf("its packet: %d, result %d", dest, r)
+			}
+			c.State, c.Expires, c.Packets = FinWait, 50*time.Second, 43
+			if r := table.Report(c, Ordered, 1000); r != Hit {
+				t.Errorf("an update: result %d", r)
+			}
+			if got, _ := table.Lookup(p.Flow, 1000); got != c || table.Counts(7).Inactive() != 1 ||
+				table.Counts(7).Active() != 0 {
+				t.Errorf("updated: %+v", got)
+			}
+			table.Sweep(1000 + 51*PerSecond)
+			empty(t, table)
+		})
+	}
+}
+
+// TestReportNonsense: Report refuses impossible states and destinations, and bounds times.
+func TestReportNonsense(t *testing.T) {
+	table := newSmall(Config{})
+	flow := tcp(1, 1, 0).Flow
+	for name, c := range map[string]Conn{
+		"UDP's state": {Flow: flow, State: UDP}, "template": {Flow: flow, State: TemplateState},
+		"no state": {Flow: flow, State: numStates}, "empty": {Flow: flow}, "pinned": {Flow: flow, State: Pinned},
+		"destination": {Flow: flow, State: Established, Dest: MaxDests}, "no timeout": {Flow: flow, Template: true},
+	} {
+		if r := table.Report(c, Ordered, 0); r != Refused || table.Len() != 0 {
+			t.Errorf("%s: result %d", name, r)
+		}
+	}
+	table.Report(Conn{Flow: flow, State: Close, Expires: 1000 * time.Hour}, Ordered, 0)
+	if got, ok := table.Lookup(flow, 0); !ok || got.Expires != 10*time.Second {
+		t.Errorf("a long time: %+v", got)
+	}
+	check := tcp(2, 1, 0).Flow
+	table.Pin(check, 3, false, 0)
+	if r := table.Report(Conn{Flow: check, State: Established, Dest: 4}, Ordered, 0); r != Hit ||
+		table.Counts(4).Active() != 0 {
+		t.Errorf("a check's flow: result %d", r)
+	}
+}
+
+// TestNewTemplateReport adds a client's persistence.
+func TestNewTemplateReport(t *testing.T) {
+	for name, p := range map[string]packet.Info{"IPv4": tcp(1, 1, packet.FlagSYN), "IPv6": tcp6(1, packet.FlagSYN)} {
+		t.Run(name, func(t *testing.T) {
+			table := newSmall(Config{})
+			c := Conn{Flow: packet.Flow{Src: p.Flow.Src}, Template: true, State: TemplateState, Service: 70_000,
+				Dest:    7,
+				Timeout: time.Minute, Expires: 20 * time.Second, Reported: true}
+			if r := table.Report(c, Ordered, 0); r != Inserted || table.HalfOpen() != 0 {
+				t.Fatalf("result %d, %d half-open", r, table.HalfOpen())
+			}
+			if got, ok := table.LookupTemplate(p.Flow.Src, 70_000, 0); !ok || got != c {
+				t.Errorf("%+v, want %+v", got, c)
+			}
+			dest, number, r := table.Template(p.Flow.Src, 70_000, 0)
+			if dest != 7 || r != Hit {
+				t.Errorf("a client's connection: %d, result %d", dest, r)
+			}
+			table.Release(number)
+			for n := range Ticks(3) {
+				table.Sweep(n * 61 * PerSecond)
+			}
+			empty(t, table)
+		})
+	}
+}
+
+// TestReportEndedTemplate: a template without time left gets no new timeout, and the feed has the time that it gets.
+func TestReportEndedTemplate(t *testing.T) {
+	table := newSmall(Config{})
+	f := table.Changes(1000)
+	c := Conn{Flow: packet.Flow{Src: tcp(1, 1, 0).Flow.Src}, Template: true, State: TemplateState, Service: 1,
+		Timeout: 300 * time.Second, Expires: -time.Second}
+	table.Report(c, Ordered, 0)
+	got, ok := table.LookupTemplate(c.Flow.Src, 1, 0)
+	if _, conns := kinds(f, 0); !ok || got.Expires > time.Second || len(conns) != 1 || conns[0].Expires != got.Expires {
+		t.Errorf("%+v, %v; in the feed %+v", got, ok, conns)
+	}
+	c.Timeout, c.Service = time.Millisecond, 2
+	if r := table.Report(c, Ordered, 0); r != Refused {
+		t.Errorf("a timeout of less than a tick: result %d", r)
 	}
 }

@@ -194,7 +194,8 @@ func (o *operated) operate(op int) {
 	case kind == 2:
 		o.Unpin(o.flow(n+100), now, 0)
 	case kind == 3:
-		o.Put(Conn{Flow: p.Flow, State: begun(p.Flow.Proto), Dest: uint32(n), Expires: time.Minute}, now)
+		o.Report(Conn{Flow: p.Flow, State: begun(p.Flow.Proto), Dest: uint32(n), Expires: time.Minute},
+			Ordered, now)
 	case kind == 4:
 		o.Leave(&p, uint32(n))
 	default:

@@ -43,7 +43,6 @@ func (t *Table) PutTemplate(client netip.Addr, service, dest uint32, timeout tim
 type newTemplate struct {
 	dest    uint32
 	timeout Ticks
-	left    Ticks  // time until it ends; 0: timeout
 	former  uint32 // number of the one that it replaces, 0 for none
 }
 
@@ -159,11 +158,7 @@ func (s *store[A]) putTemplate(client netip.Addr, service uint32, n *newTemplate
 		s.remove(sh, i)
 	}
 	number = t.refs.take()
-	left := n.timeout
-	if n.left > 0 {
-		left = n.left
-	}
-	e := entry[A]{state: TemplateState, dest: n.dest, ref: number, value: uint32(n.timeout), expires: now + left}
+	e := entry[A]{state: TemplateState, dest: n.dest, ref: number, value: uint32(n.timeout), expires: now + n.timeout}
 	if s.add(sh, &k, e) == nil {
 		t.refs.detach(number)
 		return 0, 0, Full

@@ -109,6 +109,9 @@ type claim struct {
 	defended time.Time
 }
 
+// quiet reports whether no conflict has come for claimQuiet. c may be nil.
+func (c *claim) quiet(now time.Time) bool { return c == nil || now.Sub(c.Last) >= claimQuiet }
+
 // Claim is another host's use of one of the addresses.
 type Claim struct {
 	Device string
@@ -126,43 +129,64 @@ const (
 	claimQuiet = 10 * time.Minute
 )
 
-// contests is the time of the first and of the last packet in which another host uses an elected address.
-type contests map[place][2]time.Time
+// contest is about an elected address of this host.
+type contest struct {
+	since time.Time // when this host got the address, or the former master gave way to it
+	waits bool      // another host's packet may become a conflict after contestWait
+}
 
 const (
 	// contestTime is longer than the announcements of a change of the master take: announceAgain.
 	contestTime = 10 * time.Second
-	// contestQuiet is the time without such a packet after which the next one is the first again.
-	contestQuiet = time.Minute
+	// contestWait is longer than a master needs to give its addresses up to a better one, which announces them.
+	contestWait = time.Second
 )
 
-// lasts takes note of a packet, and reports whether such packets have come for contestTime.
-func (c contests) lasts(p place, now time.Time) bool {
-	at, known := c[p]
-	if !known || now.Sub(at[1]) > contestQuiet {
-		at[0] = now
-	}
-	at[1] = now
-	c[p] = at
-	return now.Sub(at[0]) >= contestTime
-}
-
-// conflict counts a packet in which another host uses an address, and defends the address: RFC 5227, section 2.4 (c).
-// The address is never given up, since the configuration says where it belongs.
+// conflict acts on a packet in which another host uses an address. If an election decides about the address, the host
+// may be the former master, or the next one.
 func (a *Answerer) conflict(t *table, p place, by MAC) {
 	now := time.Now()
 	a.mu.Lock()
-	if t.devices[p.index].Elected && !a.contested.lasts(p, now) {
+	if c := a.contested[p]; c != nil && a.claims[p].quiet(now) {
+		if !c.waits && now.Sub(c.since) >= contestTime {
+			c.waits = true
+			time.AfterFunc(contestWait, func() { a.contend(p, by) })
+		}
 		a.mu.Unlock()
 		return
 	}
+	a.mu.Unlock()
+	a.defend(t, p, by, now)
+}
+
+// contend acts on a packet of contestWait ago, if this host still has the address, and no other one has given it up.
+func (a *Answerer) contend(p place, by MAC) {
+	now := time.Now()
+	a.mu.Lock()
+	c := a.contested[p]
+	lasts := !a.closed && c != nil && now.Sub(c.since) >= contestTime
+	if c != nil {
+		c.waits = false
+	}
+	t := a.table.Load()
+	a.mu.Unlock()
+	if lasts {
+		a.defend(t, p, by, now)
+	}
+}
+
+// defend counts a packet in which another host uses an address, and defends the address: RFC 5227, section 2.4 (c). The
+// address is never given up, since the configuration says where it belongs.
+func (a *Answerer) defend(t *table, p place, by MAC, now time.Time) {
+	a.mu.Lock()
 	a.counts.conflicts.Add(1)
 	c := a.claims[p]
+	log := c.quiet(now)
 	if c == nil {
 		c = &claim{}
 		a.claims[p] = c
 	}
-	defend, log := now.Sub(c.defended) >= defendEvery, now.Sub(c.Last) >= claimQuiet
+	defend := now.Sub(c.defended) >= defendEvery
 	if defend {
 		c.defended = now
 	}
@@ -178,14 +202,17 @@ func (a *Answerer) conflict(t *table, p place, by MAC) {
 	}
 }
 
-// Reannounce announces addresses again on every device that has them.
+// Reannounce announces addresses again on every device that has them, since another host has given them up.
 func (a *Answerer) Reannounce(addrs []netip.Addr) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for index, d := range a.table.Load().devices {
 		for _, addr := range d.Addrs {
-			if slices.Contains(addrs, addr) {
-				a.due[place{index, addr}] = announcement{}
+			if p := (place{index, addr}); slices.Contains(addrs, addr) {
+				a.due[p] = announcement{}
+				if c := a.contested[p]; c != nil {
+					c.since = time.Now()
+				}
 			}
 		}
 	}

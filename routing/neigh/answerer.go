@@ -27,8 +27,8 @@ type Answerer struct {
 	closed    bool
 	due       map[place]announcement
 	claims    map[place]*claim
-	contested contests
-	wake      chan struct{} // due has changed
+	contested map[place]*contest // of the elected addresses
+	wake      chan struct{}      // due has changed
 }
 
 // link sends and receives the packets of one protocol.
@@ -79,7 +79,7 @@ func Open(log *slog.Logger) (*Answerer, error) {
 // newAnswerer returns an Answerer without links and groups.
 func newAnswerer(log *slog.Logger) *Answerer {
 	a := &Answerer{log: log, due: map[place]announcement{}, claims: map[place]*claim{},
-		contested: contests{}, wake: make(chan struct{}, 1)}
+		contested: map[place]*contest{}, wake: make(chan struct{}, 1)}
 	a.table.Store(newTable(nil))
 	return a
 }
@@ -110,6 +110,9 @@ func (a *Answerer) Set(devices []Device) {
 			if renewed(index) || !was.has(p) {
 				a.due[p] = announcement{}
 			}
+			if d.Elected && a.contested[p] == nil {
+				a.contested[p] = &contest{since: time.Now()}
+			}
 		}
 	}
 	for p := range a.claims {
@@ -118,7 +121,7 @@ func (a *Answerer) Set(devices []Device) {
 		}
 	}
 	for p := range a.contested {
-		if !is.has(p) {
+		if !is.has(p) || !is.devices[p.index].Elected {
 			delete(a.contested, p)
 		}
 	}

@@ -30,8 +30,9 @@ type Device struct {
 	// Former are addresses that are given up, in ascending order. Only a request to this host's MAC address is
 	// answered: a neighbour makes sure that its entry is still right. Another host can take the address over.
 	Former []netip.Addr
-	// Elected: an election decides which host has the addresses. Another host's use of one is a conflict only if it
-	// goes on for contestTime: the former master or the next one announces it at a change.
+	// Elected: an election decides which host has the addresses. The former master or the next one announces them at a
+	// change. So another host's use of one is no conflict within contestTime after a change, or if this host gives the
+	// address up within contestWait.
 	Elected bool
 }
 

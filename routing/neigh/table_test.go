@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"net/netip"
 	"testing"
-	"time"
 )
 
 var (
@@ -215,19 +214,4 @@ func FuzzFrames(f *testing.F) {
 			t.Fatalf("answer %+v", p)
 		}
 	})
-}
-
-// TestContests: packets around a change of the master are no conflict; those that go on are.
-func TestContests(t *testing.T) {
-	c, p, begin := contests{}, place{1, vip4}, time.Now()
-	for _, at := range []struct {
-		after time.Duration
-		want  bool
-	}{{0, false}, {5 * time.Second, false}, {9 * time.Second, false}, {10 * time.Second, true},
-		{40 * time.Second, true},
-		{2 * time.Minute, false}, {2*time.Minute + 10*time.Second, true}} {
-		if got := c.lasts(p, begin.Add(at.after)); got != at.want {
-			t.Errorf("after %v: %v", at.after, got)
-		}
-	}
 }

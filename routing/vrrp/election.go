@@ -282,7 +282,8 @@ func (e *Election) sent(name string, err error) {
 		if i.Name != name {
 			continue
 		}
-		if i.sendErr = err; err != nil {
+		if err != nil {
+			i.sendErr = err
 			i.counts.Failed++
 		}
 	}

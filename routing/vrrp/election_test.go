@@ -5,6 +5,8 @@ import (
 	"slices"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func near(t *testing.T, what string, got, want time.Duration) {
@@ -406,6 +408,41 @@ func TestTracks(t *testing.T) {
 	}
 }
 
+// TestUnknownTrack: a reload that adds something to depend on gives up no role before it is known to be down. A start
+// takes no role from another master before it is known to be up.
+func TestUnknownTrack(t *testing.T) {
+	w := newWorld(t)
+	a := w.add(1, vi(200))
+	w.until(a, Master, time.Minute)
+	track := func(n *node, track Track) {
+		track.Name = "gateway 10.0.0.254"
+		n.do(func(now Moment) { n.SetTracks(now, map[string][]Track{"VI": {track}}) })
+	}
+	track(a, Track{Up: true, Unknown: true})
+	w.run(10 * time.Second)
+	w.expect("not known at the master", Master)
+	track(a, Track{Up: true})
+	if len(a.log) != 2 {
+		t.Errorf("log %q", a.log)
+	}
+
+	b := w.add(2)
+	track(b, Track{Up: true, Unknown: true})
+	b.do(func(now Moment) { b.Set(now, []Instance{vi(220)}) })
+	w.run(time.Minute)
+	w.expect("not known at the better one", Master, Backup)
+	track(b, Track{})
+	w.expect("down", Master, Fault)
+	track(b, Track{Up: true, Unknown: true})
+	w.run(time.Minute)
+	w.expect("not known again", Master, Backup)
+	track(b, Track{Up: true})
+	w.until(b, Master, 5*time.Second)
+	track(a, Track{Up: true, Unknown: true})
+	b.paused = true
+	w.until(a, Master, 5*time.Second) // there is none
+}
+
 func TestDevice(t *testing.T) {
 	w := newWorld(t)
 	a, b := w.add(1, vi(100)), w.add(2, vi(90))
@@ -623,7 +660,7 @@ func TestRefusals(t *testing.T) {
 		{"no password", secret, send(version2), "", 255, BadAuthType},
 		{"no trailer", signed, send(), "", 255, NoTrailer},
 		{"a trailer", signed, send(func(i *Instance) { i.Key = &testKey }), "", 255, Accepted},
-		{"a trailer without a key", base, send(func(i *Instance) { i.Key = &testKey }), "", 255, BadTrailer},
+		{"a trailer without a key", base, send(func(i *Instance) { i.Key = &testKey }), "", 255, Accepted},
 		{"another family", base, send(func(i *Instance) { i.Addrs = addrs("fe80::80") }), "", 255, NoInstance},
 		{"IPv6", six, send(func(i *Instance) { i.Addrs = addrs("fe80::80") }), "", 255, Accepted},
 		{"other addresses", base, send(func(i *Instance) { i.Addrs = addrs("10.0.0.81") }), "", 255, Accepted},
@@ -683,6 +720,39 @@ func TestUnknownPeer(t *testing.T) {
 	}
 }
 
+// TestOtherNetwork: no packet from another network makes a second master, or pushes peers out.
+func TestOtherNetwork(t *testing.T) {
+	src, dst := addr("203.0.113.9"), addr("10.0.0.1")
+	for _, c := range []struct {
+		version uint8
+		change  func(*Instance)
+		want    Refusal
+	}{
+		{Version3, func(*Instance) {}, BadCast},
+		{Version2, func(*Instance) {}, BadVersion},
+		{Version2, func(i *Instance) { i.Peers = addrs("10.0.0.2") }, BadSource},
+	} {
+		w := newWorld(t)
+		a := w.add(1, vi(100, c.change))
+		w.until(a, Master, time.Minute)
+		other := Advert{Version: c.version, RouterID: 51, Priority: 250, Interval: time.Second,
+			Addrs: addrs("10.0.0.80")}
+		p := Packet{Device: 1, Src: src, Dst: dst, TTL: 49, Payload: other.Append(nil, src, dst, RFC5798)}
+		for range 3 {
+			if r := a.Receive(a.moment(), p); r != c.want {
+				t.Errorf("%v, want %v", r, c.want)
+			}
+			w.run(2 * time.Second)
+		}
+		if s := a.status("VI"); s.Counts.Conflicts != 0 || len(s.Peers) != 0 || s.Counts.Refused[c.want] != 3 {
+			t.Errorf("%v: %+v", c.want, s)
+		}
+		if len(a.log) != 2 {
+			t.Errorf("%v: log %q", c.want, a.log)
+		}
+	}
+}
+
 // TestManySenders checks that a flood from many addresses neither fills the memory nor the log.
 func TestManySenders(t *testing.T) {
 	w := newWorld(t)
@@ -725,5 +795,115 @@ func TestSigned(t *testing.T) {
 	w.expect("another clock", Master, Master)
 	if s := a.status("VI"); s.RivalRefused != Stale {
 		t.Errorf("%+v", s)
+	}
+}
+
+// TestKeys: directors get their keys one after the other, in either order, without a change of roles.
+func TestKeys(t *testing.T) {
+	for _, masterFirst := range []bool{true, false} {
+		w := newWorld(t)
+		a, b := w.add(1, vi(200)), w.add(2, vi(100))
+		w.run(10 * time.Second)
+		permissive := testKey
+		permissive.Permissive = true
+		for _, key := range []*Key{&permissive, &testKey} {
+			order := []*node{a, b}
+			if !masterFirst {
+				order = []*node{b, a}
+			}
+			for _, n := range order {
+				i := n.all[0].Instance
+				i.Key = key
+				n.do(func(now Moment) { n.Set(now, []Instance{i}) })
+				w.run(10 * time.Second)
+				w.expect("a key", Master, Backup)
+			}
+		}
+		if len(a.log) != 2 || len(b.log) != 1 {
+			t.Errorf("logs %q, %q", a.log, b.log)
+		}
+	}
+}
+
+// TestAnswersPriority0: a master answers each router that gives its role up at once, so that no backup takes the role.
+func TestAnswersPriority0(t *testing.T) {
+	w := newWorld(t)
+	a := w.add(1, vi(100))
+	w.until(a, Master, time.Minute)
+	sent := a.all[0].counts.Sent
+	for n := range 3 {
+		a.deliver(advertFrom(byte(2+n), 0))
+		w.run(10 * delay)
+	}
+	if n := a.all[0].counts.Sent - sent; n != 3 {
+		t.Errorf("%d answers", n)
+	}
+}
+
+// advertFrom returns a packet of the router 10.0.0.number for VI.
+func advertFrom(number byte, priority uint8, addresses ...string) Packet {
+	if len(addresses) == 0 {
+		addresses = []string{"10.0.0.80"}
+	}
+	a := Advert{Version: 3, RouterID: 51, Priority: priority, Interval: time.Second, Addrs: addrs(addresses...)}
+	src := netip.AddrFrom4([4]byte{10, 0, 0, number})
+	return Packet{Device: 1, Src: src, Dst: group4, TTL: ttl, Payload: a.Append(nil, src, group4, RFC5798)}
+}
+
+// TestSeveralMasters: other masters that take turns, and one that is heard rarely since its addresses differ, are
+// found. A router that has given way is none.
+func TestSeveralMasters(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		every time.Duration
+		from  []Packet
+		want  uint64
+	}{
+		{"two in turn", 500 * time.Millisecond, []Packet{advertFrom(2, 50), advertFrom(3, 50)}, 1},
+		{"other addresses", 10 * time.Second, []Packet{advertFrom(2, 50, "10.0.0.80", "10.0.0.81")}, 1},
+		{"rarely", 10 * time.Second, []Packet{advertFrom(2, 50)}, 0},
+		{"gives way", 600 * time.Millisecond, []Packet{advertFrom(2, 50), advertFrom(3, 0), advertFrom(2, 0),
+			advertFrom(3, 50), advertFrom(3, 0)}, 0},
+	} {
+		w := newWorld(t)
+		a := w.add(1, vi(100))
+		w.until(a, Master, time.Minute)
+		for n := range 10 {
+			a.deliver(c.from[n%len(c.from)])
+			w.run(c.every)
+		}
+		if n := a.status("VI").Counts.Conflicts; n != c.want {
+			t.Errorf("%s: two masters are found %d times, want %d", c.name, n, c.want)
+		}
+	}
+}
+
+// TestDiffersLater: other addresses are reported later, if something else has just been reported.
+func TestDiffersLater(t *testing.T) {
+	w := newWorld(t)
+	a := w.add(1, vi(100))
+	a.deliver(advertFrom(2, 200, "10.0.0.81"))
+	a.deliver(advertFrom(3, 200, "10.0.0.81"))
+	w.run(time.Second)
+	a.deliver(advertFrom(3, 200, "10.0.0.81"))
+	a.deliver(advertFrom(3, 200, "10.0.0.81"))
+	want := []string{"VI initialize→backup", "VI differs 10.0.0.2", "VI differs 10.0.0.3"}
+	if !slices.Equal(a.log, want) {
+		t.Errorf("log %q", a.log)
+	}
+}
+
+// TestSendErrors: an error to one of several peers is not hidden by another one's success.
+func TestSendErrors(t *testing.T) {
+	w := newWorld(t)
+	a := w.add(1, vi(100, func(i *Instance) { i.Peers = addrs("10.0.0.2", "10.0.0.3") }))
+	for _, c := range []struct{ first, second, want error }{{unix.EPERM, nil, unix.EPERM},
+		{nil, unix.EPERM, unix.EPERM}, {nil, nil, nil}} {
+		a.send(a.all[0], a.moment(), 100)
+		a.sent("VI", c.first)
+		a.sent("VI", c.second)
+		if got := a.status("VI").SendError; got != c.want {
+			t.Errorf("%v, want %v", got, c.want)
+		}
 	}
 }

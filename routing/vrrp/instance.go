@@ -75,6 +75,9 @@ type Device struct {
 type Track struct {
 	Name string // as messages name it: "service web"
 	Up   bool
+	// Unknown: whether it is up is not known yet. Up is true then. The instance takes the role from no other master
+	// before it is known.
+	Unknown bool
 	// Weight is added to the priority while it is up, if it is positive, and while it is down, if it is negative. 0:
 	// the instance has a fault while it is down.
 	Weight int

@@ -3,6 +3,7 @@ package vrrp
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 )
 
@@ -29,7 +30,7 @@ type instance struct {
 	masterInterval time.Duration
 
 	lastSeq  sequence // of the last HMAC
-	sendErr  error    // of the last packet
+	sendErr  error    // of a packet of the last advertisement
 	replays  replays
 	peers    map[netip.Addr]*peer
 	rival    rival
@@ -61,6 +62,11 @@ func (i *instance) priority() uint8 {
 		}
 	}
 	return uint8(min(max(p, 1), Owner-1))
+}
+
+// held reports whether i takes the role only if there is no other master.
+func (i *instance) held() bool {
+	return i.election.held || slices.ContainsFunc(i.election.tracks[i.Name], func(t Track) bool { return t.Unknown })
 }
 
 // skew returns Skew_Time: RFC 9568, section 6.1; RFC 3768, section 6.1.
@@ -116,6 +122,9 @@ func (e *Election) change(i *instance, now Moment, to Role, reason string) {
 		i.await(now)
 	}
 	e.endRival(i, now, true)
+	for _, p := range i.peers {
+		p.first = 0
+	}
 	e.events = append(e.events, Event{Kind: RoleChanged, Instance: i.Name, Old: was, New: to, Reason: reason,
 		Addrs: i.addresses()})
 }
@@ -123,7 +132,7 @@ func (e *Election) change(i *instance, now Moment, to Role, reason string) {
 // await lets a backup wait for a master's advertisements from now on.
 func (i *instance) await(now Moment) {
 	i.deadline = now.Boot + i.masterDown()
-	if i.priority() == Owner && !i.election.held {
+	if i.priority() == Owner && !i.held() {
 		i.deadline = now.Boot
 	}
 }
@@ -171,6 +180,7 @@ func (e *Election) send(i *instance, now Moment, priority uint8) {
 		e.packets = append(e.packets, Packet{Device: i.device.Index, Src: src, Dst: to, TTL: ttl, Payload: p,
 			Instance: i.Name})
 	}
+	i.sendErr = nil
 	i.counts.Sent++
 	if priority == 0 {
 		i.counts.Resigned++

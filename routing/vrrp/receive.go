@@ -15,7 +15,11 @@ type peer struct {
 	last     time.Duration // when it was heard
 	refusal  Refusal       // of its last packet
 	differs  bool          // its addresses are not ours
-	reported time.Duration // when its refusal, or its addresses, were last reported; 0: never
+	told     bool          // that they differ
+	// first and claimed are the times of its first and last packet as another master beside this one. first is 0 if it
+	// is none, or has given way.
+	first, claimed time.Duration
+	reported       time.Duration // when its refusal, or its addresses, were last reported; 0: never
 }
 
 const (
@@ -48,11 +52,11 @@ func (e *Election) Receive(now Moment, p Packet) Refusal {
 		e.tickMaster(i, now)
 	}
 	a, r := Parse(p.Payload, p.Src, p.Dst)
-	if r == Accepted {
-		r = i.check(&a, &p, now)
-	}
-	if e.own(p.Src) {
+	switch {
+	case e.own(p.Src), i.unicast() && !multicast && !slices.Contains(i.Peers, p.Src):
 		r = BadSource
+	case r == Accepted:
+		r = i.check(&a, &p, now)
 	}
 	if r != Accepted {
 		e.refuse(i, now, &p, r)
@@ -104,10 +108,6 @@ func (i *instance) check(a *Advert, p *Packet, now Moment) Refusal {
 		return BadVersion
 	case p.Dst.IsMulticast() == i.unicast():
 		return BadCast
-	case i.unicast() && !slices.Contains(i.Peers, p.Src):
-		return BadSource
-	case i.Key == nil && a.trailer != nil:
-		return BadTrailer
 	case a.Version == Version2 && a.AuthType != kind:
 		return BadAuthType
 	case a.Version == Version2 && kind == AuthPassword && !bytes.Equal(a.AuthData[:], data[:]):
@@ -115,7 +115,7 @@ func (i *instance) check(a *Advert, p *Packet, now Moment) Refusal {
 	case a.Version == Version2 && a.Interval != i.Interval:
 		return BadInterval
 	}
-	if i.Key == nil {
+	if i.Key == nil { // an HMAC, if there is one, proves nothing: directors get their keys one after the other
 		return Accepted
 	}
 	return i.Key.verify(a, p.Src, now.Wall, window(max(i.Interval, a.Interval)), i.replays)
@@ -146,7 +146,7 @@ func (i *instance) yields(priority uint8, now Moment) bool {
 	case priority >= own && own != Owner:
 		i.preemptAt = 0
 		return true
-	case i.election.held:
+	case i.held():
 		return true
 	case i.forced, own == Owner:
 		return false
@@ -181,14 +181,14 @@ func (e *Election) receiveMaster(i *instance, now Moment, a *Advert, src netip.A
 		i.deadline = now.Boot + i.masterDown()
 		return
 	}
-	if now.Boot-i.answered >= i.Interval { // two routers never answer each other without end
+	// Two routers never answer each other without end. A router with priority 0 gives its role up, and backups begin to
+	// take it: RFC 9568, section 6.4.3.
+	if a.Priority == 0 || now.Boot-i.answered >= i.Interval {
 		i.answered = now.Boot
 		e.advertise(i, now)
 	}
 	if a.Priority == 0 {
-		if i.rival.addr == src {
-			e.endRival(i, now, true)
-		}
+		e.partRival(i, now, src)
 	} else {
 		e.meetRival(i, now, src, Accepted)
 	}
@@ -236,7 +236,8 @@ func (i *instance) peerOf(src netip.Addr, now Moment) *peer {
 func (e *Election) note(i *instance, now Moment, a *Advert, src netip.Addr) {
 	p := i.peerOf(src, now)
 	differs := !sameAddrs(a.Addrs, i.Addrs)
-	if differs && !p.differs && i.reports(p, now, true) {
+	if p.told = p.told && differs; differs && !p.told && i.reports(p, now, true) {
+		p.told = true
 		e.events = append(e.events, Event{Kind: Differs, Instance: i.Name, Peer: src, Addrs: slices.Clone(a.Addrs)})
 	}
 	if differs {
@@ -254,10 +255,11 @@ func sameAddrs(a, b []netip.Addr) bool {
 }
 
 // refuse takes note of a refused packet. A router whose packets are refused while this one is master is a second
-// master: backups send nothing.
+// master: backups send nothing. A packet that may come from another network, and from no peer, only counts.
 func (e *Election) refuse(i *instance, now Moment, p *Packet, r Refusal) {
 	i.counts.Refused[r]++
-	if r == BadSource || r == BadTTL || r == BadLength || r == BadChecksum {
+	if r == BadSource || r == BadTTL || r == BadLength || r == BadChecksum ||
+		p.TTL != ttl && !slices.Contains(i.Peers, p.Src) {
 		return
 	}
 	o := i.peerOf(p.Src, now)
@@ -269,8 +271,8 @@ func (e *Election) refuse(i *instance, now Moment, p *Packet, r Refusal) {
 	case i.role != Master:
 	case p.Payload[2] != 0:
 		e.meetRival(i, now, p.Src, r)
-	case i.rival.addr == p.Src:
-		e.endRival(i, now, true)
+	default:
+		e.partRival(i, now, p.Src)
 	}
 }
 
@@ -290,45 +292,65 @@ func (i *instance) reports(p *peer, now Moment, news bool) bool {
 
 // rival is another master beside this one.
 type rival struct {
-	addr        netip.Addr // the zero Addr: there is none
-	refusal     Refusal    // why its packets are refused, or Accepted
-	first, last time.Duration
-	reported    bool
+	addr     netip.Addr // the zero Addr: there is none
+	refusal  Refusal    // why its packets are refused, or Accepted
+	last     time.Duration
+	reported bool
 }
 
-// refusedRival is how long a router whose packets are refused counts as a master after its last packet: keepalived
-// puts its own advertisement off with each packet of others that it refuses, and is heard rarely.
+// refusedRival is how long a router whose packets are refused, or that has other addresses, counts as a master after
+// its last packet: keepalived puts its own advertisement off with each packet of others that it refuses, and is heard
+// rarely.
 const refusedRival = time.Minute
+
+// silence returns how long a router counts as another master after its last packet.
+func (i *instance) silence(p *peer, r Refusal) time.Duration {
+	d := 3 * max(i.Interval, i.masterInterval)
+	if p != nil {
+		d = max(d, 3*p.interval)
+	}
+	if r != Accepted || p != nil && p.differs {
+		d = max(d, refusedRival)
+	}
+	return d
+}
 
 // meetRival takes note of another master. One that gives way at this master's next advertisement is not reported.
 func (e *Election) meetRival(i *instance, now Moment, src netip.Addr, r Refusal) {
-	v := &i.rival
+	p, v := i.peerOf(src, now), &i.rival
+	if p.first == 0 || now.Boot-p.claimed > i.silence(p, r) {
+		p.first = now.Boot
+	}
+	p.claimed = now.Boot
 	if v.addr != src {
 		if v.reported { // one at a time
 			return
 		}
-		*v = rival{addr: src, first: now.Boot}
+		*v = rival{addr: src}
 	}
 	v.last, v.refusal = now.Boot, r
 	i.counts.Rivals++
-	if !v.reported && (r != Accepted || now.Boot-v.first > i.Interval) {
+	if !v.reported && (r != Accepted || now.Boot-p.first > i.Interval) {
 		v.reported = true
 		i.counts.Conflicts++
 		e.events = append(e.events, Event{Kind: TwoMasters, Instance: i.Name, Peer: src, Refusal: r, Addrs: i.Addrs})
 	}
 }
 
+// partRival takes note that another router is no master any more.
+func (e *Election) partRival(i *instance, now Moment, src netip.Addr) {
+	if p := i.peers[src]; p != nil {
+		p.first = 0
+	}
+	if i.rival.addr == src {
+		e.endRival(i, now, true)
+	}
+}
+
 // endRival forgets another master that is not heard any more, or at once if this one is not master any more.
 func (e *Election) endRival(i *instance, now Moment, atOnce bool) {
 	v := &i.rival
-	silence := 3 * max(i.Interval, i.masterInterval)
-	if p := i.peers[v.addr]; p != nil {
-		silence = max(silence, 3*p.interval)
-	}
-	if v.refusal != Accepted {
-		silence = max(silence, refusedRival)
-	}
-	if !v.addr.IsValid() || !atOnce && now.Boot-v.last <= silence {
+	if !v.addr.IsValid() || !atOnce && now.Boot-v.last <= i.silence(i.peers[v.addr], v.refusal) {
 		return
 	}
 	if v.reported {

@@ -17,7 +17,7 @@ const (
 	BadPassword           // version 2
 	BadInterval           // version 2: another interval than the instance's; version 3: an interval of 0
 	NoTrailer             // it has no HMAC, and the instance needs one
-	BadTrailer            // an HMAC that the instance does not ask for, or of an unknown type
+	BadTrailer            // an HMAC of an unknown type
 	BadKey                // an unknown key id
 	BadHMAC               // a forgery, or another key
 	Stale                 // the sender's clock differs too much

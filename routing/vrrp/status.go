@@ -37,7 +37,7 @@ type Status struct {
 	// Rival is another master beside this one; the zero Addr: there is none.
 	Rival        netip.Addr
 	RivalRefused Refusal // why its packets are refused; Accepted: they are not
-	SendError    error   // of the last packet; nil: it was sent
+	SendError    error   // of a packet of the last advertisement; nil: all were sent
 	Counts       Counts
 }
 

@@ -42,9 +42,10 @@ const (
 // MailTLSNames returns the values of MailTLS.
 func MailTLSNames() []string { return []string{string(TLSStart), string(TLSDirect), string(TLSOff)} }
 
-// wants reports whether e is mailed. A first state that is up is not: at a start without faults there is no mail.
+// wants reports whether e is mailed. A first state that is up is not, and neither are the begin and the end of an
+// instance of VRRP, except with a fault: a start and a stop without faults send no mail about them.
 func (c *Mail) wants(e *Event) bool {
-	if e.Old == unknown && e.New == up {
+	if e.Old == unknown && e.New == up || e.New == initialize || e.Old == initialize && e.New != fault {
 		return false
 	}
 	return (len(c.Kinds) == 0 || slices.Contains(c.Kinds, e.Kind)) &&
@@ -53,8 +54,10 @@ func (c *Mail) wants(e *Event) bool {
 
 // States of events that the mailer distinguishes.
 const (
-	unknown = "unknown"
-	up      = "up"
+	unknown    = "unknown"
+	up         = "up"
+	initialize = "initialize" // of VRRP, as fault
+	fault      = "fault"
 )
 
 // MailStats is the state of the mailer.

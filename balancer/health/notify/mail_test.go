@@ -177,15 +177,18 @@ func TestMailSelection(t *testing.T) {
 	elsewhere := Event{Kind: "service", Service: "dns", Old: "up", New: "down"}
 	role := Event{Kind: "vrrp", Service: "VI_1", Old: "backup", New: "master"} // an instance, no service
 	first := Event{Kind: "service", Service: "web", Old: "unknown", New: "up"}
-	all := []Event{realserver, service, elsewhere, role, first}
+	begin := Event{Kind: "vrrp", Service: "VI_1", Old: "initialize", New: "backup", Reason: "start"}
+	end := Event{Kind: "vrrp", Service: "VI_1", Old: "master", New: "initialize", Reason: "stop"}
+	broken := Event{Kind: "vrrp", Service: "VI_2", Old: "initialize", New: "fault", Reason: "eth0 has no link"}
+	all := []Event{realserver, service, elsewhere, role, first, begin, broken, end}
 	for _, c := range []struct {
 		Mail
 		want []Event
 	}{
-		{Mail{}, []Event{realserver, service, elsewhere, role}},
+		{Mail{}, []Event{realserver, service, elsewhere, role, broken}},
 		{Mail{Kinds: []string{"realserver"}}, []Event{realserver}},
-		{Mail{Services: []string{"dns", "ntp"}}, []Event{elsewhere, role}},
-		{Mail{Kinds: []string{"service", "vrrp"}, Services: []string{"web"}}, []Event{service, role}},
+		{Mail{Services: []string{"dns", "ntp"}}, []Event{elsewhere, role, broken}},
+		{Mail{Kinds: []string{"service", "vrrp"}, Services: []string{"web"}}, []Event{service, role, broken}},
 	} {
 		m := newMailer(func(error) {})
 		c.Mail.Gather = time.Hour

@@ -44,7 +44,7 @@ func ParseDirector(name string, text []byte) (*Director, error) {
 	d.Services = services.read(root)
 	services.checkSource(t, d.Source)
 	warnUnhashed(t, d)
-	d.VRRP = readVRRP(root, d.Services)
+	d.VRRP = readVRRP(root, d.Services, d.TAP)
 	d.Notify = readNotify(root, d.Services)
 	d.Sync = readSync(root)
 	root.finish()

@@ -58,10 +58,11 @@ func (d *Director) Instances() []vrrp.Instance {
 	return all
 }
 
-// readVRRP reads the [[vrrp]] tables. services are those of the file.
-func readVRRP(root *table, services []Service) []VRRP {
-	r := &vrrpReader{vips: map[netip.Addr]bool{}, names: map[string]string{}, routers: map[virtualRouter]string{},
-		addrs: map[netip.Addr]string{}, sources: map[netip.Addr]string{}, services: services}
+// readVRRP reads the [[vrrp]] tables. services are those of the file. tap: the director has a TAP device.
+func readVRRP(root *table, services []Service, tap bool) []VRRP {
+	r := &vrrpReader{tap: tap, vips: map[netip.Addr]bool{}, names: map[string]string{},
+		routers: map[virtualRouter]string{},
+		addrs:   map[netip.Addr]string{}, sources: map[netip.Addr]string{}, services: services}
 	for _, s := range services {
 		for _, vip := range s.VIPs {
 			r.vips[vip] = true
@@ -76,6 +77,7 @@ func readVRRP(root *table, services []Service) []VRRP {
 
 // vrrpReader reads the [[vrrp]] tables and keeps the values that must differ between them.
 type vrrpReader struct {
+	tap      bool
 	services []Service
 	vips     map[netip.Addr]bool
 	names    map[string]string // name → label of the instance that has it
@@ -225,6 +227,9 @@ func (r *vrrpReader) readAddress(t *table, key string, value any, v *VRRP, label
 		t.faultAt(key, "%s is not an address: want %s", show(text), wantMoving)
 	case NotUnicast(addr) != "" && !addr.IsLinkLocalUnicast():
 		t.faultAt(key, "%s is %s: want a unicast address", show(text), NotUnicast(addr))
+	case r.tap && !r.vips[addr] && !addr.IsLinkLocalUnicast():
+		t.faultAt(key, "%v is no VIP, and with a TAP device neighbours do not learn of other addresses: leave it out, "+
+			"or set device = \"tun\"", addr)
 	case taken:
 		t.faultAt(key, "%v is also one of %s: want each address once", addr, other)
 	case r.sources[addr] != "":

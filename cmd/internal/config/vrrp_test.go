@@ -128,7 +128,7 @@ func TestVRRPFaults(t *testing.T) {
 				"an array"}},
 		{"a source that moves", with("excluded = [\"10.0.2.9\"]\nsource = \"10.0.2.9\""),
 			[]string{`source: 10.0.2.9 is one of the addresses of vrrp "VI_1": want an address that stays on eth0`}},
-		{"a source that another moves", []string{basicVRRP, inside + "source = \"198.51.100.80\""},
+		{"another one's source", []string{basicVRRP, inside + "source = \"198.51.100.80\""},
 			[]string{`vrrp "inside": source: 198.51.100.80 is one of the addresses of vrrp "VI_1": want an address`}},
 		{"a source that moves with a later instance", []string{basicVRRP + "source = \"10.0.2.10\"", inside},
 			[]string{`vrrp "inside": addresses: 10.0.2.10 is the source of vrrp "VI_1": want an address that may move`}},
@@ -166,6 +166,22 @@ func TestVRRPFaults(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestVRRPWithTAP: neighbours learn of VIPs alone. A link-local address that RFC 9568 asks for is no next hop.
+func TestVRRPWithTAP(t *testing.T) {
+	file := "[director]\ndevice = \"tap\"\nbridge = \"br0\"\n" + withVRRP(strings.Replace(basicVRRP, "eth0", "br0", 1))
+	if _, err := ParseDirector("x.toml", []byte(file)); err != nil {
+		t.Error(err)
+	}
+	six := file + "excluded = [\"fe80::80\"]\n"
+	if _, err := ParseDirector("x.toml", []byte(six)); err != nil {
+		t.Error(err)
+	}
+	_, err := ParseDirector("x.toml", []byte(file+"excluded = [\"10.0.2.10/24\"]\n"))
+	if err == nil || !strings.Contains(err.Error(), "excluded: 10.0.2.10 is no VIP, and with a TAP device") {
+		t.Errorf("%v", err)
 	}
 }
 

@@ -31,6 +31,7 @@ type roles struct {
 	gateways *neigh.Watcher // nil: none
 	asked    []neigh.Neighbour
 	devices  []query.Device
+	deaf     string // the last error of logDeaf; "": none
 }
 
 // open opens the sockets, if cfg has [[vrrp]].
@@ -78,9 +79,19 @@ func (r *roles) set(st *state) {
 	}
 	r.follow(st)
 	r.router.Set(st.Config.Instances())
+	r.logDeaf()
+}
+
+// logDeaf logs why VRRP packets of other directors may not come in, the same reason once in a row.
+func (r *roles) logDeaf() {
+	text := ""
 	if err := r.router.JoinError(); err != nil {
-		r.log.Error("VRRP packets of other directors may not come in", "error", err)
+		text = err.Error()
 	}
+	if text != "" && text != r.deaf {
+		r.log.Error("VRRP packets of other directors may not come in", "error", text)
+	}
+	r.deaf = text
 }
 
 // follow passes the state of the devices, services and gateways to the election.
@@ -105,14 +116,16 @@ func (r *roles) followDevices(all []query.Device) {
 		devices[i] = vrrp.Device{Name: d.Name, Index: d.Index, Running: d.Running, Addrs: d.Addrs}
 	}
 	r.router.SetDevices(devices)
+	r.logDeaf()
 }
 
-// askGateways keeps the tracked gateways resolved, on the devices in whose subnets they are.
+// askGateways keeps the tracked gateways resolved, on the devices with a link in whose subnets they are.
 func (r *roles) askGateways(cfg *config.Director) {
 	var all []neigh.Neighbour
 	for _, gateway := range plan.Gateways(cfg) {
 		for _, d := range r.devices {
-			if slices.ContainsFunc(d.Addrs, func(p netip.Prefix) bool { return p.Contains(gateway) }) {
+			in := func(p netip.Prefix) bool { return p.Contains(gateway) }
+			if d.Running && slices.ContainsFunc(d.Addrs, in) { // the kernel asks by no other
 				all = append(all, neigh.Neighbour{Device: d.Index, Address: gateway})
 			}
 		}
@@ -126,14 +139,20 @@ func (r *roles) askGateways(cfg *config.Director) {
 	}
 }
 
-// gatewayUp reports whether a gateway answers on any device.
-func (r *roles) gatewayUp(gateway netip.Addr) bool {
+// gatewayUp reports whether a gateway answers on any device, and whether that is known: the kernel needs three seconds
+// to find that a neighbour does not answer.
+func (r *roles) gatewayUp(gateway netip.Addr) (up, known bool) {
+	known = true
 	for n, st := range r.gateways.States() {
-		if n.Address == gateway && st.MAC != [6]byte{} && !st.Silent {
-			return true
+		switch {
+		case n.Address != gateway || st.Silent:
+		case st.MAC != [6]byte{}:
+			return true, true
+		default:
+			known = false
 		}
 	}
-	return false
+	return false, known
 }
 
 // report logs and notifies an event of the election. The Router calls it.
@@ -181,7 +200,7 @@ var remedies = map[vrrp.Refusal]string{
 	vrrp.BadTTL:      "they come from another network: list peers, or look for the sender",
 	vrrp.BadSource:   "add the sender to peers, or look for it",
 	vrrp.NoTrailer:   "they have no HMAC: set the same key at both; until then key_mode = \"permissive\"",
-	vrrp.BadTrailer:  "they have an HMAC and this director has no key: set the same key at both",
+	vrrp.BadTrailer:  "their HMAC is of an unknown type: look for its sender's program",
 	vrrp.BadKey:      "set the same key and key_id at both",
 	vrrp.BadHMAC:     "set the same key at both",
 	vrrp.Stale:       "set both hosts' clocks",

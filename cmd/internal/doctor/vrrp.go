@@ -66,8 +66,12 @@ func (res *result) vrrp(st *api.DirectorStatus, cfg []config.VRRP, have map[neti
 			}
 		}
 	}
-	if good && len(st.VRRP) > 0 {
-		res.fine("one director is master, and its peers are heard as they should be")
+	switch heard := slices.ContainsFunc(st.VRRP, func(v api.VRRP) bool { return v.Received > 0 }); {
+	case !good || len(st.VRRP) == 0:
+	case heard:
+		res.fine("one director is master, and the packets of its peers are accepted")
+	default: // backups send nothing
+		res.fine("no other director is master; none has been heard since the start")
 	}
 }
 

@@ -91,7 +91,7 @@ func TestKeptConnections(t *testing.T) {
 	})
 }
 
-// TestLeftConnections: downloads whose realserver, or whose port of the VIP, has left the file go on after a kill -9, and
+// TestLeftConnections: downloads whose realserver, or whose port of the VIP, has left the file go on after a kill, and
 // after another one, as they do after a reload.
 func TestLeftConnections(t *testing.T) {
 	byMethod(t, func(t *testing.T, m method, ipv6 bool) {

@@ -213,7 +213,25 @@ func TestVRRPTracking(t *testing.T) {
 			v := p.first.balance().VRRP[0]
 			return v.Role == c.role && v.Priority == c.priority
 		})
+		if n := p.first.balance().VRRP[0].Elected; c.role == "fault" && n > 0 {
+			t.Errorf("%s: it was master %d times", c.track, n)
+		}
 		p.first.stop()
+	}
+
+	p.configurePair(p.first, 150, p.addresses())
+	p.first.start()
+	p.role(p.first, "master")
+	for _, track := range []string{fmt.Sprintf(`{ gateway = "%v" }`, p.Insider.Addr), `{ service = "web" }`} {
+		p.configurePair(p.first, 150, p.addresses()+"track = ["+track+"]\n")
+		p.mustReload()
+		testkit.Eventually(t, track+" is up", func() bool {
+			v := p.first.balance().VRRP[0]
+			return len(v.Tracks) == 1 && strings.Contains(track, strings.Fields(v.Tracks[0].Name)[1])
+		})
+	}
+	if v := p.first.balance().VRRP[0]; v.Role != "master" || v.Elected != 1 {
+		t.Errorf("reloads with a track switch roles: %+v", v)
 	}
 }
 

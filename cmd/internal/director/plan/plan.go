@@ -73,6 +73,7 @@ type Desired struct {
 	Reroute     map[netip.Addr]balancer.Path // paths to retired realservers
 	Services    map[string]ServiceState      // by name
 	Down        map[RealserverID]bool        // the realservers that their checks have found down
+	Unconfirmed map[RealserverID]bool        // the realservers whose checks have found nothing yet
 	Unreachable []netip.Addr                 // realservers without a route, in ascending order
 	Faults      []Unreachable                // realservers of VS/DR that are no neighbours, or do not answer
 }
@@ -114,6 +115,7 @@ func Plan(in Inputs, before map[string]ServiceState) (Desired, []Event) {
 		Reroute:     in.Neighbours.linkPaths(in.Paths.reroute(cfg.Source, in.Retired), in.Retired),
 		Services:    make(map[string]ServiceState, len(cfg.Services)),
 		Down:        map[RealserverID]bool{},
+		Unconfirmed: map[RealserverID]bool{},
 		Unreachable: in.Paths.unreachable(cfg),
 		Faults:      in.Neighbours.faults(cfg),
 	}
@@ -122,6 +124,9 @@ func Plan(in Inputs, before map[string]ServiceState) (Desired, []Event) {
 	for id, st := range states {
 		if !st.Up {
 			d.Down[id] = true
+		}
+		if !st.Known {
+			d.Unconfirmed[id] = true
 		}
 	}
 	var events []Event

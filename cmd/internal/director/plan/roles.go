@@ -108,28 +108,30 @@ func Unlisted(cfg *config.Director, devices []query.Device) (all []netip.Addr, o
 }
 
 // Tracks returns the states of what the instances depend on, by the instances' names. gateway reports whether a gateway
-// answers.
+// answers, and whether that is known.
 func Tracks(cfg *config.Director, devices []query.Device, d *Desired,
-	gateway func(netip.Addr) bool) map[string][]vrrp.Track {
+	gateway func(netip.Addr) (up, known bool)) map[string][]vrrp.Track {
 	all := map[string][]vrrp.Track{}
 	for i := range cfg.VRRP {
 		v := &cfg.VRRP[i]
 		for n := range v.Track {
 			k := &v.Track[n]
-			t := vrrp.Track{Name: k.Name(), Weight: k.Weight}
+			up, known := false, true
 			switch {
 			case k.Device != "":
-				t.Up = slices.ContainsFunc(devices, func(d query.Device) bool {
+				up = slices.ContainsFunc(devices, func(d query.Device) bool {
 					return d.Name == k.Device && d.Running
 				})
 			case k.Realserver.IsValid():
-				t.Up = !d.Down[RealserverID{k.Service, k.Realserver}]
+				id := RealserverID{k.Service, k.Realserver}
+				up, known = !d.Down[id], !d.Unconfirmed[id]
 			case k.Service != "":
-				t.Up = d.Services[k.Service].Up
+				up, known = d.Services[k.Service].Up, d.Services[k.Service].Known
 			default:
-				t.Up = gateway(k.Gateway)
+				up, known = gateway(k.Gateway)
 			}
-			all[v.Name] = append(all[v.Name], t)
+			all[v.Name] = append(all[v.Name],
+				vrrp.Track{Name: k.Name(), Up: up || !known, Unknown: !known, Weight: k.Weight})
 		}
 	}
 	return all

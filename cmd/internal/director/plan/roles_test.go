@@ -91,22 +91,28 @@ func TestUnlisted(t *testing.T) {
 func TestTracks(t *testing.T) {
 	in := elected()
 	gateway, silent := netip.MustParseAddr("10.0.2.1"), netip.MustParseAddr("10.0.2.9")
+	unknown := netip.MustParseAddr("10.0.2.8")
 	in.Config.VRRP[0].Track = []config.Track{{Device: "eth1"}, {Device: "eth2"}, {Service: "web", Weight: -20},
-		{Service: "mail"}, {Service: "web", Realserver: netip.MustParseAddrPort("10.0.11.2:0")},
+		{Service: "mail"}, {Service: "new"}, {Service: "web", Realserver: netip.MustParseAddrPort("10.0.11.2:0")},
 		{Service: "web", Realserver: netip.MustParseAddrPort("10.0.12.2:80")}, {Gateway: gateway},
-		{Gateway: silent, Weight: 3}}
+		{Service: "web", Realserver: netip.MustParseAddrPort("10.0.13.2:80")},
+		{Gateway: silent, Weight: 3}, {Gateway: unknown}}
 	in.Devices[1].Running = true
-	d := &Desired{Services: map[string]ServiceState{"web": {Up: true}},
-		Down: map[RealserverID]bool{{"web", netip.MustParseAddrPort("10.0.12.2:80")}: true}}
+	down, begun := netip.MustParseAddrPort("10.0.12.2:80"), netip.MustParseAddrPort("10.0.13.2:80")
+	d := &Desired{Services: map[string]ServiceState{"web": {Up: true, Known: true}, "mail": {Known: true}, "new": {}},
+		Down:        map[RealserverID]bool{{"web", down}: true, {"web", begun}: true},
+		Unconfirmed: map[RealserverID]bool{{"web", begun}: true}}
 	got := Tracks(in.Config, in.Devices, d,
-		func(a netip.Addr) bool { return a == gateway })
-	want := "map[a:[{interface eth1 true 0} {interface eth2 false 0} {service web true -20} {service mail false 0} " +
-		"{realserver 10.0.11.2 of web true 0} {realserver 10.0.12.2:80 of web false 0} " +
-		"{gateway 10.0.2.1 true 0} {gateway 10.0.2.9 false 3}]]"
+		func(a netip.Addr) (up, known bool) { return a == gateway, a != unknown })
+	want := "map[a:[{interface eth1 true false 0} {interface eth2 false false 0} {service web true false -20} " +
+		"{service mail false false 0} {service new true true 0} {realserver 10.0.11.2 of web true false 0} " +
+		"{realserver 10.0.12.2:80 of web false false 0} {gateway 10.0.2.1 true false 0} " +
+		"{realserver 10.0.13.2:80 of web true true 0} {gateway 10.0.2.9 false false 3} " +
+		"{gateway 10.0.2.8 true true 0}]]"
 	if fmt.Sprint(got) != want {
 		t.Errorf("%v", got)
 	}
-	if all := fmt.Sprint(Gateways(in.Config)); all != "[10.0.2.1 10.0.2.9]" {
+	if all := fmt.Sprint(Gateways(in.Config)); all != "[10.0.2.1 10.0.2.8 10.0.2.9]" {
 		t.Errorf("gateways %s", all)
 	}
 }
