@@ -79,7 +79,7 @@ func newController(log *slog.Logger, plane *dataPlane, checks *checks, network n
 // set, and what its connections may need, that the configuration does not have. The next trim removes the rest.
 func (c *controller) start(cfg *config.Director, former plan.Inputs) error {
 	in := former.Reconfigured(cfg)
-	c.incomplete, in.Syncing = cfg.Sync.On, cfg.Sync.On
+	c.incomplete = cfg.Sync.On
 	in.Rules = c.ask.rules()
 	c.resolvePaths(&in)
 	if cfg.TAP { // its workers do not read the answers yet
@@ -236,8 +236,7 @@ func (c *controller) peersComplete(complete bool) {
 
 // answerUnknown lets packets of unknown connections be answered, unless their connections may still come.
 func (c *controller) answerUnknown() {
-	in := c.state().inputs
-	if in.Syncing = c.incomplete || c.takeover != nil; in.Syncing != c.state().inputs.Syncing {
+	if in := c.state().inputs; in.Syncing != (c.incomplete || c.takeover != nil) {
 		c.logFailure(slog.LevelError, "cannot change the answer to packets of unknown connections", c.converge(in))
 	}
 }
@@ -282,7 +281,7 @@ func pathsPause(took time.Duration) time.Duration {
 
 // converge makes the plan for in, puts the plan in force and reports the events. On an error nothing has changed.
 func (c *controller) converge(in plan.Inputs) (err error) {
-	in.Roles = c.roles.now() // a role that could not be put in force is tried again
+	c.takeRoles(&in) // one that could not be put in force is tried again
 	was := c.state()
 	reconfigured := was == nil || was.inputs.Config != in.Config
 	var before map[string]plan.ServiceState

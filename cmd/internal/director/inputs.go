@@ -116,19 +116,26 @@ const takingOver = 3 * time.Second
 
 // followRoles puts the roles of VRRP in force: the master announces the VIPs, and this host has its addresses.
 func (c *controller) followRoles() {
-	was := c.state().inputs.Roles
 	in := c.state().inputs
 	in.Roles = c.roles.now()
-	if in.SameRoles(&c.state().inputs) {
-		return
+	if !in.SameRoles(&c.state().inputs) {
+		c.logFailure(slog.LevelError, "cannot apply a role of VRRP", c.follow(in))
 	}
-	if in.Config.Sync.On && masters(in.Roles) > masters(was) {
-		c.takeover, in.Syncing = time.After(takingOver), true
+}
+
+// takeRoles puts the present roles into in. Where they differ from those in force, it begins what follows for unknown
+// connections, here and at the peers.
+func (c *controller) takeRoles(in *plan.Inputs) {
+	in.Roles = c.roles.now()
+	if was := c.state(); was != nil && in.Config.Sync.On {
+		if newMaster(in.Roles, was.inputs.Roles) {
+			c.takeover = time.After(takingOver)
+		}
+		if newMaster(was.inputs.Roles, in.Roles) {
+			c.roles.lost()
+		}
 	}
-	c.logFailure(slog.LevelError, "cannot apply a role of VRRP", c.follow(in))
-	if masters(in.Roles) < masters(was) {
-		c.roles.lost()
-	}
+	in.Syncing = c.incomplete || c.takeover != nil
 }
 
 // follow is converge for what has happened and cannot be refused. Neighbours learn of VIPs also if this host cannot

@@ -27,8 +27,9 @@ type roles struct {
 	give     func(whole bool) // sends connections to the peers, before they get the roles: see peerSync.giveTable
 	lost     func()           // a peer has got a role
 	lan      *lan
-	router   *vrrp.Router   // nil: none
-	gateways *neigh.Watcher // nil: none
+	elected  func() vrrp.Roles // the present roles; nil: there is no [[vrrp]]
+	router   *vrrp.Router      // nil: none
+	gateways *neigh.Watcher    // nil: none
 	asked    []neigh.Neighbour
 	devices  []query.Device
 	deaf     string // the last error of logDeaf; "": none
@@ -44,16 +45,17 @@ func (r *roles) open(cfg *config.Director, log *slog.Logger, lan *lan) (err erro
 	if r.router, err = vrrp.Open(r.report); err != nil {
 		return err
 	}
+	r.elected = r.router.Roles
 	r.gateways, err = neigh.NewWatcher()
 	return err
 }
 
 // now returns the present roles.
 func (r *roles) now() vrrp.Roles {
-	if r.router == nil {
+	if r.elected == nil {
 		return nil
 	}
-	return r.router.Roles()
+	return r.elected()
 }
 
 // changed returns the channel of changes of roles.
@@ -315,7 +317,7 @@ func (r *roles) run(ctx context.Context, leave func()) error {
 		failed <- r.router.Run(electing)
 	}()
 	<-ctx.Done()
-	if masters(r.router.Roles()) > 0 {
+	if newMaster(r.router.Roles(), nil) {
 		r.give(false) // peers have the rest
 	}
 	leave()
@@ -326,14 +328,14 @@ func (r *roles) run(ctx context.Context, leave func()) error {
 	return errors.Join(<-failed, <-failed)
 }
 
-// masters returns the number of instances whose master this director is.
-func masters(roles vrrp.Roles) (n int) {
-	for _, role := range roles {
-		if role == vrrp.Master {
-			n++
+// newMaster reports whether this director is the master of an instance by roles, and is not by before.
+func newMaster(roles, before vrrp.Roles) bool {
+	for name, role := range roles {
+		if role == vrrp.Master && before[name] != vrrp.Master {
+			return true
 		}
 	}
-	return n
+	return false
 }
 
 // close closes the sockets, also if open has failed half-way.

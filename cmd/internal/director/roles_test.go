@@ -2,11 +2,13 @@ package director
 
 import (
 	"log/slog"
+	"maps"
 	"net/netip"
 	"strings"
 	"testing"
 	"time"
 
+	"vstun/cmd/internal/config"
 	"vstun/routing/query"
 	"vstun/routing/vrrp"
 	"vstun/testdata/testkit"
@@ -34,6 +36,35 @@ func TestDeafRouter(t *testing.T) {
 		r.followDevices(c.devices)
 		if n := strings.Count(log.String(), "packets of other directors may not come in"); n != c.lines {
 			t.Errorf("%d lines, want %d:\n%s", n, c.lines, &log)
+		}
+	}
+}
+
+// TestRoleWithOtherChange: a role has the same consequences if another change puts it in force first, and if another
+// role goes at the same moment. A new master sends no RST for a time. Where a role has gone, the peers get half-open
+// connections.
+func TestRoleWithOtherChange(t *testing.T) {
+	cfg := running()
+	cfg.Sync.On = true
+	cfg.VRRP = []config.VRRP{{Instance: vrrp.Instance{Name: "a"}}, {Instance: vrrp.Instance{Name: "b"}}}
+	now, lost := vrrp.Roles{"a": vrrp.Backup, "b": vrrp.Master}, 0
+	o := operate(t, cfg, func(o *operated) {
+		o.controller.roles = &roles{elected: func() vrrp.Roles { return maps.Clone(now) }, lost: func() { lost++ }}
+	})
+	silent := func() bool { return o.controller.state().snapshot.NoResets() }
+	if o.controller.peersComplete(true); silent() || lost > 0 {
+		t.Fatalf("before a change: no RST %v, %d roles lost", silent(), lost)
+	}
+	for _, change := range []struct {
+		name string
+		fn   func()
+	}{{"health", func() { o.controller.takeHealth(nil) }}, {"a role", o.controller.followRoles}} {
+		_ = o.controller.do(func() {
+			now["a"], now["b"] = vrrp.Master, vrrp.Backup
+			change.fn()
+		})
+		if !silent() || lost != 1 {
+			t.Errorf("after %s: no RST %v, %d roles lost, want 1", change.name, silent(), lost)
 		}
 	}
 }

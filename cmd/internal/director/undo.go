@@ -70,7 +70,7 @@ func leftTable(file, control string) string {
 const systemdAnswers = 5 * time.Second
 
 // leastLife is the least time from one start of a unit to the next. systemd starts the unit again at once. A process
-// that has lived shorter has failed at its start, and would do so many times a second.
+// that has lived shorter has failed at its start, and would fail again and again.
 const leastLife = time.Second
 
 // startsAgain reports whether systemd starts this unit again, and prints that. Without an answer it does not: then the
