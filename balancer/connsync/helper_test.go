@@ -78,6 +78,16 @@ func services() []balancer.Service {
 	return all
 }
 
+// record returns the datagrams that are sent from now on, until spoil changes.
+func (w *network) record() *[][]byte {
+	var recorded [][]byte
+	w.spoil = func(list [][]byte) [][]byte {
+		recorded = append(recorded, list...)
+		return list
+	}
+	return &recorded
+}
+
 // newNetwork makes n directors with services(). A key is the mode VSTUN.
 func newNetwork(t testing.TB, n, entries int, key []byte) *network {
 	t.Helper()

@@ -19,11 +19,7 @@ func TestHostileDatagrams(t *testing.T) {
 		t.Run(mode, func(t *testing.T) {
 			w := newNetwork(t, 2, 10_000, key)
 			one, two := w.directors[0], w.directors[1]
-			var recorded [][]byte
-			w.spoil = func(list [][]byte) [][]byte {
-				recorded = append(recorded, list...)
-				return list
-			}
+			recorded := w.record()
 			w.run(5 * second)
 			for i := range 200 {
 				one.open(w, i, vip, 80)
@@ -38,7 +34,7 @@ func TestHostileDatagrams(t *testing.T) {
 			r := rand.New(rand.NewPCG(3, 4))
 			forged := newSealer([]byte("another key of 32 bytes or more.."))
 			for i := range n {
-				b := append([]byte(nil), recorded[r.IntN(len(recorded))]...)
+				b := append([]byte(nil), (*recorded)[r.IntN(len(*recorded))]...)
 				switch i % 4 {
 				case 0: // replayed
 				case 1:

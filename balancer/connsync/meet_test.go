@@ -88,11 +88,7 @@ func TestRecordedHellos(t *testing.T) {
 func TestAnswerFromPeersAddress(t *testing.T) {
 	w := newNetwork(t, 2, 4096, key)
 	one, two := w.directors[0], w.directors[1]
-	var recorded [][]byte
-	w.spoil = func(list [][]byte) [][]byte {
-		recorded = append(recorded, list...)
-		return list
-	}
+	recorded := w.record()
 	for n := range 20 {
 		two.open(w, n, vip, 80)
 		w.run(20)
@@ -110,7 +106,7 @@ func TestAnswerFromPeersAddress(t *testing.T) {
 	}
 	w.run(second)
 	before := one.Status()
-	for _, b := range recorded {
+	for _, b := range *recorded {
 		one.take(bytes.Clone(b), two.addr, w.now)
 	}
 	if st := one.Status(); st.Received.Records != before.Received.Records || one.peers[two.id()] != was ||
@@ -146,11 +142,7 @@ func TestRestartedSession(t *testing.T) {
 func TestNumbersGoBack(t *testing.T) {
 	w := newNetwork(t, 2, 4096, key)
 	one, two := w.directors[0], w.directors[1]
-	var recorded [][]byte
-	w.spoil = func(list [][]byte) [][]byte {
-		recorded = append(recorded, list...)
-		return list
-	}
+	recorded := w.record()
 	for n := range 200 {
 		two.open(w, n, vip, 80)
 		w.run(10)
@@ -167,7 +159,7 @@ func TestNumbersGoBack(t *testing.T) {
 		t.Errorf("%s, want %s", got, want)
 	}
 	before := one.Status()
-	for _, b := range recorded {
+	for _, b := range *recorded {
 		one.take(bytes.Clone(b), two.addr, w.now)
 	}
 	if st := one.Status(); st.Received.Records != before.Received.Records {

@@ -67,7 +67,7 @@ func (s *Sync) takeKernel(b []byte, from netip.Addr, now conntab.Ticks) {
 	id := peerID{addr: from}
 	p := s.peers[id]
 	if p == nil {
-		if len(s.peers) >= maxPeers { // a forger has so many addresses: none of them keeps others out
+		if len(s.peers) >= maxPeers { // a forger has any number of addresses: none of them keeps others out
 			delete(s.peers, s.mostSilent(now).id)
 		}
 		p = &peer{id: id, addr: from}

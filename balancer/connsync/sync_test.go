@@ -12,7 +12,6 @@ import (
 
 	"vstun/balancer"
 	"vstun/balancer/conntab"
-	"vstun/balancer/method"
 	"vstun/encap/packet"
 )
 
@@ -67,58 +66,6 @@ func TestTakesOver(t *testing.T) {
 	}
 }
 
-// TestTemplateTakesOver: new connections of a persistent client go to its realserver, at the other director, too.
-func TestTemplateTakesOver(t *testing.T) {
-	for mode, key := range modes {
-		t.Run(mode, func(t *testing.T) {
-			w := newNetwork(t, 2, 4096, key)
-			one, two := w.directors[0], w.directors[1]
-			w.run(5 * second)
-			for n := range 20 {
-				two.open(w, 5000+n*256, vip, 443) // moves its scheduler on
-				to := one.open(w, n*256, vip, 443)
-				w.run(20)
-				for port := uint16(443); port <= 444; port++ {
-					if got := two.open(w, n*256+1, vip, port); got != to { // of the same network
-						t.Errorf("client %d, port %d: %s, want %s", n, port, got, to)
-					}
-				}
-			}
-		})
-	}
-}
-
-// TestTemplateMoves: a template whose realserver has gone leads elsewhere at the other director, too, at once.
-func TestTemplateMoves(t *testing.T) {
-	for mode, key := range modes {
-		w := newNetwork(t, 2, 4096, key)
-		one, two := w.directors[0], w.directors[1]
-		w.run(5 * second)
-		former := one.open(w, 7, vip, 443)
-		w.run(20)
-		for _, d := range w.directors {
-			list := services()
-			list[5].Realservers = slices.DeleteFunc(list[5].Realservers, func(r balancer.Realserver) bool {
-				return strings.HasPrefix(former, r.Address.String())
-			})
-			if err := d.balancer.Apply(balancer.Config{Services: list}); err != nil {
-				t.Fatal(err)
-			}
-		}
-		p := client(7, vip, packet.ProtoTCP, 443, packet.FlagSYN)
-		p.Flow.SrcPort++
-		ack := *p
-		ack.TCPFlags = packet.FlagACK
-		want := one.send(w, p, &ack)
-		w.run(20)
-		at, ok := two.balancer.Snapshot().TemplateOf(&balancer.Connection{Service: "shop",
-			Conn: conntab.Conn{Flow: p.Flow}}, w.now)
-		if got := fmt.Sprint(at.Realserver, " ", at.Forward); !ok || want == former || got != want {
-			t.Errorf("%s: the template leads to %s, want %s, was %s", mode, got, want, former)
-		}
-	}
-}
-
 // TestOtherNames: directors whose services have other names keep each other's connections and templates.
 func TestOtherNames(t *testing.T) {
 	w := newNetwork(t, 2, 4096, key)
@@ -145,46 +92,6 @@ func TestOtherNames(t *testing.T) {
 	}
 }
 
-// TestFTP: a kernel director's template of FTP has no ports, neither of the VIP nor of the realserver.
-func TestFTP(t *testing.T) {
-	for name, port := range map[string]uint16{"the same port": 0, "nat": 2121} {
-		w := newNetwork(t, 2, 4096, nil)
-		one, two := w.directors[0], w.directors[1]
-		for _, d := range w.directors {
-			list := services()
-			list[5].Ports = []balancer.PortRange{{First: 21, Last: 21}}
-			if port != 0 {
-				list[5].Realservers = []balancer.Realserver{realserver(5, method.NAT), realserver(6, method.NAT)}
-				for i := range list[5].Realservers {
-					list[5].Realservers[i].Port = port
-				}
-			}
-			if err := d.balancer.Apply(balancer.Config{Services: list}); err != nil {
-				t.Fatal(err)
-			}
-		}
-		w.run(5 * second)
-		found := 0
-		w.spoil = func(datagrams [][]byte) [][]byte {
-			for _, b := range datagrams {
-				h, rest, _ := parseHeader(b)
-				eachRecord(rest, h.count, false, func(r *Record) {
-					if r.Flags&FlagTemplate != 0 && r.Virtual.Port() == 0 && r.Real.Port() == 0 {
-						found++
-					}
-				}, func(f Fault) { t.Error(f) })
-			}
-			return datagrams
-		}
-		two.open(w, 5000, vip, 21) // moves its scheduler on
-		want := one.open(w, 7, vip, 21)
-		w.run(20)
-		if got := two.open(w, 7+1, vip, 21); got != want || found == 0 {
-			t.Errorf("%s: %s, want %s; %d templates without ports; %v", name, got, want, found, two.Status().Refused)
-		}
-	}
-}
-
 // TestHalfClosedAtOnce: in the mode IPVS, a new connection that is half-closed within a flush takes the place of the
 // port's former one.
 func TestHalfClosedAtOnce(t *testing.T) {
@@ -204,47 +111,6 @@ func TestHalfClosedAtOnce(t *testing.T) {
 		if got := two.send(w, p(packet.FlagACK)); got != want || got == former || c.State != conntab.FinWait {
 			t.Errorf("%s: %s in %v, want %s, was %s", mode, got, c.State, want, former)
 		}
-	}
-}
-
-// TestTemplateOfLongConnection: a persistent client with one long connection has its realserver at the other director,
-// too, all the time, and not for ever.
-func TestTemplateOfLongConnection(t *testing.T) {
-	w := newNetwork(t, 2, 4096, key)
-	one, two := w.directors[0], w.directors[1]
-	w.run(5 * second)
-	for n := range 20 { // in different passes of the refresh
-		one.open(w, n*256, vip, 443)
-	}
-	w.run(second)
-	of := func(n int) bool {
-		c := balancer.Connection{Service: "shop", Conn: conntab.Conn{Flow: client(n*256, vip, packet.ProtoTCP, 443,
-			0).Flow}}
-		_, known := two.balancer.Snapshot().TemplateOf(&c, w.now)
-		return known
-	}
-	for s := range 1500 {
-		if s%60 == 0 {
-			for n := range 20 {
-				one.send(w, client(n*256, vip, packet.ProtoTCP, 443, packet.FlagACK))
-			}
-		}
-		w.run(second)
-		for n := range 20 {
-			if !of(n) {
-				t.Fatalf("client %d has no template at the other director after %d s", n, s)
-			}
-		}
-		one.table.Sweep(w.now)
-		two.table.Sweep(w.now)
-	}
-	for range 1100 { // the connections, 900 s, and what they hold
-		w.run(second)
-		one.table.Sweep(w.now)
-		two.table.Sweep(w.now)
-	}
-	if a, b := one.table.Len(), two.table.Len(); a > 0 || b > 0 {
-		t.Errorf("%d and %d entries are left", a, b)
 	}
 }
 
@@ -308,142 +174,6 @@ func TestSwitch(t *testing.T) {
 	w.run(5 * second)
 	if _, known := two.conn(w, late); known {
 		t.Error("a half-open connection is sent without a switch")
-	}
-}
-
-// TestNewcomer: a director that starts, or starts again, gets the whole table, also what its peer has from itself.
-func TestNewcomer(t *testing.T) {
-	const n = 3000
-	w := newNetwork(t, 2, 10_000, key)
-	one := w.directors[0]
-	w.run(5 * second)
-	for i := range n {
-		from := w.directors[i%2]
-		from.open(w, i, vip, 80)
-	}
-	w.run(2 * second)
-	w.stop()
-	three := w.start(10_000, key)
-	three.addr = netip.MustParseAddr("10.0.2.99")
-	select {
-	case <-three.Ready():
-		t.Error("ready at once")
-	default:
-	}
-	w.run(10 * second)
-	if got := three.table.Len(); got != n || one.table.Len() != n {
-		t.Errorf("%d connections, the peer has %d, want %d; %+v", got, one.table.Len(), n, three.Status())
-	}
-	select {
-	case <-three.Ready():
-	default:
-		t.Error("not ready")
-	}
-	st := three.Status()
-	if len(st.Peers) != 1 || !st.Peers[0].Complete || !st.Peers[0].Alive || st.Lost > 0 {
-		t.Errorf("%+v", st)
-	}
-}
-
-// TestHoleInBulk: a bulk transfer of which datagrams are lost, more than can be sent again, is not the whole table, and
-// another one makes up for it.
-func TestHoleInBulk(t *testing.T) {
-	const n = 120_000
-	w := newNetwork(t, 2, 200_000, key)
-	from, to := w.restart(n)
-	from.cfg.BulkRate = 40_000
-	w.spoil = func([][]byte) [][]byte { return nil }
-	w.run(second) // the link is down
-	w.spoil = func(list [][]byte) [][]byte { return list }
-	for range 60 {
-		w.run(second / 2)
-		if got := to.table.Len(); got < n && (to.nowReady() || to.Status().Peers[0].Complete) {
-			t.Fatalf("complete with %d connections of %d", got, n)
-		}
-	}
-	if st := to.Status(); to.table.Len() != n || !st.Peers[0].Complete || st.Lost == 0 {
-		t.Errorf("%d connections of %d; %+v; the peer: %+v", to.table.Len(), n, st, from.Status())
-	}
-}
-
-// TestOneClient: a client that makes changes of one connection as fast as it can neither displaces those of others, nor
-// keeps a newcomer from the table, nor has the table sent again and again.
-func TestOneClient(t *testing.T) {
-	const n = 20_000
-	for mode, key := range modes {
-		w := newNetwork(t, 2, 50_000, key)
-		from, to := w.restart(n)
-		from.cfg.BulkRate = 40_000
-		before := from.Status()
-		for range 1000 {
-			for range 100 {
-				for _, flags := range []uint8{packet.FlagSYN, packet.FlagACK, packet.FlagFIN | packet.FlagACK} {
-					from.send(w, client(n, vip, packet.ProtoTCP, 80, flags))
-				}
-			}
-			w.run(1)
-		}
-		st, records := from.Status(), from.Status().Sent.Records-before.Sent.Records
-		if to.table.Len() != n+1 || st.ChangesLost > 0 || records > 3*n ||
-			mode == "vstun" && !to.Status().Peers[0].Complete {
-			t.Errorf("%s: %d connections, %d changes are lost, %d records; %+v", mode, to.table.Len(), st.ChangesLost,
-				records, to.Status())
-		}
-	}
-}
-
-// TestLostChanges: changes that come faster than they can be noted are made up for by one transfer of the table, which
-// others do not begin again.
-func TestLostChanges(t *testing.T) {
-	const n = 100_000
-	w := newNetwork(t, 2, 2*n, key)
-	one, two := w.directors[0], w.directors[1]
-	w.run(5 * second)
-	flood := func(from, to int) (lost uint64) {
-		before := one.Status().ChangesLost
-		for i := from; i < to; i++ {
-			one.open(w, i, vip, 80)
-		}
-		w.run(10)
-		return one.Status().ChangesLost - before
-	}
-	lost := flood(0, n/2)
-	running := one.bulk
-	if again := flood(n/2, n); lost == 0 || again == 0 || running == nil || one.bulk != running {
-		t.Errorf("%d, then %d changes are lost; the transfer is %p, then %p", lost, again, running, one.bulk)
-	}
-	w.run(20 * second)
-	if st := one.Status(); two.table.Len() != n || one.bulk != nil || one.owes {
-		t.Errorf("%d connections of %d, %d transfers", two.table.Len(), n, st.Bulks)
-	}
-}
-
-// TestNewcomerIPVS: a director that starts again in the mode IPVS asks for the tables, and gets what it has lost, but
-// never more often than every 3 s.
-func TestNewcomerIPVS(t *testing.T) {
-	const n = 1000
-	w := newNetwork(t, 2, 10_000, nil)
-	one := w.directors[0]
-	w.run(5 * second)
-	for i := range n {
-		w.directors[i%2].open(w, i, vip, 80)
-	}
-	w.run(10 * second)
-	before := one.Status().Bulks
-	w.stop()
-	two := w.start(10_000, nil)
-	w.run(10 * second)
-	if got := two.table.Len(); got != n {
-		t.Errorf("%d connections, want %d", got, n)
-	}
-	empty := make([]byte, headerSize)
-	putHeader(empty, 0, 0)
-	for range 100 {
-		one.take(empty, two.addr, w.now)
-		w.run(10)
-	}
-	if bulks := one.Status().Bulks - before; bulks < 2 || bulks > 7 {
-		t.Errorf("%d bulk transfers in 20 s", bulks)
 	}
 }
 
@@ -729,11 +459,7 @@ func TestLateDatagramsOfIPVS(t *testing.T) {
 // TestRestartedPeer: recordings of a former session are refused, by a director that has just started, too.
 func TestRestartedPeer(t *testing.T) {
 	w := newNetwork(t, 2, 4096, key)
-	var recorded [][]byte
-	w.spoil = func(list [][]byte) [][]byte {
-		recorded = append(recorded, list...)
-		return list
-	}
+	recorded := w.record()
 	w.run(5 * second)
 	for i := range 100 {
 		w.directors[0].open(w, i, vip, 80)
@@ -742,7 +468,7 @@ func TestRestartedPeer(t *testing.T) {
 	w.spoil = func(list [][]byte) [][]byte { return list }
 	two := w.directors[1]
 	before := two.Status()
-	for _, b := range recorded {
+	for _, b := range *recorded {
 		two.take(bytes.Clone(b), w.directors[0].addr, w.now)
 	}
 	if st := two.Status(); st.Received.Records != before.Received.Records {
@@ -751,7 +477,7 @@ func TestRestartedPeer(t *testing.T) {
 	w.directors = nil
 	alone := w.start(4096, key)
 	for range 3 {
-		for _, b := range recorded {
+		for _, b := range *recorded {
 			alone.take(bytes.Clone(b), netip.MustParseAddr("10.0.2.2"), w.now)
 			w.run(1)
 		}

@@ -247,14 +247,7 @@ func TestNoRoom(t *testing.T) {
 // TestRoomForOne: where there is no room for two files, the former one makes room, and its sections stay readable.
 func TestRoomForOne(t *testing.T) {
 	path := filepath.Join(folder(t, "12m"), "t.table")
-	f := create(t, path, nil)
-	b := f.Section("a", 1, 5<<20)
-	for i := range b {
-		b[i] = byte(i * 7)
-	}
-	want := bytes.Clone(b)
-	must(t, errors.Join(f.Commit(), f.Close()))
-	must(t, errors.Join(unmap(f.header), unmap(b))) // the process's end
+	want := leave(t, path, 5<<20)
 	former := reopen(t, path)
 	before := former.Section("a", 1)
 	next := create(t, path, former)
@@ -277,14 +270,7 @@ func TestRoomForOne(t *testing.T) {
 func TestFullTmpfs(t *testing.T) {
 	dir := folder(t, "8m")
 	path := filepath.Join(dir, "t.table")
-	f := create(t, path, nil)
-	b := f.Section("a", 1, 3<<20)
-	for i := range b {
-		b[i] = byte(i * 7)
-	}
-	want := bytes.Clone(b)
-	must(t, errors.Join(f.Commit(), f.Close()))
-	must(t, errors.Join(unmap(f.header), unmap(b))) // the process's end
+	want := leave(t, path, 3<<20)
 	space := func() (st unix.Statfs_t) {
 		must(t, unix.Statfs(dir, &st))
 		return st
@@ -365,6 +351,20 @@ func TestUnusable(t *testing.T) {
 			}
 		})
 	}
+}
+
+// leave makes the file of a process that has ended, with a section "a" of n bytes, which it returns.
+func leave(t *testing.T, path string, n int) (section []byte) {
+	t.Helper()
+	f := create(t, path, nil)
+	b := f.Section("a", 1, n)
+	for i := range b {
+		b[i] = byte(i * 7)
+	}
+	section = bytes.Clone(b)
+	must(t, errors.Join(f.Commit(), f.Close()))
+	must(t, errors.Join(unmap(f.header), unmap(b))) // the process's end
+	return section
 }
 
 func must(t *testing.T, err error) {

@@ -221,7 +221,7 @@ func longest(n *atomic.Int64, d time.Duration) {
 	}
 }
 
-// mustGoOn fails the test unless each download gets so many more bytes.
+// mustGoOn fails the test unless each download gets at least more further bytes.
 func (d *downloads) mustGoOn(t *testing.T, when string, more int64) {
 	t.Helper()
 	enough := make([]int64, d.n)
