@@ -279,10 +279,11 @@ func (d *director) runControl(ctx context.Context, hangup func(fn func()) daemon
 
 // exchange exchanges connections with other directors until ctx is cancelled.
 func (d *director) exchange(ctx context.Context) error {
-	return d.sync.run(ctx, syncing{complete: d.controller.peersComplete, hold: d.roles.hold, ready: func() {
-		d.log.Info("connections of peers are here", "connections", d.plane.table.Len())
-		d.notifyManager("READY=1")
-	}})
+	return d.sync.run(ctx, syncing{complete: d.controller.peersComplete, hold: d.roles.hold,
+		backup: d.roles.isBackup, ready: func() {
+			d.log.Info("connections of peers are here", "connections", d.plane.table.Len())
+			d.notifyManager("READY=1")
+		}})
 }
 
 // after returns a context that is cancelled when ctx is, and done is closed.

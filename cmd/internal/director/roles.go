@@ -58,6 +58,16 @@ func (r *roles) now() vrrp.Roles {
 	return r.elected()
 }
 
+// isBackup reports whether another director is the master of an instance. It may be called from any goroutine.
+func (r *roles) isBackup() bool {
+	for _, role := range r.now() {
+		if role == vrrp.Backup {
+			return true
+		}
+	}
+	return false
+}
+
 // changed returns the channel of changes of roles.
 func (r *roles) changed() <-chan struct{} {
 	if r.router == nil {

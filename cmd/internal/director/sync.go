@@ -77,9 +77,10 @@ const (
 
 // syncing is what follows from the state of the exchange. run calls its functions one after the other.
 type syncing struct {
-	ready    func()     // once: the connections of the peers are here, or do not come in time
-	complete func(bool) // connections of peers are missing, or not any more; at first they are
-	hold     func(bool) // no role may be taken from another director, or it may again; at first it may not
+	ready    func()      // once: the connections of the peers are here, or do not come in time
+	complete func(bool)  // connections of peers are missing, or not any more; at first they are
+	hold     func(bool)  // no role may be taken from another director, or it may again; at first it may not
+	backup   func() bool // another director is the master of an instance
 }
 
 // rejoin notes that a fault has ended in which this director may have heard nothing of its peers. It may be called from
@@ -118,9 +119,10 @@ func (s *peerSync) run(ctx context.Context, follow syncing) error {
 			follow.complete(is)
 		}
 		waited := time.Since(since)
-		if held && (complete && waited >= least || waited >= readyAtMost) {
+		has := held && complete && waited >= least && s.has(follow.backup)
+		if held && (has || waited >= readyAtMost) {
 			held = false
-			if !complete {
+			if !has {
 				s.log.Warn("connections of peers are not complete", "waited", readyAtMost)
 			}
 			if follow.hold(false); !ready {
@@ -132,6 +134,13 @@ func (s *peerSync) run(ctx context.Context, follow syncing) error {
 			s.logPeers()
 		}
 	}
+}
+
+// has reports whether the connections are here that this director needs to take a role: a peer has sent its table, or
+// there is no other master whose connections it could lack. In the mode IPVS no peer sends its table on demand.
+func (s *peerSync) has(backup func() bool) bool {
+	return s.mode == "ipvs" || !backup() ||
+		slices.ContainsFunc(s.Sync.Status().Peers, func(p connsync.PeerStatus) bool { return p.Complete })
 }
 
 // newPeersMost is the number of new peers that the log has in a minute: in the mode IPVS anyone can seem to be one.

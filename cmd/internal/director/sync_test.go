@@ -101,31 +101,34 @@ func newSync(t *testing.T, e *end, rate int) (s *connsync.Sync, open func(i int)
 
 // TestHold: a director is ready, takes roles and refuses packets of unknown connections when the connections of its
 // peer are here; without a peer after three seconds. It takes roles and is ready after 30 s at the latest, but refuses
-// nothing while connections are missing and the peer is heard. After a fault it takes no role before it knows what it
+// nothing while connections are missing and the peer is heard. Where VRRP hears a master that is no peer, because of
+// another key for example, it waits for the 30 s, too. After a fault it takes no role before it knows what it
 // has missed.
 func TestHold(t *testing.T) {
 	for _, c := range []struct {
 		name   string
-		rate   int // records a second that the peer sends of its table; 0: there is no peer
+		rate   int  // records a second that the peer sends of its table; 0: there is no peer
+		master bool // VRRP hears another master
 		during func(w *cable, s *peerSync, open func(i int))
 		want   string
 	}{
-		{"a fast peer", 10_000, nil, "complete 0s, hold false 0s, ready 0s"},
-		{"no peer", 0, nil, "complete 3s, hold false 3s, ready 3s"},
-		{"a slow peer", 20, nil, "complete 10s, hold false 10s, ready 10s"},
-		{"a very slow peer", 4, nil, "hold false 30s, ready 30s, complete 50s"},
-		{"a peer that falls silent", 4, func(w *cable, _ *peerSync, _ func(int)) {
+		{"a fast peer", 10_000, true, nil, "complete 0s, hold false 0s, ready 0s"},
+		{"no peer", 0, false, nil, "complete 3s, hold false 3s, ready 3s"},
+		{"a master that is no peer", 0, true, nil, "complete 3s, hold false 30s, ready 30s"},
+		{"a slow peer", 20, true, nil, "complete 10s, hold false 10s, ready 10s"},
+		{"a very slow peer", 4, true, nil, "hold false 30s, ready 30s, complete 50s"},
+		{"a peer that falls silent", 4, false, func(w *cable, _ *peerSync, _ func(int)) {
 			time.Sleep(10 * time.Second)
 			w.cut(true)
 		}, "complete 13s, hold false 13s, ready 13s"},
-		{"a short fault", 20, func(w *cable, s *peerSync, _ func(int)) {
+		{"a short fault", 20, true, func(w *cable, s *peerSync, _ func(int)) {
 			time.Sleep(20 * time.Second)
 			w.cut(true)
 			time.Sleep(20 * time.Second)
 			w.cut(false)
 			s.rejoin()
 		}, "complete 10s, hold false 10s, ready 10s, hold true 40s, hold false 43s"},
-		{"a long fault", 200, func(w *cable, s *peerSync, open func(int)) {
+		{"a long fault", 200, true, func(w *cable, s *peerSync, open func(int)) {
 			time.Sleep(20 * time.Second)
 			w.cut(true)
 			for i := range 3000 {
@@ -136,12 +139,14 @@ func TestHold(t *testing.T) {
 			s.rejoin()
 		}, "complete 1s, hold false 1s, ready 1s, hold true 5m20s, incomplete 5m20s, complete 5m36s, hold false 5m36s"},
 	} {
-		t.Run(c.name, func(t *testing.T) { synctest.Test(t, func(t *testing.T) { hold(t, c.rate, c.during, c.want) }) })
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) { hold(t, c.rate, c.master, c.during, c.want) })
+		})
 	}
 }
 
 // hold notes what follows from an exchange with a peer that has 200 connections.
-func hold(t *testing.T, rate int, during func(w *cable, s *peerSync, open func(int)), want string) {
+func hold(t *testing.T, rate int, master bool, during func(w *cable, s *peerSync, open func(int)), want string) {
 	w, begin := newCable(), time.Now()
 	var got []string
 	note := func(what string) { got = append(got, fmt.Sprint(what, " ", time.Since(begin))) }
@@ -160,7 +165,7 @@ func hold(t *testing.T, rate int, during func(w *cable, s *peerSync, open func(i
 		all.Go(func() { _ = peer.Run(ctx) })
 	}
 	all.Go(func() {
-		if err := s.run(ctx, syncing{ready: func() { note("ready") },
+		if err := s.run(ctx, syncing{ready: func() { note("ready") }, backup: func() bool { return master },
 			complete: func(is bool) { note(map[bool]string{true: "complete", false: "incomplete"}[is]) },
 			hold:     func(is bool) { note(fmt.Sprint("hold ", is)) }}); err != nil {
 			t.Error(err)
