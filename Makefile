@@ -1,11 +1,11 @@
-# make demo | test | race | busy | uploads | rate | ha | kills | restarts | soak | interop | bench | build | install | uninstall | package | lint | fuzz | deps | clean
+# make demo | test | race | busy | uploads | rate | ha | kills | restarts | soak | interop | bench | build | install | uninstall | package | lint | fuzz | bpf | deps | clean
 
 GO       ?= go
 FUZZTIME ?= 30s
 
 export PATH := $(PATH):/usr/local/go/bin:/usr/sbin:/sbin
 
-.PHONY: all build install uninstall package demo test race busy uploads rate ha kills restarts soak interop bench lint fuzz deps clean
+.PHONY: all build install uninstall package demo test race busy uploads rate ha kills restarts soak interop bench lint fuzz bpf deps clean
 all: build
 
 build:
@@ -84,6 +84,11 @@ lint:
 
 fuzz:
 	.ci/fuzz $(FUZZTIME)
+
+# Compiles encap/bpf's programs anew; the objects are in the repository, so that nothing else needs clang. The tests compile
+# them, too, and compare the two by their packets.
+bpf: deps
+	.ci/bpf
 
 # What the end-to-end tests need beside Go; without root and apt-get they skip what is missing, and say so.
 deps:

@@ -76,6 +76,27 @@ func (t *Tunnel) Kind() Kind { return t.kind }
 // Overhead is what Wrap adds to a packet, in bytes: at most MaxOverhead.
 func (t *Tunnel) Overhead() int { return int(t.overhead) }
 
+// Checksum reports whether Seal writes a checksum of GRE or UDP.
+func (t *Tunnel) Checksum() bool { return t.checksum }
+
+// Header returns a copy of the headers that Wrap puts before a packet of IP version 4 or 6. The fields that Wrap and
+// Seal set from the packet are 0.
+func (t *Tunnel) Header(version int) []byte {
+	h := append([]byte(nil), t.header[:t.overhead]...)
+	up := h[t.ip:]
+	switch {
+	case t.kind == KindGRE:
+		packet.GRE(up).SetVersion(version)
+	case t.kind == KindGUE:
+		packet.GUE(up[packet.UDPHeaderLen:]).SetProto(protocol(version))
+	case t.kind == KindIPIP && t.outerIs4():
+		packet.IPv4(h).SetProtocol(protocol(version))
+	case t.kind == KindIPIP:
+		packet.IPv6(h).SetNextHeader(protocol(version))
+	}
+	return h
+}
+
 // outerIs4 reports whether the outer header is IPv4, and not IPv6.
 func (t *Tunnel) outerIs4() bool { return t.ip == packet.IPv4HeaderLen }
 

@@ -440,3 +440,38 @@ func BenchmarkWrap(b *testing.B) {
 		})
 	}
 }
+
+// TestHeader: Header is what Wrap puts before a packet whose fields are 0, but for lengths.
+func TestHeader(t *testing.T) {
+	for _, outer := range []string{"10.0.2.2", "fd00:2::2"} {
+		for _, kind := range Kinds() {
+			c := Config{Kind: kind, Source: netip.MustParseAddr(outer), Destination: netip.MustParseAddr(outer)}
+			if kind.UDP() {
+				c.Port = 6080
+			}
+			c.HasKey, c.Key = kind.HasKey(), 9
+			if !c.HasKey {
+				c.Key = 0
+			}
+			tunnel, err := New(c)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, version := range []int{4, 6} {
+				b := &packet.NewBufs(1)[0]
+				b.SetLen(40)
+				clear(b.Bytes())
+				b.Bytes()[0] = byte(version << 4)
+				b.Offload.GSO = packet.GSOTCP // without Seal
+				tunnel.Wrap(b, 0)
+				want := b.Bytes()[:tunnel.Overhead()]
+				if got := tunnel.Header(version); !bytes.Equal(got, want) {
+					t.Errorf("%v over %s, IPv%d: %x, want %x", kind, outer, version, got, want)
+				}
+			}
+			if tunnel.Checksum() {
+				t.Errorf("%v has a checksum", kind)
+			}
+		}
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -25,9 +26,24 @@ type Device struct {
 	// Neighbours reports whether hosts on its link are found by ARP and neighbour discovery: it is Ethernet, and has
 	// broadcast and a MAC address.
 	Neighbours bool
-	MTU        int // bytes
-	Master     int // index of the bridge whose port it is; 0: none
-	Losses     int // how often Running has ended, as a DeviceWatch has seen it
+	Ethernet   bool   // its packets have Ethernet headers
+	Kind       string // the kernel's name of its driver's kind: "veth", "vlan"; "device" for a card
+	MTU        int    // bytes
+	Master     int    // index of the bridge or bond whose port it is; 0: none
+	Losses     int    // how often Running has ended, as a DeviceWatch has seen it
+}
+
+// Uplink reports whether packets of other hosts come in by the device as Ethernet frames for this host: it is up, and
+// no port of a bridge or bond. A container's end of a veth pair counts, the host's end does not: by it comes what
+// containers send, unless it has an address.
+func (d *Device) Uplink() bool {
+	if !d.Up || !d.Ethernet || d.Loopback || d.Master != 0 {
+		return false
+	}
+	virtual := d.Kind == "veth" || d.Kind == "tuntap"
+	return !virtual || slices.ContainsFunc(d.Addrs, func(a netip.Prefix) bool {
+		return !a.Addr().IsLinkLocalUnicast()
+	})
 }
 
 // Devices lists the network devices with their addresses.
@@ -45,10 +61,11 @@ func Devices() ([]Device, error) {
 		for _, l := range links {
 			at := l.Attrs()
 			d := Device{Name: at.Name, Index: at.Index, Up: kernel.IsUp(l), Loopback: at.Flags&net.FlagLoopback != 0,
-				Running: at.RawFlags&unix.IFF_RUNNING != 0, MTU: at.MTU, Master: at.MasterIndex}
+				Running: at.RawFlags&unix.IFF_RUNNING != 0, MTU: at.MTU, Master: at.MasterIndex,
+				Ethernet: at.EncapType == "ether", Kind: l.Type()}
 			if len(at.HardwareAddr) == len(d.MAC) {
 				d.MAC = [6]byte(at.HardwareAddr)
-				d.Neighbours = at.EncapType == "ether" && at.Flags&net.FlagBroadcast != 0 &&
+				d.Neighbours = d.Ethernet && at.Flags&net.FlagBroadcast != 0 &&
 					at.RawFlags&unix.IFF_NOARP == 0
 			}
 			for _, a := range addrs {

@@ -6,27 +6,7 @@ import "slices"
 func readAnnounce(t *table, d *Director) {
 	a := &d.Announce
 	a.Off = t.oneOf("announce", "auto", "none") == "none"
-	const want = `an array of device names such as ["eth0"]`
-	list, ok := t.array("announce_devices", want)
-	if !ok {
-		list = nil
-	}
-	for _, v := range t.elements("announce_devices", list) {
-		name, isText := v.(string)
-		switch {
-		case !isText:
-			t.wrongType("announce_devices", v, want)
-		case !validDevice(name):
-			t.faultAt("announce_devices", "%s is not a device's name: want %s", show(v), want)
-		case name == d.TUN || name == d.LocalTUN():
-			t.faultAt("announce_devices", "%s is the director's own device: want a device with the subnet of a VIP",
-				show(v))
-		case slices.Contains(a.Devices, name):
-			t.faultAt("announce_devices", "%s is there twice: want each device once", show(v))
-		default:
-			a.Devices = append(a.Devices, name)
-		}
-	}
+	a.Devices = readDevices(t, "announce_devices", "a device with the subnet of a VIP", d.TUN, d.LocalTUN())
 	a.Warn = t.oneOf("announce_conflict", "error", "warn") == "warn"
 	if !a.Off {
 		return
@@ -36,4 +16,29 @@ func readAnnounce(t *table, d *Director) {
 			t.warnAt(key, `announce is "none", so no VIP is announced: leave it out, or set announce = "auto"`)
 		}
 	}
+}
+
+// readDevices reads an array of names of devices. The program's own devices are not allowed; instead says what is.
+func readDevices(t *table, key, instead string, own ...string) (names []string) {
+	const want = `an array of device names such as ["eth0"]`
+	list, ok := t.array(key, want)
+	if !ok {
+		list = nil
+	}
+	for _, v := range t.elements(key, list) {
+		name, isText := v.(string)
+		switch {
+		case !isText:
+			t.wrongType(key, v, want)
+		case !validDevice(name):
+			t.faultAt(key, "%s is not a device's name: want %s", show(v), want)
+		case slices.Contains(own, name):
+			t.faultAt(key, "%s is the program's own device: want %s", show(v), instead)
+		case slices.Contains(names, name):
+			t.faultAt(key, "%s is there twice: want each device once", show(v))
+		default:
+			names = append(names, name)
+		}
+	}
+	return names
 }

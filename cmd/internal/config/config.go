@@ -48,6 +48,7 @@ type Director struct {
 	NoResets    bool           // a TCP packet of an unknown connection gets no RST
 	HashUnknown bool           // hash schedulers decide for TCP packets of unknown connections
 	Announce    Announce
+	FastPath    FastPath
 	Connections Connections
 	Services    []Service // at least one, in the file's order
 	VRRP        []VRRP    // in the file's order; none: this director is always active
@@ -72,6 +73,12 @@ type Announce struct {
 	Off     bool     // it does not
 	Devices []string // on these devices alone; none: on every device that has such a subnet
 	Warn    bool     // another host's answer for a VIP is a warning; else the director does not start
+}
+
+// FastPath is the programs of the fast path in the kernel.
+type FastPath struct {
+	Off     bool     // packets take the TUN device alone
+	Devices []string // the programs are at these devices; none: at all that query.Device.Uplink reports
 }
 
 // ReplyTable returns the number of the routing table for replies of VS/NAT. No key table has this number: the table
@@ -245,6 +252,7 @@ type Realserver struct {
 	// MSS is the largest value that SYN-ACKs may advertise, 88 to 65495 bytes; 0: the value that fits the tunnel; or
 	// MSSOff.
 	MSS      int
+	FastPath FastPath
 	Table    int            // routing table for replies, and priority of the rule that leads to it
 	Control  string         // absolute path of the control socket, at most 107 bytes
 	Metrics  netip.AddrPort // address of the HTTP server; the zero value: none

@@ -36,6 +36,7 @@ func ParseDirector(name string, text []byte) (*Director, error) {
 	}
 	readDevice(t, d)
 	readAnnounce(t, d)
+	d.FastPath = readFastPath(t, d.TUN, d.LocalTUN())
 	t.finish()
 	d.Queues = onePerCPU(d.Queues)
 

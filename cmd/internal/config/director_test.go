@@ -249,7 +249,13 @@ func TestDirectorFaults(t *testing.T) {
 			`wrong type: want a [director] table`}},
 		{"unknown in director", director("colour = 1"), []string{`director: colour: unknown key: want tun, table, ` +
 			`queues, offload, source, control, metrics, log, no_service, no_connection, unknown_flows, device, ` +
-			`bridge, announce, announce_devices or announce_conflict`}},
+			`bridge, announce, announce_devices, announce_conflict, fast_path or fast_path_devices`}},
+		{"fast path", director("fast_path = \"on\"\nfast_path_devices = [\"vs0\", \"a b\"]"), []string{
+			`director: fast_path: "on" is unknown: want auto or off`,
+			`director: fast_path_devices: "vs0" is the program's own device: want a device by which packets come ` +
+				`from elsewhere`,
+			`director: fast_path_devices: "a b" is not a device's name: want an array of device names such as ` +
+				`["eth0"]`}},
 		{"no_connection", director(`no_connection = "reject"`), []string{`director: no_connection: "reject" is ` +
 			`unknown: want reset or drop`}},
 		{"unknown_flows", director(`unknown_flows = "drop"`), []string{`director: unknown_flows: "drop" is unknown: ` +
@@ -275,8 +281,8 @@ func TestDirectorFaults(t *testing.T) {
 		{"announce_devices", director(`announce_devices = ["eth0", "a/b", 7, "vs0", "vs0-local", "eth0"]`), []string{
 			`director: announce_devices: "a/b" is not a device's name: ` + wantNames,
 			`director: announce_devices: 7 is of the wrong type: ` + wantNames,
-			`director: announce_devices: "vs0" is the director's own device: want a device with the subnet of a VIP`,
-			`director: announce_devices: "vs0-local" is the director's own device: want a device with the subnet of ` +
+			`director: announce_devices: "vs0" is the program's own device: want a device with the subnet of a VIP`,
+			`director: announce_devices: "vs0-local" is the program's own device: want a device with the subnet of ` +
 				`a VIP`,
 			`director: announce_devices: "eth0" is there twice: want each device once`}},
 		{"no announce_devices", director(`announce_devices = []`), []string{`director: announce_devices: is empty: ` +

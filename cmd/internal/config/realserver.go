@@ -48,6 +48,7 @@ func ParseRealserver(name string, text []byte) (*Realserver, error) {
 		Metrics:   t.listen("metrics", "127.0.0.1:9465"),
 		Log:       t.level("log"),
 	}
+	r.FastPath = readFastPath(t, r.TUN)
 	_, named := t.values["tun"]
 	r.AnyTUN = !named
 	some := func(property func(encap.Kind) bool) bool {

@@ -114,7 +114,8 @@ func TestRealserverFaults(t *testing.T) {
 			`realserver: directors: missing: ` + wantList,
 		}},
 		{"unknown key", with("colour = 1"), []string{`realserver: colour: unknown key: want tun, queues, offload, ` +
-			`vips, directors, encap, encap_port, mss, table, control, metrics, log or encap_key`}},
+			`vips, directors, encap, encap_port, mss, table, control, metrics, log, fast_path, ` +
+			`fast_path_devices or encap_key`}},
 		{"misspelt key", with("director = 1"), []string{`realserver: director: unknown key: did you mean directors?`}},
 		{"vips empty", vips("[]"), []string{`realserver: vips: is empty: want an IPv4 or IPv6 address, or an array ` +
 			`of them`}},

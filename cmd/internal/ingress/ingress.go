@@ -1,0 +1,75 @@
+// Package ingress keeps a program of the fast path attached to the devices by which packets come to this host.
+package ingress
+
+import (
+	"cmp"
+	"errors"
+	"maps"
+	"slices"
+
+	"vstun/routing/query"
+)
+
+// Program is a program that can be attached to ingress of devices, by their interface indexes: a bpf.Director or
+// bpf.Realserver.
+type Program interface {
+	Attach(device int) error
+	Detach(device int) error // does nothing for a device that is gone
+}
+
+// Devices are the devices that a Program is attached to. One goroutine uses them.
+type Devices struct {
+	program  Program
+	attached map[int]string // names by index
+	failed   map[int]string // errors of the last call of Follow
+}
+
+// New returns Devices without any.
+func New(p Program) *Devices {
+	return &Devices{program: p, attached: map[int]string{}, failed: map[int]string{}}
+}
+
+// Select returns the devices that the program belongs to: those with names, or without names all uplinks.
+func Select(all []query.Device, names []string) (selected []query.Device) {
+	for _, d := range all {
+		if len(names) == 0 && d.Uplink() || slices.Contains(names, d.Name) && d.Up {
+			selected = append(selected, d)
+		}
+	}
+	return selected
+}
+
+// Follow attaches the program to those of these devices that it is not attached to, and detaches it from all others. It
+// returns an error for each device at which that fails, but not the same error in successive calls. A device that
+// failed is tried again by the next call.
+func (d *Devices) Follow(devices []query.Device) error {
+	failed, errs := map[int]string{}, []error(nil)
+	note := func(device int, err error) bool {
+		if err == nil {
+			return true
+		}
+		failed[device] = err.Error()
+		if d.failed[device] != err.Error() {
+			errs = append(errs, err)
+		}
+		return false
+	}
+	for index := range maps.Clone(d.attached) {
+		stays := slices.ContainsFunc(devices, func(is query.Device) bool { return is.Index == index })
+		if !stays && note(index, d.program.Detach(index)) {
+			delete(d.attached, index)
+		}
+	}
+	for _, is := range devices {
+		if _, known := d.attached[is.Index]; known || note(is.Index, d.program.Attach(is.Index)) {
+			d.attached[is.Index] = is.Name
+		}
+	}
+	d.failed = failed
+	return errors.Join(errs...)
+}
+
+// Names returns the names of the devices that the program is attached to, in ascending order.
+func (d *Devices) Names() []string {
+	return slices.SortedFunc(maps.Values(d.attached), cmp.Compare[string])
+}

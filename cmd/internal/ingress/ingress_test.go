@@ -1,0 +1,82 @@
+package ingress
+
+import (
+	"errors"
+	"net/netip"
+	"slices"
+	"testing"
+
+	"vstun/routing/query"
+)
+
+// program notes the devices that it is attached to. broken is a device that refuses it.
+type program struct {
+	on     []int
+	broken int
+}
+
+func (p *program) Attach(device int) error {
+	if device == p.broken {
+		return errors.New("refused")
+	}
+	p.on = append(p.on, device)
+	return nil
+}
+
+func (p *program) Detach(device int) error {
+	p.on = slices.DeleteFunc(p.on, func(d int) bool { return d == device })
+	return nil
+}
+
+func device(name string, index int) query.Device {
+	return query.Device{Name: name, Index: index, Up: true, Ethernet: true, Kind: "device"}
+}
+
+func TestSelect(t *testing.T) {
+	with := func(d query.Device, change func(*query.Device)) query.Device { change(&d); return d }
+	address := []netip.Prefix{netip.MustParsePrefix("10.0.2.2/24")}
+	all := []query.Device{
+		device("eth0", 1),
+		with(device("down", 2), func(d *query.Device) { d.Up = false }),
+		with(device("port", 3), func(d *query.Device) { d.Master = 9 }),
+		with(device("lo", 4), func(d *query.Device) { d.Loopback = true }),
+		with(device("wg0", 5), func(d *query.Device) { d.Ethernet = false }),
+		with(device("cali1", 6), func(d *query.Device) {
+			d.Kind, d.Addrs = "veth", []netip.Prefix{netip.MustParsePrefix("fe80::1/64")}
+		}),
+		with(device("eth1", 7), func(d *query.Device) { d.Kind, d.Addrs = "veth", address }),
+		with(device("tap0", 8), func(d *query.Device) { d.Kind = "tuntap" }),
+		with(device("br0", 9), func(d *query.Device) { d.Kind = "bridge" }),
+	}
+	names := func(list []query.Device) (names []string) {
+		for _, d := range list {
+			names = append(names, d.Name)
+		}
+		return names
+	}
+	if got, want := names(Select(all, nil)), []string{"eth0", "eth1", "br0"}; !slices.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
+	}
+	if got, want := names(Select(all, []string{"cali1", "down", "none"})), []string{"cali1"}; !slices.Equal(got, want) {
+		t.Errorf("by name: %v, want %v", got, want)
+	}
+}
+
+// TestFollow: the program is at the devices of the last call. An error is reported once, and the device tried again.
+func TestFollow(t *testing.T) {
+	p := &program{broken: 2}
+	d := New(p)
+	if err := d.Follow([]query.Device{device("eth0", 1), device("eth1", 2)}); err == nil || err.Error() != "refused" {
+		t.Errorf("error %v", err)
+	}
+	if err := d.Follow([]query.Device{device("eth0", 1), device("eth1", 2)}); err != nil {
+		t.Errorf("the same error again: %v", err)
+	}
+	p.broken = 0
+	if err := d.Follow([]query.Device{device("eth1", 2)}); err != nil {
+		t.Error(err)
+	}
+	if !slices.Equal(p.on, []int{2}) || !slices.Equal(d.Names(), []string{"eth1"}) {
+		t.Errorf("on %v, names %v", p.on, d.Names())
+	}
+}
