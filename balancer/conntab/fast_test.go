@@ -131,7 +131,7 @@ func TestLeft(t *testing.T) {
 		},
 		"its timeout": func(table View, _ *packet.Info) { table.Sweep(1000 * PerSecond) },
 		"a report of its end by another director": func(table View, p *packet.Info) {
-			table.Report(&Conn{Flow: p.Flow, State: FinWait, Dest: 1, Expires: time.Second}, Ordered, 500*PerSecond)
+			table.Report(Conn{Flow: p.Flow, State: FinWait, Dest: 1, Expires: time.Second}, Ordered, 500*PerSecond)
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
