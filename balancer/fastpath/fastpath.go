@@ -50,6 +50,7 @@ type Cache struct {
 
 	mu       sync.Mutex
 	broken   bool // after an error of the kernel: there is no fast path any more
+	paused   bool // see Pause
 	snapshot *balancer.Snapshot
 	ways     Ways
 	excluded func(packet.Flow, *balancer.Dest) bool // connections that stay out; nil: none
@@ -159,6 +160,14 @@ func (c *Cache) SetWays(ways Ways) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.ways = ways
+	c.revise()
+}
+
+// Pause takes all connections out of the kernel, and keeps them out until it is called with false.
+func (c *Cache) Pause(is bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.paused = is
 	c.revise()
 }
 

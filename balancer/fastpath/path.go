@@ -40,7 +40,7 @@ type via struct {
 
 // via returns what the path id depends on now. ok is false if its packets take the TUN device.
 func (c *Cache) via(id pathID) (v via, ok bool) {
-	if c.snapshot == nil {
+	if c.snapshot == nil || c.paused {
 		return v, false
 	}
 	d := c.snapshot.Dest(id.dest)
