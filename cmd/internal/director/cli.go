@@ -126,7 +126,7 @@ func run(ctx context.Context, file string) error {
 	if err != nil {
 		return err
 	}
-	_ = daemon.KeepOnly(unix.CAP_NET_ADMIN, unix.CAP_NET_RAW) // open reports a refused operation
+	_ = daemon.KeepOnly(unix.CAP_NET_ADMIN, unix.CAP_NET_RAW, unix.CAP_BPF) // open reports a refused operation
 	d, err := open(file, cfg)
 	if err != nil {
 		return err
