@@ -1,13 +1,12 @@
 package api
 
-// FastPath is the state of the fast path in the kernel.
+// FastPath is what a program's fast path in the kernel does.
 type FastPath struct {
 	On      bool     `json:"on"`
-	Reason  string   `json:"reason,omitempty"`  // why it is off
-	Devices []string `json:"devices,omitempty"` // that have its program
+	Devices []string `json:"devices,omitempty"` // by which packets come that it may take
+	Reason  string   `json:"reason,omitempty"`  // why it is not on, or not on all devices
+	Taken   Traffic  `json:"taken"`             // by it since the start; GSO packets count once
 	// Of a director:
-	Connections int    `json:"connections"` // that the kernel forwards now
-	Promoted    uint64 `json:"promoted"`    // that the kernel has got
-	// what the kernel has forwarded, requests and replies; GSO packets count once
-	Forwarded Traffic `json:"forwarded"`
+	Connections int    `json:"connections,omitempty"` // that it forwards now
+	Promoted    uint64 `json:"promoted,omitempty"`    // that it has got since the start
 }

@@ -225,7 +225,7 @@ func (f *fastPath) status() api.FastPath {
 	defer f.mu.Unlock()
 	s := f.cache.Stats()
 	st = api.FastPath{Reason: f.reason, Devices: f.devices.Names(), Connections: s.Connections, Promoted: s.Promoted,
-		Forwarded: api.Traffic{Packets: s.InPackets, Bytes: s.InBytes}}
+		Taken: api.Traffic{Packets: s.InPackets, Bytes: s.InBytes}}
 	switch {
 	case st.Reason != "":
 	case f.wanted.Off:

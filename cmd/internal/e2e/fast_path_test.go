@@ -33,7 +33,7 @@ func testFastPath(t *testing.T, m method, ipv6 bool) {
 	testkit.Eventually(t, "the kernel has the connection", func() bool {
 		return s.director.balance().FastPath.Connections == 1
 	})
-	before := s.director.balance().FastPath.Forwarded.Bytes
+	before := s.director.balance().FastPath.Taken.Bytes
 	upload()
 	st := s.director.balance()
 	fast, total := st.FastPath, st.Services[0].Realservers[0].Forwarded
@@ -43,7 +43,7 @@ func testFastPath(t *testing.T, m method, ipv6 bool) {
 	if payload := uint64(2 * size); total.Bytes < payload || total.Bytes > payload*11/10 {
 		t.Errorf("the realserver got %d bytes, want some more than %d", total.Bytes, payload)
 	}
-	if n := fast.Forwarded.Bytes - before; n < uint64(size) {
+	if n := fast.Taken.Bytes - before; n < uint64(size) {
 		t.Errorf("the kernel has forwarded %d bytes of the second upload, which has %d", n, size)
 	}
 	if len(st.Drops) != 0 {
