@@ -11,9 +11,12 @@ import (
 // idle is how long a connection may be in the kernel without a packet.
 const idle = 60 * conntab.PerSecond
 
-// Sync takes the kernel's counts now, if that is a matter of a moment: for somebody who reads them.
+// fewFlows is a number of connections whose counts take some milliseconds.
+const fewFlows = 10_000
+
+// Sync takes the kernel's counts now, unless that takes long: for somebody who reads them.
 func (c *Cache) Sync() {
-	if time.Duration(c.took.Load()) < lookEvery {
+	if c.flows.Load() < fewFlows {
 		c.account()
 	}
 }

@@ -30,13 +30,12 @@ type fastPath struct {
 	kernel *bpf.Director   // nil: none is loaded
 	cache  *fastpath.Cache // nil, too
 	routes *query.RouteWatch
-	asked  chan struct{} // gets a value when addresses have changed
 
 	mu        sync.Mutex
 	reason    string // why it is off
 	devices   *ingress.Devices
 	wanted    config.FastPath
-	addresses []netip.Addr // of realservers, in ascending order
+	paths     plan.Paths // in force
 	ended     sync.Once
 }
 
@@ -50,7 +49,7 @@ const (
 // open loads the program, which a reload cannot do, and that opens nothing else. If that is not possible, the director
 // works without: all packets take the TUN device. worker is a number for it in the balancer.
 func (f *fastPath) open(cfg *config.Director, p *dataPlane, log *slog.Logger) {
-	f.log, f.asked = log, make(chan struct{}, 1)
+	f.log = log
 	switch {
 	case cfg.FastPath.Off:
 		f.reason = "fast_path = \"off\""
@@ -94,10 +93,9 @@ func (f *fastPath) follow(st *state) {
 	f.cache.Follow(st.snapshot)
 	f.mu.Lock()
 	f.wanted = st.inputs.Config.FastPath
-	addresses := slices.SortedFunc(maps.Keys(st.inputs.Paths), netip.Addr.Compare)
-	if !slices.Equal(addresses, f.addresses) {
-		f.addresses = addresses
-		f.ask()
+	if paths := st.inputs.Paths; !maps.Equal(paths, f.paths) { // otherwise followWays may know more
+		f.paths = paths
+		f.cache.SetWays(ways(paths))
 	}
 	f.mu.Unlock()
 	f.attach(&st.inputs)
@@ -120,14 +118,6 @@ func (f *fastPath) attach(in *plan.Inputs) {
 	}
 }
 
-// ask asks for the ways to realservers.
-func (f *fastPath) ask() {
-	select {
-	case f.asked <- struct{}{}:
-	default:
-	}
-}
-
 // run gives connections to the kernel, and follows the ways to the realservers, until ctx is cancelled.
 func (f *fastPath) run(ctx context.Context) error {
 	if f.cache == nil {
@@ -144,14 +134,13 @@ func (f *fastPath) followWays(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-f.asked:
 		case <-f.routes.Changed():
 		}
 		begin := time.Now()
 		f.mu.Lock()
-		addresses := f.addresses
+		to := slices.Collect(maps.Keys(f.paths))
 		f.mu.Unlock()
-		paths, err := query.Paths(addresses)
+		paths, err := query.Paths(to)
 		if err != nil {
 			f.log.Error("cannot ask the kernel for the ways to realservers: there is no fast path until it answers",
 				"error", err)
@@ -169,7 +158,7 @@ func (f *fastPath) followWays(ctx context.Context) error {
 func ways(paths map[netip.Addr]query.Path) fastpath.Ways {
 	all := make(fastpath.Ways, len(paths))
 	for a, p := range paths {
-		if !p.Local {
+		if !p.Local && p.Link != "" {
 			all[a] = fastpath.Way{Device: p.Index, NextHop: orElse(p.Gateway, a), Source: p.Source, MTU: p.MTU}
 		}
 	}
