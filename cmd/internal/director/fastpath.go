@@ -31,12 +31,12 @@ type fastPath struct {
 	cache  *fastpath.Cache // nil, too
 	routes *query.RouteWatch
 
-	mu        sync.Mutex
-	reason    string // why it is off
-	devices   *ingress.Devices
-	wanted    config.FastPath
-	paths     plan.Paths // in force
-	ended     sync.Once
+	mu      sync.Mutex
+	reason  string // why it is off
+	devices *ingress.Devices
+	wanted  config.FastPath
+	paths   plan.Paths // in force
+	ended   sync.Once
 }
 
 // Room in the kernel. An idle director uses 13 MB for it: see bpf.DirectorConfig.
