@@ -73,17 +73,29 @@ func TestSyncFindings(t *testing.T) {
 			[]string{"warning sync with 10.0.2.3: nothing has come from it for 61 seconds []"}},
 		{"another key", &api.Sync{Mode: "vstun", Peers: []api.SyncPeer{alive}, Senders: []api.SyncSender{
 			{Address: "10.0.2.4", Reason: "forged", Fix: "copy the key"}}},
-			[]string{"warning sync: the datagrams of 10.0.2.4 are refused: forged [copy the key]"}},
+			[]string{"warning sync with 10.0.2.4: its datagrams are refused: forged " +
+				"[copy the key the last one was refused 0 s ago]"}},
 		{"another id", &api.Sync{Mode: "vstun", Peers: []api.SyncPeer{alive}, Senders: []api.SyncSender{
 			{Address: "10.0.2.4", Reason: "other_id", Fix: "set the same id"}}},
-			[]string{"warning sync: the datagrams of 10.0.2.4 are refused: other_id [set the same id]"}},
+			[]string{"warning sync with 10.0.2.4: its datagrams are refused: other_id " +
+				"[set the same id the last one was refused 0 s ago]"}},
+		{"a peer with another key", &api.Sync{Mode: "vstun",
+			Peers: []api.SyncPeer{{Address: "10.0.2.3", State: "silent", Heard: 61}}, Senders: []api.SyncSender{
+				{Address: "10.0.2.3", Reason: "forged", Last: 2, Fix: "copy the key"}}},
+			[]string{"warning sync with 10.0.2.3: its datagrams are refused: forged " +
+				"[copy the key the last one was refused 2 s ago]"}},
+		{"one of another key, never heard", &api.Sync{Mode: "vstun", Senders: []api.SyncSender{
+			{Address: "10.0.2.3", Reason: "forged", Last: 2, Fix: "copy the key"}}},
+			[]string{"warning sync with 10.0.2.3: its datagrams are refused: forged " +
+				"[copy the key the last one was refused 2 s ago]"}},
 		{"long ago", &api.Sync{Mode: "vstun", Peers: []api.SyncPeer{alive}, Senders: []api.SyncSender{
 			{Address: "10.0.2.4", Reason: "forged", Last: 3600}}}, nil},
 		{"late ones", &api.Sync{Mode: "vstun", Peers: []api.SyncPeer{alive}, Senders: []api.SyncSender{
 			{Address: "10.0.2.3", Reason: "replayed"}}}, nil},
 		{"a recording", &api.Sync{Mode: "vstun", Peers: []api.SyncPeer{alive}, Senders: []api.SyncSender{
 			{Address: "10.0.2.9", Reason: "replayed", Fix: "look"}}},
-			[]string{"warning sync: the datagrams of 10.0.2.9 are refused: replayed [look]"}},
+			[]string{"warning sync with 10.0.2.9: its datagrams are refused: replayed " +
+				"[look the last one was refused 0 s ago]"}},
 		{"cannot send", &api.Sync{Mode: "vstun", Peers: []api.SyncPeer{alive}, SendErrors: 3, Error: "no such device"},
 			[]string{"error sync: its datagrams cannot be sent: no such device []"}},
 		{"other services", &api.Sync{Mode: "vstun", Peers: []api.SyncPeer{alive},
