@@ -218,7 +218,7 @@ func TestCheckFaults(t *testing.T) {
 		{"http", check(`type = "http", path = "health", host = "a b", status = [99, "600", "300-200", true], ` +
 			`body = "("`), at(
 			`path: "health" does not begin with /: want a path such as "/health?full=1"`,
-			`host: "a b" is empty, or has spaces or characters that are not printable ASCII: want a host's name such as `+
+			`host: "a b" is empty, or not printable ASCII without spaces: want a host's name such as `+
 				`"www.example.com"`,
 			`status: 99 is no code and no range: `+wantStatus,
 			`status: "600" is no code and no range: `+wantStatus,

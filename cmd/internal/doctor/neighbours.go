@@ -25,7 +25,7 @@ func (res *result) neighbours(cfg *config.Director, vips []netip.Addr, st *api.D
 	for _, vip := range vips {
 		for _, d := range devices {
 			subnet, in := subnetOf(d, vip)
-			if !in || d.Name == cfg.TUN || d.Name == cfg.LocalTUN() || backup(st, vip) {
+			if !in || d.Name == cfg.TUN || d.Name == cfg.LocalTUN() || backup(cfg, st, vip) {
 				continue
 			}
 			announced := plan.Announces(cfg, d.Name)
@@ -71,9 +71,11 @@ func elected(st *api.DirectorStatus) []string {
 }
 
 // backup reports whether another director has the VIP, by an election.
-func backup(st *api.DirectorStatus, vip netip.Addr) bool {
+func backup(cfg *config.Director, st *api.DirectorStatus, vip netip.Addr) bool {
 	return st != nil && slices.ContainsFunc(st.VRRP, func(v api.VRRP) bool {
-		return v.Role != "master" && slices.Contains(v.Addresses, vip.String())
+		return v.Role != "master" && slices.ContainsFunc(cfg.VRRP, func(c config.VRRP) bool {
+			return c.Name == v.Name && slices.Contains(c.VIPs, vip) // which has those in excluded, too
+		})
 	})
 }
 

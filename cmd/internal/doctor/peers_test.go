@@ -54,6 +54,22 @@ func TestVRRPFindings(t *testing.T) {
 	}
 }
 
+// TestBackup: another director has a VIP in addresses or in excluded while this one is no master of their instance.
+func TestBackup(t *testing.T) {
+	vip := netip.MustParseAddr("10.0.2.80")
+	cfg := &config.Director{VRRP: []config.VRRP{{Instance: vrrp.Instance{Name: "VI_1", Excluded: []netip.Addr{vip}},
+		VIPs: []netip.Addr{vip}}}}
+	for role, want := range map[string]bool{"master": false, "backup": true, "fault": true} {
+		st := &api.DirectorStatus{VRRP: []api.VRRP{{Name: "VI_1", Role: role}}}
+		if got := backup(cfg, st, vip); got != want {
+			t.Errorf("%s: %v", role, got)
+		}
+		if backup(cfg, st, vip.Next()) {
+			t.Errorf("%s: of no instance", role)
+		}
+	}
+}
+
 // TestSyncFindings is the same for the exchange of connections.
 func TestSyncFindings(t *testing.T) {
 	other := netip.MustParseAddr("10.0.2.3")
