@@ -248,10 +248,11 @@ static __always_inline int enter(struct __sk_buff *skb, const struct rules *r, c
 	return bpf_redirect(r->device, BPF_F_INGRESS);
 }
 
-/* inner4 checks the packet behind n bytes of outer headers and takes it. */
-static __always_inline int inner4(struct __sk_buff *skb, const struct rules *r, const struct outer *o, __u32 n)
+/* inner4 checks the packet at, behind n bytes of outer headers, and takes it. */
+static __always_inline int inner4(struct __sk_buff *skb, const struct rules *r, const struct outer *o, void *at,
+				  __u32 n)
 {
-	void *at = DATA(skb) + L2 + n, *end = END(skb);
+	void *end = END(skb);
 	struct iphdr *ip = at;
 
 	if (at + IP4 > end || !plain4(ip))
@@ -288,9 +289,10 @@ static __always_inline int inner4(struct __sk_buff *skb, const struct rules *r, 
 }
 
 /* inner6 is inner4 for IPv6. */
-static __always_inline int inner6(struct __sk_buff *skb, const struct rules *r, const struct outer *o, __u32 n)
+static __always_inline int inner6(struct __sk_buff *skb, const struct rules *r, const struct outer *o, void *at,
+				  __u32 n)
 {
-	void *at = DATA(skb) + L2 + n, *end = END(skb);
+	void *end = END(skb);
 	struct ipv6hdr *ip = at;
 
 	if (at + IP6 > end || version(ip) != 6)
@@ -323,12 +325,18 @@ static __always_inline int inner6(struct __sk_buff *skb, const struct rules *r, 
 }
 
 /*
+ * SKIP moves a pointer into the packet, and the number of bytes before it, by a constant. Without CAP_PERFMON the
+ * verifier allows no addition of a variable to such a pointer. The compiler must not make one of several constants.
+ */
+#define SKIP(at, n, bytes) ({ at += (bytes); n += (bytes); asm volatile("" : "+r"(at)); })
+
+/*
  * tunnel takes the packet out of the tunnel behind an outer IP header of n bytes. The outer header is checked. It
  * mirrors Decapsulator.Decap. A packet with an outer checksum is left to the sockets, which verify it.
  */
 static __always_inline int tunnel(struct __sk_buff *skb, const struct rules *r, const struct outer *o, __u32 n)
 {
-	const __u8 *b = DATA(skb) + L2 + n;
+	__u8 *b = DATA(skb) + L2 + n;
 	const void *end = END(skb);
 	int six;
 
@@ -350,11 +358,12 @@ static __always_inline int tunnel(struct __sk_buff *skb, const struct rules *r, 
 
 		if ((flags & ~ignored) != (r->has_key ? key : 0))
 			return NEXT;
-		n += 4;
 		if (r->has_key) {
 			if (*(const __be32 *)(b + 4) != r->key)
 				return NEXT;
-			n += 4;
+			SKIP(b, n, 8);
+		} else {
+			SKIP(b, n, 4);
 		}
 		if (type != ETH_P_IP && type != ETH_P_IPV6)
 			return NEXT;
@@ -368,13 +377,12 @@ static __always_inline int tunnel(struct __sk_buff *skb, const struct rules *r, 
 			return NEXT;
 		if (udp->dest != r->port || udp->check || bpf_ntohs(udp->len) != o->len - n)
 			return NEXT;
-		b += sizeof(*udp);
-		n += sizeof(*udp);
+		SKIP(b, n, sizeof(*udp));
 		if (r->udp == UDP_GUE && b[0] >> 6 != 1) { /* variant 1 has no header */
 			if (b[0] || b[2] || b[3] || (b[1] != IPPROTO_IPIP && b[1] != IPPROTO_IPV6))
 				return NEXT;
-			n += 4;
 			six = b[1] == IPPROTO_IPV6;
+			SKIP(b, n, 4);
 		} else {
 			six = version(b) == 6;
 		}
@@ -383,7 +391,7 @@ static __always_inline int tunnel(struct __sk_buff *skb, const struct rules *r, 
 	default:
 		return NEXT;
 	}
-	return six ? inner6(skb, r, o, n) : inner4(skb, r, o, n);
+	return six ? inner6(skb, r, o, b, n) : inner4(skb, r, o, b, n);
 }
 
 /* accessible is the number of bytes that the checks may read: the longest headers of each kind, and UDP's ports. */
