@@ -116,7 +116,7 @@ func (p *program) mustLogReady() {
 func (p *program) startBounding() string {
 	set := 1<<unix.CAP_NET_ADMIN | 1<<unix.CAP_NET_RAW
 	if p.name == "realserver" {
-		set |= 1 << unix.CAP_NET_BIND_SERVICE
+		set |= 1<<unix.CAP_NET_BIND_SERVICE | 1<<unix.CAP_BPF | 1<<unix.CAP_PERFMON
 	}
 	return fmt.Sprintf("%016x", set)
 }
