@@ -6,4 +6,7 @@ type FastPath struct {
 	Devices []string `json:"devices,omitempty"` // by which packets come that it may take
 	Reason  string   `json:"reason,omitempty"`  // why it is not on, or not on all devices
 	Taken   Traffic  `json:"taken"`             // by it since the start; GSO packets count once
+	// Of a director:
+	Connections int    `json:"connections,omitempty"` // that it forwards now
+	Promoted    uint64 `json:"promoted,omitempty"`    // that it has got since the start
 }
