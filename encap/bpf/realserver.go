@@ -161,8 +161,8 @@ func (u *Rules) record() (r rulesRecord, err error) {
 	return r, nil
 }
 
-// pairs returns the pairs of the rules' directors and addresses of this host. The kernel delivers no other host's packet
-// to a loopback address, and directors' tunnels do not end at link-local ones.
+// pairs returns the pairs of the rules' directors and addresses of this host. The kernel delivers no other host's
+// packet to a loopback address, and directors' tunnels do not end at link-local ones.
 func (u *Rules) pairs() map[pair]struct{} {
 	all := map[pair]struct{}{}
 	for _, d := range u.Directors {

@@ -53,7 +53,8 @@ type setup struct {
 	mss4, mss6 int
 }
 
-// enforce puts s in force for the workers, the fast path and the status. The caller sets a.network. After the start a.mu is held.
+// enforce puts s in force for the workers, the fast path and the status. The caller sets a.network. After the start
+// a.mu is held.
 func (a *agent) enforce(s *setup) {
 	policy := endpoint.NewPolicy(endpoint.Rules{Directors: s.cfg.Directors, VIPs: s.cfg.VIPs,
 		Decapsulators: decapsulators(s.cfg), Port: s.cfg.EncapPort, LocalAddrs: a.own, MSS4: s.mss4, MSS6: s.mss6})

@@ -87,9 +87,7 @@ func open(file string, cfg *config.Realserver) (_ *agent, err error) {
 	}
 	a.fast.follow() // the device is up
 	a.warnLoudDrivers()
-	if err := a.dropPrivileges(); err != nil {
-		a.log.Warn("cannot drop all capabilities", "refused", err)
-	}
+	a.dropPrivileges()
 	daemon.WarnUnreadable(a.log, "the configuration file", file)
 	daemon.LogWarnings(a.log, cfg.Warnings)
 	return a, nil
@@ -97,11 +95,16 @@ func open(file string, cfg *config.Realserver) (_ *agent, err error) {
 
 // dropPrivileges gives up what open needed. The sockets are open. Routes, addresses and the fast path's devices still
 // change: by a reload, with the host's network, and at the end.
-func (a *agent) dropPrivileges() error {
+func (a *agent) dropPrivileges() {
+	var err error
 	if a.fast.needsCapability() {
-		return daemon.KeepOnly(unix.CAP_NET_ADMIN, unix.CAP_BPF)
+		err = daemon.KeepOnly(unix.CAP_NET_ADMIN, unix.CAP_BPF)
+	} else {
+		err = daemon.KeepOnly(unix.CAP_NET_ADMIN)
 	}
-	return daemon.KeepOnly(unix.CAP_NET_ADMIN)
+	if err != nil {
+		a.log.Warn("cannot drop all capabilities", "refused", err)
+	}
 }
 
 // openAnswers opens an answer worker for each queue of the device. Their sockets are of both families, whatever the

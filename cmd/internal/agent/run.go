@@ -29,7 +29,8 @@ func (a *agent) run(ctx context.Context, hangup func(fn func()) daemon.Task) err
 	s := a.setup.Load()
 	a.log.Info("ready", "version", daemon.Version(), "tun", a.device.Name(), "queues", s.cfg.Queues,
 		"offloads", a.device.Offloads(), "vips", s.cfg.VIPs, "directors", s.cfg.Directors,
-		"mss", s.mss4, "mss6", s.mss6, "fast_path", a.fast.status(bpf.Taken{}).On, "control", s.cfg.Control, "metrics", metrics.Name(s.cfg.Metrics))
+		"mss", s.mss4, "mss6", s.mss6, "fast_path", a.fast.status(bpf.Taken{}).On, "control", s.cfg.Control,
+		"metrics", metrics.Name(s.cfg.Metrics))
 	if err := daemon.Notify("READY=1"); err != nil {
 		a.log.Warn("sd_notify failed", "error", err)
 	}

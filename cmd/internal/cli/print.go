@@ -110,8 +110,8 @@ func printFastPath(w io.Writer, f *api.FastPath) {
 	case !f.On:
 		fmt.Fprintf(w, "fast path off: %s\n", f.Reason)
 	default:
-		fmt.Fprintf(w, "fast path by %s\t%s\t%s\n", strings.Join(f.Devices, ", "), words.Count(f.Taken.Packets, "packet"),
-			words.Count(f.Taken.Bytes, "byte"))
+		fmt.Fprintf(w, "fast path by %s\t%s\t%s\n", strings.Join(f.Devices, ", "),
+			words.Count(f.Taken.Packets, "packet"), words.Count(f.Taken.Bytes, "byte"))
 		if f.Reason != "" {
 			fmt.Fprintf(w, "fast path not everywhere: %s\n", f.Reason)
 		}

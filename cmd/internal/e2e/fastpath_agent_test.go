@@ -37,8 +37,8 @@ func TestAgentFastPath(t *testing.T) {
 			if checksum := strings.Contains(to.keys, "encap_checksum"); checksum != (taken == 0) {
 				t.Errorf("%s, %v: the fast path took %d packets", to.name, vip, taken)
 			}
-			if in, out := now.In.Packets-before.In.Packets, now.Out.Packets-before.Out.Packets; in != out || in < taken ||
-				now.Out.Bytes-before.Out.Bytes < size || len(now.Drops) > 0 {
+			in, out := now.In.Packets-before.In.Packets, now.Out.Packets-before.Out.Packets
+			if in != out || in < taken || now.Out.Bytes-before.Out.Bytes < size || len(now.Drops) > 0 {
 				t.Errorf("%s, %v: before %+v, now %+v", to.name, vip, before, now)
 			}
 		}
@@ -211,7 +211,8 @@ func TestAgentFastPathReload(t *testing.T) {
 	}
 	s.more = ""
 	s.write()
-	if got := s.agent.command("reload"); got.code != 1 || !strings.Contains(got.stderr, "fast_path (from off to auto)") {
+	if got := s.agent.command("reload"); got.code != 1 || !strings.Contains(got.stderr,
+		"fast_path (from off to auto)") {
 		t.Errorf("%+v", got)
 	}
 }
@@ -247,7 +248,8 @@ func TestAgentFastPathDevices(t *testing.T) {
 	s.agent.mustHaveOnlyNetAdmin(s.agent.startBounding())
 	on := func(what string, devices ...string) {
 		t.Helper()
-		testkit.Within(t, what, soon, func() bool { return slices.Equal(s.agent.intake().FastPath.Devices, devices) })
+		testkit.Within(t, what, soon,
+			func() bool { return slices.Equal(s.agent.intake().FastPath.Devices, devices) })
 	}
 	change := func(fn func() error) {
 		t.Helper()
@@ -289,8 +291,8 @@ func TestAgentFastPathDevices(t *testing.T) {
 	}
 	add("1")
 	testkit.Within(t, "the reason is known", soon, func() bool {
-		return strings.Contains(s.agent.intake().FastPath.Reason, "eth7: rp_filter is strict, and the path to director "+
-			"10.0.2.2 is not by eth7")
+		return strings.Contains(s.agent.intake().FastPath.Reason,
+			"eth7: rp_filter is strict, and the path to director 10.0.2.2 is not by eth7")
 	})
 	on("a device with a strict filter is left out", "eth0")
 	s.mustTake(s.VIP)
