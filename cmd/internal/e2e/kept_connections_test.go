@@ -21,7 +21,8 @@ import (
 
 // TestKeptConnections ends the director by SIGTERM and by kill -9 while downloads run, and starts it again by hand: no
 // download breaks, idle connections stay at their realservers, and turns and counts go on. With nat there are downloads
-// at kill -9 alone: SIGTERM puts the host back, and replies that reach a client as they are end the connection.
+// at kill -9 alone: SIGTERM puts the host back, and replies that reach a client as they are end the connection. With
+// VSTUN_FULL=1 (`make long`) there are 50 downloads, else 20.
 func TestKeptConnections(t *testing.T) {
 	byMethod(t, func(t *testing.T, m method, ipv6 bool) {
 		s := newMethodSite(t, m, ipv6, 2, nil)
@@ -48,7 +49,7 @@ func TestKeptConnections(t *testing.T) {
 			with bool // downloads
 		}{{"SIGTERM", s.director.stop, m != nat}, {"kill -9", s.director.kill, true}} {
 			if end.with && downloads.n == 0 {
-				downloads = s.download(81, short(50, 10))
+				downloads = s.download(81, long(50, 20, 10))
 			}
 			downloads.mustGoOn(t, "before "+end.name, 1<<16)
 			at := ""

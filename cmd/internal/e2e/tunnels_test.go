@@ -3,7 +3,6 @@ package e2e
 import (
 	"fmt"
 	"net/netip"
-	"os"
 	"testing"
 	"time"
 
@@ -76,7 +75,7 @@ func TestTunnels(t *testing.T) {
 			t.Run(fmt.Sprintf("%s-%d", offload, mtu), func(t *testing.T) {
 				t.Parallel()
 				size := short(4_000_000, 1_000_000)
-				if os.Getenv("VSTUN_FULL") != "" {
+				if full() {
 					size = 100_000_000
 				}
 				s := newSite(t, 2, map[string]lab.Link{"web1": {MTU: mtu}, "web2": {MTU: mtu}})
