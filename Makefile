@@ -42,7 +42,7 @@ busy: deps
 	.ci/busy $(or $(RUNS),1) $(RUN)
 
 # The long forms of tests that make test has short: more packets, reloads, requests and time; lintian.
-LONG := TestAgentReload|TestDeathUnderLoad|TestHostileRealserver|TestKeptConnections|TestPackages|TestReloadStorm
+LONG := TestAgentReload|TestConnectionStays|TestDeathUnderLoad|TestHostileRealserver|TestKeptConnections|TestPackages|TestReloadStorm
 long: deps
 	VSTUN_FULL=1 $(GO) test -count=1 -timeout 40m -run '^($(LONG))$$|^TestChecksInFlood$$/^(10vips|narrow)$$' -v ./cmd/internal/e2e
 

@@ -27,7 +27,7 @@ func testRestore(t *testing.T, m method, ipv6 bool) {
 	services := []service{{"tcp", "80", "wrr", []int{1}}, {"udp", "53", "rr", []int{1}}}
 	before := s.observeAll()
 	s.startAgents("")
-	s.startDirector("", services...)
+	s.startDirector(smallTable, services...)
 	web := s.Webs[0]
 	s.namedEchoAt(web, fmt.Sprintf(":%d", s.realPort(80)))
 	s.mustBeServedBy(80, web.Name)

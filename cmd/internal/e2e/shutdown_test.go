@@ -13,6 +13,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"vstun/balancer/keep"
 	"vstun/cmd/internal/lab"
 	"vstun/testdata/testkit"
 )
@@ -30,6 +31,11 @@ func TestEndsWhileItStarts(t *testing.T) {
 		if err := os.Mkdir(filepath.Dir(p.socket), 0o755); err != nil {
 			t.Fatal(err)
 		}
+		t.Cleanup(func() {
+			if err := keep.Remove(keep.Path(p.socket, ".table")); err != nil {
+				t.Error(err)
+			}
+		})
 	}
 	for i := range short(30, 10) {
 		for _, p := range []*program{director, agent} {
