@@ -256,11 +256,7 @@ func (p *program) startAs(cmd *exec.Cmd) {
 		p.t.Fatal(err)
 	}
 	p.Process, p.ending = process, false
-	p.t.Cleanup(func() { // it outlives the program
-		if err := keep.Remove(keep.Path(p.socket, ".table")); err != nil {
-			p.t.Error(err)
-		}
-	})
+	p.removeTable()
 	p.t.Cleanup(func() {
 		if p.Process == process && !p.ending {
 			p.stop()
@@ -281,6 +277,16 @@ func (p *program) startAs(cmd *exec.Cmd) {
 		}
 		var ignored struct{}
 		return p.get(&ignored) == nil
+	})
+}
+
+// removeTable removes the connection table, which outlives the program, at the end of the test.
+func (p *program) removeTable() {
+	p.t.Helper()
+	p.t.Cleanup(func() {
+		if err := keep.Remove(keep.Path(p.socket, ".table")); err != nil {
+			p.t.Error(err)
+		}
 	})
 }
 

@@ -76,8 +76,8 @@ func buildPrograms() (dir string, err error) {
 	if err := os.Chmod(dir, 0o755); err != nil {
 		return dir, err
 	}
-	// make build and .ci/package have the same flags, and so the same objects in the cache.
-	args := []string{"build", "-trimpath", "-o", dir + "/"}
+	// .ci/package has the same flags, and finds the objects in the cache.
+	args := []string{"build", "-trimpath", "-ldflags=-s -w", "-o", dir + "/"}
 	env := append(os.Environ(), "CGO_ENABLED=0")
 	if raceDetector {
 		args, env = append(args, "-race"), os.Environ()
