@@ -143,7 +143,7 @@ func (e *Election) receiveBackup(i *instance, now Moment, a *Advert) {
 func (i *instance) yields(priority uint8, now Moment) bool {
 	own := i.priority()
 	switch {
-	case priority >= own && own != Owner:
+	case priority >= own: // also of two owners, which is a mistake: one of them is master, and stays it
 		i.preemptAt = 0
 		return true
 	case i.held():
