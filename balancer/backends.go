@@ -392,6 +392,14 @@ func (d *Dest) Real(f packet.Flow) packet.Flow {
 	return f
 }
 
+// OnlyFrontend reports whether all replies from where d, a realserver of VS/NAT, has the requests of f, a flow from a
+// client to a VIP, belong to connections by that VIP and port.
+func (s *Snapshot) OnlyFrontend(d *Dest, f packet.Flow) bool {
+	r := d.Real(f)
+	b := s.backends.find(r.Dst, r.Proto, r.DstPort)
+	return b != nil && len(b.frontends) == 1
+}
+
 // hints remember the frontends of connections to Backends with several frontends: the one of the newest connection of
 // each translated flow. A client that reaches one realserver's port by two frontends from one port of its own gets its
 // replies from the newer one, as from IPVS. A hint may be wrong: then all frontends are tried. Nil is no hints.

@@ -74,11 +74,11 @@ type Dest struct {
 	stats    *destStats
 }
 
-// CountReply counts a reply of n bytes of d, whose replies pass the director.
-func (d *Dest) CountReply(worker, n int) {
+// CountReplies counts replies of d, whose replies pass the director.
+func (d *Dest) CountReplies(worker int, packets, bytes uint64) {
 	t := &d.stats.workers[worker]
-	t.replies.Add(1)
-	t.replyBytes.Add(uint64(n))
+	t.replies.Add(packets)
+	t.replyBytes.Add(bytes)
 }
 
 // destStats has a realserver's counts. They run from its first snapshot to its last.
@@ -96,11 +96,11 @@ type traffic struct {
 	_                   [32]byte // no two workers in a cache line
 }
 
-// Count counts a packet of n bytes that worker sends to d.
-func (d *Dest) Count(worker, n int) {
+// Count counts packets that worker sends to d.
+func (d *Dest) Count(worker int, packets, bytes uint64) {
 	t := &d.stats.workers[worker]
-	t.packets.Add(1)
-	t.bytes.Add(uint64(n))
+	t.packets.Add(packets)
+	t.bytes.Add(bytes)
 }
 
 // connOverhead is what the least-connection schedulers compare (Linux ip_vs_wlc.c).

@@ -218,6 +218,12 @@ func (s *Snapshot) dest(n uint32) (*Dest, drop.Reason) {
 	return nil, drop.NoRealserver
 }
 
+// Dest returns the realserver with this number in the connection table, a retired one included, nil for none.
+func (s *Snapshot) Dest(number uint32) *Dest {
+	d, _ := s.dest(number)
+	return d
+}
+
 // Find returns the realserver of the connection f, retired ones included, without a change to the connection. It
 // returns nil if there is no connection or the realserver is unreachable.
 func (s *Snapshot) Find(f packet.Flow, now conntab.Ticks) *Dest {

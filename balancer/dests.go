@@ -75,6 +75,9 @@ func (d *Dest) reachAs(r Realserver) {
 	}
 }
 
+// Gone reports whether d has left the configuration, or is down.
+func (d *Dest) Gone() bool { return d.counts.Gone() }
+
 // Reachable reports whether packets can be sent to d. Tunnels over IPv6, and those with a UDP checksum over IPv4, need
 // a source address. They have none while none is configured and the kernel has no route. Other tunnels stay reachable
 // without a route; the kernel then refuses each packet. VS/NAT needs a route: without one the MTU is 0.

@@ -212,7 +212,7 @@ func pound(b *Balancer, worker int, now func() conntab.Ticks) {
 			}
 		}
 		if d, reason := b.Snapshot().Decide(p, now()); reason == drop.Accept {
-			d.Count(worker, 40)
+			d.Count(worker, 1, 40)
 		}
 	}
 }

@@ -56,7 +56,7 @@ func opened(t *testing.T, b *Balancer, from, n int) (at []netip.Addr) {
 			t.Fatal(reason)
 		}
 		at = append(at, d.Address)
-		d.Count(1, 100)
+		d.Count(1, 1, 100)
 		p.TCPFlags = packet.FlagACK
 		b.Snapshot().Decide(p, 0)
 	}

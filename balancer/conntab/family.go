@@ -15,7 +15,8 @@ type family interface {
 	lookup(f packet.Flow, now Ticks) (Conn, bool)
 	report(c *Conn, how Report, by *rules, now Ticks) Result
 	reportTemplate(c *Conn, how Report, now Ticks) Result
-	refresh(f packet.Flow, n uint32, last Ticks, by *rules)
+	refresh(f packet.Flow, n uint32, last Ticks, by *rules) bool
+	setFast(f packet.Flow, is bool, by *rules, now Ticks) (Conn, bool)
 
 	pin(f packet.Flow, dest uint32, over bool, now Ticks) Result
 	unpin(f packet.Flow, end Ticks)
@@ -62,7 +63,8 @@ func (absent) peek(p *packet.Info, by *rules, _ Ticks) (Conn, Fate, Result) {
 
 func (absent) leave(*packet.Info, uint32) bool                       { return false }
 func (absent) lookup(packet.Flow, Ticks) (Conn, bool)                { return Conn{}, false }
-func (absent) refresh(packet.Flow, uint32, Ticks, *rules)            {}
+func (absent) refresh(packet.Flow, uint32, Ticks, *rules) bool       { return false }
+func (absent) setFast(packet.Flow, bool, *rules, Ticks) (Conn, bool) { return Conn{}, false }
 func (absent) unpin(packet.Flow, Ticks)                              {}
 func (absent) forget(netip.Addr, uint32, uint32)                     {}
 func (absent) lookupTemplate(netip.Addr, uint32, Ticks) (Conn, bool) { return Conn{}, false }

@@ -11,6 +11,8 @@ const (
 	Moved                      // its state has changed otherwise
 	Ended                      // it has been removed: expired, evicted, replaced or forgotten
 	Repeated                   // its client has sent the third datagram; UDP only
+	Busy                       // its client has sent some more packets, and the fast path may have it
+	Left                       // it has left the fast path
 )
 
 // repeatedAt is the number of datagrams for Repeated: sysctl_sync_threshold in Linux ip_vs.h.
@@ -35,14 +37,16 @@ type Feed struct {
 	turn  int       // family that is read first
 }
 
-// Changes starts a feed that holds at least n changes. Close ends it.
-func (t *Table) Changes(n int) *Feed {
+// Changes starts a feed that holds at least n changes of these kinds. Close ends it.
+func (t *Table) Changes(n int, kinds ...ChangeKind) *Feed {
 	f := &Feed{}
-	f.kinds.Store(1<<8 - 1)
+	for _, k := range kinds {
+		f.Include(k, true)
+	}
 	return t.attach(f, n)
 }
 
-// OwnChanges is Changes for the changes of these kinds only. It leaves out connections that another director has
+// OwnChanges is Changes for this director's own changes. It leaves out connections that another director has
 // reported, as long as no packet of them has come. Changes that it leaves out take no place: a flood of half-open
 // connections does not displace Assured and Moved. Soon after another change of a connection, a change takes the place
 // of that: a client that makes many does not displace those of others. Of the two kinds, Assured stays.

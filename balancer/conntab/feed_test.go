@@ -8,6 +8,9 @@ import (
 	"vstun/encap/packet"
 )
 
+// lifeKinds are the changes in the life of any connection.
+var lifeKinds = []ChangeKind{Opened, Assured, Moved, Ended, Repeated}
+
 // kinds reads a feed to its end.
 func kinds(f *Feed, now Ticks) (all []ChangeKind, conns []Conn) {
 	into := make([]Change, 3)
@@ -24,7 +27,7 @@ func TestFeed(t *testing.T) {
 	for name, six := range map[string]bool{"IPv4": false, "IPv6": true} {
 		t.Run(name, func(t *testing.T) {
 			table := newSmall(Config{})
-			f := table.Changes(10_000) // before there is a store of IPv6
+			f := table.Changes(10_000, lifeKinds...) // before there is a store of IPv6
 			defer f.Close()
 			p := tcp(1, 1, packet.FlagSYN)
 			if six {
@@ -59,7 +62,7 @@ func TestFeed(t *testing.T) {
 func TestFeedIsFull(t *testing.T) {
 	const n = 1000
 	table := newSmall(Config{Max: 10_000})
-	f := table.Changes(1) // one a shard
+	f := table.Changes(1, lifeKinds...) // one a shard
 	for i := range uint32(n) {
 		p := tcp(i, 1, packet.FlagSYN)
 		table.Insert(&p, 1, 0, 0)
@@ -98,7 +101,7 @@ func TestFeedKinds(t *testing.T) {
 // TestFeedsAreIndependent: each reader gets every change, and what is pinned is none.
 func TestFeedsAreIndependent(t *testing.T) {
 	table := newSmall(Config{})
-	one, two := table.Changes(1000), table.Changes(1000)
+	one, two := table.Changes(1000, lifeKinds...), table.Changes(1000, lifeKinds...)
 	p := tcp(1, 1, packet.FlagSYN)
 	table.Insert(&p, 1, 0, 0)
 	check := tcp(2, 1, packet.FlagSYN)
@@ -121,7 +124,7 @@ func TestFeedsAreIndependent(t *testing.T) {
 // TestFeedReplaysTable: a table to which every change is put has the same connections and counts.
 func TestFeedReplaysTable(t *testing.T) {
 	table, copied := newSmall(Config{Max: 50_000}), newSmall(Config{Max: 50_000})
-	f := table.Changes(1 << 20)
+	f := table.Changes(1<<20, lifeKinds...)
 	defer f.Close()
 	live := map[packet.Flow]Conn{}
 	into := make([]Change, 64)

@@ -111,6 +111,7 @@ func (s *store[A]) packet(k *key[A], p *packet.Info, dir Direction, by *rules, n
 func (s *store[A]) expire(sh *shard[A], e *entry[A], now Ticks) {
 	e.expires = now
 	e.flags |= ended
+	sh.leave(e)
 	sh.noteExpiry(now)
 }
 
@@ -156,8 +157,13 @@ func (s *store[A]) seen(sh *shard[A], e *entry[A], p *packet.Info, dir Direction
 	sh.noteExpiry(e.expires)
 	if next != e.state {
 		e = s.transition(sh, e, next)
-	} else if e.value == repeatedAt && next == UDP && dir == FromClient {
-		sh.note(Repeated, e)
+	} else if dir == FromClient {
+		switch {
+		case e.value == repeatedAt && next == UDP:
+			sh.note(Repeated, e)
+		case e.value%busyEvery == 0 && e.flags&fast == 0 && e.canBeFast(by):
+			sh.note(Busy, e)
+		}
 	}
 	return e.dest
 }
@@ -165,6 +171,7 @@ func (s *store[A]) seen(sh *shard[A], e *entry[A], p *packet.Info, dir Direction
 // transition changes the state of the connection e and returns e, which may then be in another slot. All other fields
 // of e must be up to date.
 func (s *store[A]) transition(sh *shard[A], e *entry[A], next State) *entry[A] {
+	sh.leave(e)
 	t, kind := s.table, Moved
 	switch was := e.state.halfOpen(); {
 	case was == next.halfOpen():

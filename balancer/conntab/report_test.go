@@ -113,7 +113,7 @@ func TestEarlierReport(t *testing.T) {
 // TestReportedUntilPacket: a report is no change of this director's own until a packet comes.
 func TestReportedUntilPacket(t *testing.T) {
 	table := newSmall(Config{})
-	all, own := table.Changes(1000), table.OwnChanges(1000, Assured, Moved)
+	all, own := table.Changes(1000, lifeKinds...), table.OwnChanges(1000, Assured, Moved)
 	p := tcp(1, 1, packet.FlagSYN)
 	table.Report(reportOf(Established, 1), Ordered, 0)
 	table.Report(reportOf(FinWait, 1), Ordered, 0)
@@ -382,7 +382,7 @@ func TestNewTemplateReport(t *testing.T) {
 // TestReportEndedTemplate: a template without time left gets no new timeout, and the feed has the time that it gets.
 func TestReportEndedTemplate(t *testing.T) {
 	table := newSmall(Config{})
-	f := table.Changes(1000)
+	f := table.Changes(1000, lifeKinds...)
 	c := Conn{Flow: packet.Flow{Src: tcp(1, 1, 0).Flow.Src}, Template: true, State: TemplateState, Service: 1,
 		Timeout: 300 * time.Second, Expires: -time.Second}
 	table.Report(c, Ordered, 0)

@@ -59,6 +59,7 @@ const (
 	twoWay   = 1 << iota // replies pass the director
 	ended                // expire has ended it before its timeout
 	reported             // another director has reported it, and no packet of it has come since
+	fast                 // see SetFast
 )
 
 // timeout returns the timeout of a template.
@@ -223,6 +224,7 @@ func (s *store[A]) remove(sh *shard[A], i int) {
 // discount takes e, which is in no slot any more, out of all counts.
 func (s *store[A]) discount(sh *shard[A], e *entry[A]) {
 	t := s.table
+	sh.leave(e)
 	sh.note(Ended, e)
 	t.adjustCounts(e.dest, e.state, -1)
 	if e.state != Pinned {

@@ -116,6 +116,7 @@ func (s *store[A]) adoptConnection(e entry[A], a *adoption, unassured []candidat
 	}
 	t := s.table
 	e.dest, e.expires = h.Dest, a.now+Ticks(left)
+	e.flags &^= fast
 	former, orphan := e.ref, false
 	if former != 0 {
 		if e.ref = a.numbers[former]; e.ref == 0 { // the template is gone

@@ -283,6 +283,11 @@ func (c *Capture) matches(b []byte) bool {
 	return c.match(packet.Flow{Src: packet.IPv4(b).Src(), Dst: packet.IPv4(b).Dst()}, false)
 }
 
+// Selects reports whether the filter selects the connection f, whose realserver is d.
+func (c *Capture) Selects(f packet.Flow, d *balancer.Dest) bool {
+	return c.match(f, true) && (!c.filter.Realserver.IsValid() || c.filter.has(d, f))
+}
+
 // match reports whether the filter, except for its realserver, matches f, with or without its ports.
 func (c *Capture) match(f packet.Flow, ports bool) bool {
 	w := &c.filter

@@ -238,7 +238,7 @@ func (w *Worker) send(b *packet.Buf, p *packet.Info, dest *balancer.Dest) drop.R
 	if p.Len+dest.Overhead() > packet.MaxLen {
 		return drop.TooBig // no packet is that large, fragments or not
 	}
-	dest.Count(w.id, p.Len)
+	dest.Count(w.id, 1, uint64(p.Len))
 	hop := dest.Via.Out(b, p, w.out.SourcePort(p.Hash))
 	w.out.AddWrapped(b, p, &hop, dest.MTU)
 	return drop.Accept
@@ -258,7 +258,7 @@ func (w *Worker) super(b *packet.Buf, p *packet.Info, dest *balancer.Dest, inner
 	if cut.Overhead+n > packet.MaxLen {
 		return drop.TooBig
 	}
-	dest.Count(w.id, p.Len)
+	dest.Count(w.id, 1, uint64(p.Len))
 	hop := dest.Via.Out(b, p, w.out.SourcePort(p.Hash))
 	w.out.AddSegments(dest.Via, b, p, &hop, cut, dest.MTU)
 	return drop.Accept

@@ -32,7 +32,7 @@ func (w *Worker) toNeighbour(b *packet.Buf, p *packet.Info, dest *balancer.Dest,
 	if n > mtu {
 		return w.fragments(b, p, dest, &hop, cut)
 	}
-	dest.Count(w.id, p.Len)
+	dest.Count(w.id, 1, uint64(p.Len))
 	w.out.AddWhole(b, &hop)
 	return drop.Accept
 }
@@ -71,14 +71,14 @@ func (w *Worker) fragments(b *packet.Buf, p *packet.Info, dest *balancer.Dest, h
 		if !cut.HasRoom(p.Len) {
 			return drop.Offload
 		}
-		dest.Count(w.id, p.Len)
+		dest.Count(w.id, 1, uint64(p.Len))
 		w.out.AddSegments(dest.Via, b, p, hop, cut, dest.MTU)
 		return drop.Accept
 	}
 	if d := b.Finish(); d != drop.Accept {
 		return d
 	}
-	dest.Count(w.id, p.Len)
+	dest.Count(w.id, 1, uint64(p.Len))
 	w.out.AddFragments(in, hop, dest.MTU)
 	return drop.Accept
 }

@@ -24,7 +24,7 @@ func (w *Worker) request(b *packet.Buf, p *packet.Info, dest *balancer.Dest, now
 	if !w.written || dest.Address.Is4() != p.Flow.Dst.Is4() {
 		return drop.Unreachable // a configuration that is checked does not mix families
 	}
-	dest.Count(w.id, p.Len)
+	dest.Count(w.id, 1, uint64(p.Len))
 	dest.Via.Out(b, p, 0)
 	return w.writeBack(b, p, mtu)
 }
@@ -34,7 +34,7 @@ func (w *Worker) reply(b *packet.Buf, p *packet.Info, dest *balancer.Dest) drop.
 	if !w.written {
 		return drop.Unreachable
 	}
-	dest.CountReply(w.id, p.Len)
+	dest.CountReplies(w.id, 1, uint64(p.Len))
 	dest.Back.Back(b, p, netip.AddrPortFrom(p.Flow.Dst, p.Flow.DstPort))
 	return w.writeBack(b, p, packet.MaxLen)
 }
@@ -114,7 +114,7 @@ func (w *Worker) errorToServer(b *packet.Buf, p *packet.Info, q *packet.Quoted, 
 	}
 	f := dest.Real(q.Flow.Reverse())
 	packet.ReplaceQuotedSrc(b.Bytes(), q, netip.AddrPortFrom(f.Dst, f.DstPort))
-	dest.Count(w.id, p.Len)
+	dest.Count(w.id, 1, uint64(p.Len))
 	hop := w.hop(dest.Address, p.Flow.Src)
 	w.sendWhole(b, p, &hop, mtu)
 	return drop.Accept

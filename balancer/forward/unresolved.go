@@ -139,7 +139,7 @@ func (u *unresolved) send(w unresolvedPacket, t *stats.Tally) {
 	case err != nil:
 		t.Drop(drop.SendError)
 	default:
-		w.dest.Count(w.worker, w.buf.Len())
+		w.dest.Count(w.worker, 1, uint64(w.buf.Len()))
 		t.OutPackets++
 		t.OutBytes += uint64(w.buf.Len())
 		if w.capture != nil {

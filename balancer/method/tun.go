@@ -15,9 +15,14 @@ type tun struct {
 	end    egress.Peer // of the tunnel
 }
 
-func newTUN(address netip.Addr, c Config) (Method, error) {
-	tunnel, err := encap.New(encap.Config{Kind: c.Encap, Source: c.Source, Destination: address, Port: c.EncapPort,
+// Tunnel returns TUN's tunnel to the realserver at address. Its error names every contradiction in c.
+func (c Config) Tunnel(address netip.Addr) (encap.Tunnel, error) {
+	return encap.New(encap.Config{Kind: c.Encap, Source: c.Source, Destination: address, Port: c.EncapPort,
 		Key: c.Key, HasKey: c.HasKey, Checksum: c.Checksum})
+}
+
+func newTUN(address netip.Addr, c Config) (Method, error) {
+	tunnel, err := c.Tunnel(address)
 	if err != nil {
 		return nil, err
 	}

@@ -18,6 +18,7 @@ const maxMTU = 65535 // total length of an IP packet
 // Path describes how the kernel sends a packet.
 type Path struct {
 	Link    string     // the device
+	Index   int        // its interface index
 	Gateway netip.Addr // the zero Addr: the destination is on the link
 	Local   bool       // the packet is delivered on this host
 
@@ -107,7 +108,7 @@ func pathTo(h *netlink.Handle, dst, from netip.Addr, link string, devices map[in
 		d = &device{name: l.Attrs().Name, mtu: min(l.Attrs().MTU, maxMTU)}
 		devices[r.LinkIndex] = d
 	}
-	p := &Path{Link: d.name, Local: r.Type == unix.RTN_LOCAL, MTU: d.mtu, Table: r.Table, AdvMSS: r.AdvMSS}
+	p := &Path{Link: d.name, Index: r.LinkIndex, Local: r.Type == unix.RTN_LOCAL, MTU: d.mtu, Table: r.Table, AdvMSS: r.AdvMSS}
 	switch {
 	case r.MTU > 0:
 		p.MTU = min(p.MTU, r.MTU)

@@ -20,6 +20,7 @@ type Explanation struct {
 	Realserver string      `json:"realserver,omitempty"` // its Name; none: the packets are dropped
 	Drop       string      `json:"drop,omitempty"`       // the reason of the drop
 	Why        string      `json:"why"`                  // the reason of the decision, in one line
+	FastPath   bool        `json:"fast_path,omitempty"`  // the kernel forwards the flow's packets
 	Role       string      `json:"role,omitempty"`       // its role in VRRP sends the VIP's packets elsewhere
 	Service    string      `json:"service,omitempty"`    // with the VIP, protocol and port
 	Scheduler  string      `json:"scheduler,omitempty"`

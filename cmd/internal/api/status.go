@@ -32,6 +32,7 @@ type DirectorStatus struct {
 	Waiting     int         `json:"waiting"`
 	Connections Connections `json:"connections"`
 	Services    []Service   `json:"services"`
+	FastPath    FastPath    `json:"fast_path"`
 	Checks      Checks      `json:"checks"`
 	Leaving     Leaving     `json:"leaving"`
 	// VIPs in a subnet of this host

@@ -40,6 +40,7 @@ func (d *director) connections(q url.Values) (iter.Seq[any], error) {
 	if err := d.checkNames(f); err != nil {
 		return nil, err
 	}
+	d.plane.fast.sync()
 	l := lister{Filter: f, services: map[string]*balancer.Service{}}
 	for _, s := range d.plane.balancer.Snapshot().Status() {
 		l.services[s.Name] = &s.Service

@@ -315,6 +315,7 @@ func (c *controller) converge(in plan.Inputs) (err error) {
 	c.current.Store(&state{inputs: in, Desired: desired, snapshot: c.plane.balancer.Snapshot(),
 		grace: newGrace(c.plane.loops())})
 	c.note(&c.state().inputs)
+	c.plane.fast.follow(c.state())
 	if reconfigured { // the balancer and the state have the paths of new checks now
 		c.checks.monitor.Begin()
 	}

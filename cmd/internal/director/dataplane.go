@@ -37,6 +37,8 @@ type dataPlane struct {
 	workers  []*forward.Worker // one for each queue of device, then the one of local
 	relays   []*forward.Relay  // of ICMP errors about tunnel packets
 	senders  []io.Closer
+	udpPorts []uint16 // source ports of tunnels over UDP, of the last worker
+	fast     fastPath
 	noLink   error // why there is no VS/DR
 	// receivers get ICMP errors about tunnel packets. The kernel learns path MTUs from them, and the relays send ICMP
 	// errors to the clients.
@@ -56,7 +58,7 @@ const urgent = 6
 func (p *dataPlane) open(cfg *config.Director, memory conntab.Memory, log *slog.Logger) (err error) {
 	p.shared = forward.NewShared()
 	p.table = conntab.NewIn(memory, plan.Table(cfg.Connections))
-	p.balancer = balancer.NewIn(memory, p.table, cfg.Queues+1)
+	p.balancer = balancer.NewIn(memory, p.table, cfg.Queues+2) // workers, and the fast path
 	if cfg.TAP {
 		p.device, p.ethernet, err = openEthernet(cfg, p.device, log)
 	} else if p.device == nil {
@@ -108,7 +110,7 @@ func (p *dataPlane) openWorker(i int, q *tundev.Queue) error {
 	if err != nil {
 		return err
 	}
-	p.senders = append(p.senders, u)
+	p.senders, p.udpPorts = append(p.senders, u), u.Ports()
 	c := forward.WorkerConfig{ID: i, Source: q, Raw: s, UDP: u, UDPPorts: u.Ports(), Balancer: p.balancer,
 		Shared: p.shared, Clock: p.now}
 	if p.ethernet != nil {
@@ -265,6 +267,7 @@ func (p *dataPlane) tally(t *stats.Tally) {
 		r.Read(t)
 	}
 	p.shared.Read(t)
+	p.fast.read(t)
 	if p.ethernet != nil {
 		p.ethernet.read(t)
 	}

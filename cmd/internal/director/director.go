@@ -95,6 +95,7 @@ func open(file string, cfg *config.Director) (_ *director, err error) {
 	if err := d.plane.allows(cfg); err != nil {
 		return nil, err
 	}
+	d.plane.fast.open(cfg, &d.plane, d.log)
 	if err := d.lan.open(d.log, d.plane.ethernet); err != nil {
 		return nil, err
 	}
@@ -196,7 +197,7 @@ func (d *director) run(ctx context.Context, hangup func(fn func()) daemon.Task) 
 	// The workers go on until all else has ended: in the devices packets wait for the next start only from then on.
 	tasks := []daemon.Task{func(ctx context.Context) error {
 		err := d.runControl(ctx, hangup)
-		return errors.Join(err, d.handover.endNetwork(d.network), p.stop())
+		return errors.Join(err, p.fast.end(), d.handover.endNetwork(d.network), p.stop())
 	}}
 	for _, w := range p.workers {
 		tasks = append(tasks, func(context.Context) error { return w.Run() })
@@ -242,6 +243,7 @@ func (d *director) runControl(ctx context.Context, hangup func(fn func()) daemon
 		d.memory.run,
 		daemon.Every(saveEvery, func() { d.memory.save(p) }),
 		daemon.Every(repliesEvery, d.followReplies),
+		p.fast.run,
 		d.neighbours.Run,
 		func(ctx context.Context) error {
 			defer close(succeeded)
@@ -338,7 +340,7 @@ func (d *director) close(cfg *config.Director) error {
 	if d.network != nil {
 		errs = append(errs, d.handover.endNetwork(d.network))
 	}
-	errs = append(errs, d.plane.close(), d.handover.close(cfg))
+	errs = append(errs, d.plane.fast.close(), d.plane.close(), d.handover.close(cfg))
 	if d.neighbours != nil {
 		errs = append(errs, d.neighbours.Close())
 	}

@@ -64,6 +64,9 @@ func (d *director) explain(q url.Values) (any, error) {
 	if cfg.HashUnknown && !cfg.Connections.SloppyTCP {
 		out.Why += unknownFlow(snap, &e, first, now)
 	}
+	if out.FastPath = d.plane.fast.has(first.Flow); out.FastPath {
+		out.Why += "; the kernel forwards its packets (fast path), but for those that end it"
+	}
 	out.Role = roleOf(cfg, st.inputs.Roles, vip.Addr())
 	if e.Service == nil && e.Connection == nil {
 		switch {

@@ -91,7 +91,7 @@ func (k *keptMemory) send(t *testing.T, n int) {
 		if d == nil {
 			t.Fatal(reason)
 		}
-		d.Count(0, 60)
+		d.Count(0, 1, 60)
 	}
 }
 

@@ -21,6 +21,7 @@ import (
 // status is the answer to GET /status.
 func (d *director) status() api.DirectorStatus {
 	p := &d.plane
+	p.fast.sync()
 	t := d.memory.read(p)
 	st := api.DirectorStatus{Program: "director", Version: daemon.Version(), Pid: os.Getpid(),
 		Uptime: time.Since(p.start).Seconds(),
@@ -42,6 +43,7 @@ func (d *director) status() api.DirectorStatus {
 	p.balancer.Save() // a later process never shows less
 	st.Resets = t.Resets
 	st.Overruns = p.overruns()
+	st.FastPath = p.fast.status()
 	st.Checks = d.checks.descriptors()
 	st.Configuration = d.reloader.Configuration()
 	st.Waiting = p.shared.Waiting()

@@ -217,6 +217,8 @@ func TestReloadOfEveryKeyOfDirector(t *testing.T) {
 		"director.announce":          {`announce = "none"`},
 		"director.announce_devices":  {`announce_devices = ["eth0"]`},
 		"director.announce_conflict": {`announce_conflict = "warn"`},
+		"director.fast_path":         {`fast_path = "off"`},
+		"director.fast_path_devices": {`fast_path_devices = ["eth0"]`},
 
 		"connections.max":                       {"max = 2000"},
 		"connections.keep":                      {`keep = ""`},

@@ -86,6 +86,7 @@ func fullDirector() api.DirectorStatus {
 	return api.DirectorStatus{Program: "director", Version: "1.2.3", Queues: 2, In: api.Traffic{Packets: 1,
 		Bytes: 2}, Out: api.Traffic{Packets: 3, Bytes: 4},
 		Drops: map[string]uint64{"no_service": 5, "later": 9}, Waiting: 6, Overruns: 7, Resets: 17,
+		FastPath:      api.FastPath{On: true, Connections: 31, Taken: api.Traffic{Packets: 32, Bytes: 33}},
 		Checks:        api.Checks{Waiting: 18},
 		Connections:   api.Connections{Count: 10, Max: 11, HalfOpen: 12, HalfOpenMax: 13, Evicted: 14},
 		Leaving:       api.Leaving{Realservers: 15, Connections: 16},
@@ -148,6 +149,10 @@ func TestDirector(t *testing.T) {
 	first, second := "{realserver=10.0.11.2,"+web+"}", "{realserver=2001:db8:11::2,"+web+"}"
 	must(t, all, map[string]float64{
 		"vstun_director_received_packets_total":                                                 1,
+		"vstun_director_fast_path":                                                              1,
+		"vstun_director_fast_path_connections":                                                  31,
+		"vstun_director_fast_path_packets_total":                                                32,
+		"vstun_director_fast_path_bytes_total":                                                  33,
 		"vstun_director_received_bytes_total":                                                   2,
 		"vstun_director_sent_packets_total":                                                     3,
 		"vstun_director_sent_bytes_total":                                                       4,

@@ -1,0 +1,181 @@
+package fastpath
+
+import (
+	"encoding/binary"
+	"hash/maphash"
+	"math/bits"
+	"net/netip"
+	"slices"
+
+	"vstun/balancer"
+	"vstun/balancer/conntab"
+	"vstun/encap/bpf"
+	"vstun/encap/packet"
+)
+
+// key is a flow without pointers, so that a million of them cost the garbage collector nothing.
+type key struct {
+	src, dst         [16]byte
+	srcPort, dstPort uint16
+	proto            uint8
+	six              bool
+}
+
+func keyOf(f packet.Flow) key {
+	return key{src: f.Src.As16(), dst: f.Dst.As16(), srcPort: f.SrcPort, dstPort: f.DstPort, proto: f.Proto,
+		six: f.Src.Is6()}
+}
+
+func (k *key) flow() packet.Flow {
+	f := packet.Flow{Src: netip.AddrFrom16(k.src), Dst: netip.AddrFrom16(k.dst), SrcPort: k.srcPort,
+		DstPort: k.dstPort, Proto: k.proto}
+	if !k.six {
+		f.Src, f.Dst = f.Src.Unmap(), f.Dst.Unmap()
+	}
+	return f
+}
+
+// conn is a connection in the kernel.
+type conn struct {
+	ref              bpf.Ref
+	dest             uint32
+	seen             conntab.Ticks // its last packet, as far as the last account knows
+	recent           uint32        // packets between the last two accounts
+	requests, replys bpf.Count     // up to the last account
+}
+
+// seed is of the choice of source ports.
+var seed = maphash.MakeSeed()
+
+// port returns the source port of tunnels over UDP for a connection. Routers and network cards on the path spread flows
+// by it.
+func (c *Cache) port(k *key) uint16 {
+	var b [37]byte
+	copy(b[:], k.src[:])
+	copy(b[16:], k.dst[:])
+	binary.BigEndian.PutUint16(b[32:], k.srcPort)
+	binary.BigEndian.PutUint16(b[34:], k.dstPort)
+	b[36] = k.proto
+	n, _ := bits.Mul64(maphash.Bytes(seed, b[:]), uint64(len(c.Ports)))
+	return c.Ports[n]
+}
+
+// current reports whether the kernel has the path of the connection k.
+func (c *Cache) current(k *key, at conn) bool {
+	p, ok := c.paths[pathID{at.dest, k.six}]
+	return ok && p.ref == at.ref
+}
+
+// promote gives connections to the kernel. The caller holds c.mu.
+func (c *Cache) promote(busy []conntab.Conn) {
+	var flows []bpf.Flow
+	var keys []key // by flow
+	var void []key
+	for i := range busy {
+		f := busy[i].Flow
+		k := keyOf(f)
+		// Packets of one that has its path were on their way, or the program leaves them.
+		if at, known := c.conns[k]; known && !c.current(&k, at) {
+			void = append(void, k)
+		}
+	}
+	c.release(void)
+	now := c.Clock()
+	for i := range busy {
+		f := busy[i].Flow
+		k := keyOf(f)
+		if _, known := c.conns[k]; known {
+			continue
+		}
+		d, ref, ok := c.admit(&busy[i])
+		if !ok {
+			continue
+		}
+		is, ok := c.Table.SetFast(f, true, now)
+		if ok && is.Dest != busy[i].Dest { // another connection of the same flow
+			c.Table.SetFast(f, false, now)
+			ok = false
+		}
+		if !ok {
+			continue
+		}
+		c.conns[k] = conn{ref: ref, dest: is.Dest, seen: now}
+		flows, keys = append(flows, bpf.Flow{Flow: f, Path: ref, Port: c.port(&k)}), append(keys, k)
+		if d.Back != nil {
+			reply := d.Real(f).Reverse()
+			c.replies[keyOf(reply)] = k
+			flows = append(flows, bpf.Flow{Flow: reply, Path: ref, Port: f.DstPort, VIP: f.Dst})
+			keys = append(keys, k)
+		}
+	}
+	c.set(flows, keys)
+}
+
+// admit returns the realserver and path of a connection that the kernel may get.
+func (c *Cache) admit(b *conntab.Conn) (d *balancer.Dest, ref bpf.Ref, ok bool) {
+	if b.Flow.Proto != packet.ProtoTCP && b.Flow.Proto != packet.ProtoUDP {
+		return nil, ref, false
+	}
+	if ref, ok = c.get(pathID{b.Dest, b.Flow.Src.Is6()}); !ok {
+		return nil, ref, false
+	}
+	d = c.snapshot.Dest(b.Dest)
+	if d.Back != nil && !c.snapshot.OnlyFrontend(d, b.Flow) {
+		return nil, ref, false // a reply does not say to which connection it belongs
+	}
+	return d, ref, c.excluded == nil || !c.excluded(b.Flow, d)
+}
+
+// set writes flows of the connections keys. Those for which there is no room stay out.
+func (c *Cache) set(flows []bpf.Flow, keys []key) {
+	defer func() { c.flows.Store(int64(len(c.conns))) }()
+	if len(flows) == 0 {
+		return
+	}
+	n, err := c.Kernel.Set(flows)
+	if err != nil && !errFull(err) {
+		c.fail(err)
+		return
+	}
+	if n < len(flows) {
+		c.full = true
+		c.release(keys[n:])
+	}
+	c.promoted.Add(uint64(len(slices.Compact(keys[:n]))))
+}
+
+// release is drop for connections that the table still has in the fast path.
+func (c *Cache) release(keys []key) {
+	now := c.Clock()
+	for i := range keys {
+		c.Table.SetFast(keys[i].flow(), false, now)
+	}
+	c.drop(keys)
+}
+
+// drop takes connections out of the kernel, with their last counts. The caller holds c.mu.
+func (c *Cache) drop(keys []key) {
+	var flows []packet.Flow
+	for i := range keys {
+		f := keys[i].flow()
+		flows = append(flows, f)
+		at, known := c.conns[keys[i]]
+		if !known {
+			continue
+		}
+		if d := c.snapshot.Dest(at.dest); d != nil && d.Back != nil {
+			flows = append(flows, d.Real(f).Reverse())
+		}
+	}
+	if len(flows) > 0 {
+		now := c.Clock()
+		c.fail(c.Kernel.Delete(flows, func(f packet.Flow, s bpf.State) { c.count(f, s, now) }))
+	}
+	for i := range keys {
+		delete(c.conns, keys[i])
+	}
+	for i := range flows {
+		delete(c.replies, keyOf(flows[i]))
+	}
+	c.flows.Store(int64(len(c.conns)))
+}

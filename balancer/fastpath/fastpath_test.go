@@ -1,0 +1,335 @@
+package fastpath
+
+import (
+	"net/netip"
+	"os"
+	"testing"
+	"time"
+
+	"vstun/balancer"
+	"vstun/balancer/conntab"
+	"vstun/balancer/method"
+	"vstun/encap/bpf"
+	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
+)
+
+// kernel is the real program's maps. Their counts come from the test: no packet passes.
+type kernel struct {
+	*bpf.Director
+	counts map[packet.Flow]bpf.State
+}
+
+// pass adds packets of 100 bytes to a flow's counts.
+func (k *kernel) pass(f packet.Flow, packets int, idle time.Duration) {
+	s := k.counts[f]
+	s.Count += bpf.Count(packets + packets*100<<26)
+	s.Idle = idle
+	k.counts[f] = s
+}
+
+func (k *kernel) Read(fn func(packet.Flow, bpf.State, bool)) error {
+	return k.Director.Read(func(f packet.Flow, _ bpf.State, live bool) { fn(f, k.counts[f], live) })
+}
+
+func (k *kernel) Delete(flows []packet.Flow, fn func(packet.Flow, bpf.State)) error {
+	return k.Director.Delete(flows, func(f packet.Flow, _ bpf.State) {
+		fn(f, k.counts[f])
+		delete(k.counts, f)
+	})
+}
+
+// has returns the flows in the kernel, and whether their paths are.
+func (k *kernel) has(t *testing.T) map[packet.Flow]bool {
+	t.Helper()
+	all := map[packet.Flow]bool{}
+	if err := k.Director.Read(func(f packet.Flow, _ bpf.State, live bool) { all[f] = live }); err != nil {
+		t.Fatal(err)
+	}
+	return all
+}
+
+// world is a cache with its surroundings.
+type world struct {
+	*Cache
+	t        *testing.T
+	kernel   *kernel
+	table    *conntab.Table
+	balancer *balancer.Balancer
+	now      conntab.Ticks
+}
+
+var (
+	vip   = netip.MustParseAddr("198.51.100.80")
+	realA = netip.MustParseAddr("10.0.11.2")
+	realB = netip.MustParseAddr("10.0.11.3")
+)
+
+func newWorld(t *testing.T, room int) *world {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("SKIPPED: it needs root")
+	}
+	d, err := bpf.LoadDirector(bpf.DirectorConfig{Flows4: room, Flows6: 64, Paths: 64})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = d.Close() })
+	w := &world{t: t, kernel: &kernel{d, map[packet.Flow]bpf.State{}}, now: 100}
+	w.table = conntab.New(conntab.Config{Max: 4096})
+	w.balancer = balancer.New(w.table, 2)
+	w.Cache = New(Config{Kernel: w.kernel, Table: w.table, Clock: func() conntab.Ticks { return w.now }, Worker: 1,
+		Ports: []uint16{40000}, Failed: func(err error) { t.Error(err) }})
+	w.SetWays(Ways{realA: {Device: 1, Source: netip.MustParseAddr("10.0.2.2"), MTU: 1500},
+		realB: {Device: 1, Source: netip.MustParseAddr("10.0.2.2"), MTU: 1500}})
+	return w
+}
+
+// real is a realserver.
+func real(a netip.Addr, kind method.Kind) balancer.Realserver {
+	return balancer.Realserver{Address: a, Weight: 1, Config: method.Config{Kind: kind, MTU: 1500}}
+}
+
+// apply puts a service at port 80 with these realservers in force.
+func (w *world) apply(list ...balancer.Realserver) {
+	w.t.Helper()
+	if err := w.balancer.Apply(balancer.Config{Services: []balancer.Service{{Name: "web", VIPs: []netip.Addr{vip},
+		Protocol: packet.ProtoTCP, Ports: []balancer.PortRange{{First: 80, Last: 80}}, Scheduler: "rr",
+		Realservers: list}}}); err != nil {
+		w.t.Fatal(err)
+	}
+	w.Follow(w.balancer.Snapshot())
+}
+
+func client(port uint16) packet.Flow {
+	return packet.Flow{Src: netip.MustParseAddr("192.0.2.1"), Dst: vip, SrcPort: port, DstPort: 80,
+		Proto: packet.ProtoTCP}
+}
+
+// send sends n packets of a connection through the balancer.
+func (w *world) send(port uint16, flags uint8, n int) {
+	w.t.Helper()
+	for range n {
+		p := packet.Info{Flow: client(port), TCPFlags: flags, Len: 60}
+		if _, reason := w.balancer.Snapshot().Decide(&p, w.now); reason != drop.Accept {
+			w.t.Fatal(reason)
+		}
+	}
+}
+
+// open opens a connection that is busy, and lets the cache look.
+func (w *world) open(port uint16) {
+	w.t.Helper()
+	w.send(port, packet.FlagSYN, 1)
+	w.send(port, packet.FlagACK, 20)
+	w.lookNow()
+}
+
+func (w *world) lookNow() { w.look(make([]conntab.Change, 64)) }
+
+// mustHave fails the test unless the kernel has the connection, or does not, and so do Has and Stats.
+func (w *world) mustHave(when string, port uint16, want bool) {
+	w.t.Helper()
+	if live := w.kernel.has(w.t)[client(port)]; live != want || w.Has(client(port)) != want {
+		w.t.Errorf("%s: the kernel has port %d: %v, Has %v, want %v", when, port, live, w.Has(client(port)), want)
+	}
+}
+
+// TestPromotion: the kernel gets a connection when it has many packets, and loses it with its end.
+func TestPromotion(t *testing.T) {
+	for _, kind := range []method.Kind{method.TUN, method.DR, method.NAT} {
+		t.Run(kind.String(), func(t *testing.T) {
+			w := newWorld(t, 64)
+			r := real(realA, kind)
+			if kind == method.DR {
+				r.Link = method.Link{Device: 1, MAC: [6]byte{2, 0, 0, 0, 0, 1}, OwnMAC: [6]byte{2, 0, 0, 0, 0, 2}}
+			}
+			w.apply(r)
+			w.send(1, packet.FlagSYN, 1)
+			w.send(1, packet.FlagACK, 5)
+			w.lookNow()
+			w.mustHave("after some packets", 1, false)
+			w.send(1, packet.FlagACK, 15)
+			w.lookNow()
+			w.mustHave("after many", 1, true)
+			want := 1
+			if kind == method.NAT {
+				want = 2 // with the replies
+			}
+			if n := len(w.kernel.has(t)); n != want {
+				t.Errorf("%d flows in the kernel, want %d", n, want)
+			}
+			w.send(1, packet.FlagFIN|packet.FlagACK, 1)
+			w.lookNow()
+			w.mustHave("after FIN", 1, false)
+			if n := len(w.kernel.has(t)) + len(w.conns) + len(w.replies); n != 0 || w.Stats().Connections != 0 {
+				t.Errorf("%d flows are left, %d counted", n, w.Stats().Connections)
+			}
+		})
+	}
+}
+
+// TestCounts: what the kernel has forwarded counts as if a worker had forwarded it, and keeps the connection.
+func TestCounts(t *testing.T) {
+	w := newWorld(t, 64)
+	w.apply(real(realA, method.NAT))
+	w.open(1)
+	reply := packet.Flow{Src: realA, Dst: client(1).Src, SrcPort: 80, DstPort: 1, Proto: packet.ProtoTCP}
+	w.now += 800 * conntab.PerSecond
+	w.kernel.pass(client(1), 1000, time.Second)
+	w.kernel.pass(reply, 500, 10*time.Second)
+	w.account()
+	w.account() // counts nothing twice
+	r := w.balancer.Snapshot().Status()[0].Realservers[0]
+	if r.Packets != 1000 || r.Bytes != 100_000 || r.Replies != 500 || r.ReplyBytes != 50_000 {
+		t.Errorf("counted: %+v", r)
+	}
+	c, ok := w.table.Lookup(client(1), w.now)
+	if !ok || c.Packets != 1021 || c.Expires != 899*time.Second {
+		t.Errorf("%+v, %v", c, ok)
+	}
+	w.now += conntab.PerSecond
+	w.kernel.pass(client(1), 7, 0)
+	w.send(1, packet.FlagRST, 1) // the last counts come with the end
+	w.lookNow()
+	if r := w.balancer.Snapshot().Status()[0].Realservers[0]; r.Packets != 1007 {
+		t.Errorf("counted at the end: %+v", r)
+	}
+	if s := w.Stats(); s.InPackets != 1507 || s.OutBytes != 150_700 || s.Promoted != 1 {
+		t.Errorf("%+v", s)
+	}
+}
+
+// TestChanges: after any change of how its packets get to their realserver, no connection is in the kernel with the old
+// one. Where the change leaves a way, the kernel gets it again.
+func TestChanges(t *testing.T) {
+	other := netip.MustParseAddr("10.0.2.1")
+	for name, row := range map[string]struct {
+		change func(w *world)
+		again  bool
+	}{
+		"another weight": {func(w *world) {
+			r := real(realA, method.TUN)
+			r.Weight = 0
+			w.apply(r)
+		}, true},
+		"another MTU": {func(w *world) {
+			r := real(realA, method.TUN)
+			r.MTU = 1400
+			w.apply(r)
+		}, true},
+		"another tunnel": {func(w *world) {
+			r := real(realA, method.TUN)
+			r.Checksum, r.Encap, r.EncapPort, r.Source = true, 3, 6080, other
+			w.apply(r)
+		}, false},
+		"down": {func(w *world) {
+			r := real(realA, method.TUN)
+			r.Down = true
+			w.apply(r)
+		}, false},
+		"removed":          {func(w *world) { w.apply(real(realB, method.TUN)) }, false},
+		"another next hop": {func(w *world) { w.SetWays(Ways{realA: {Device: 1, NextHop: other, Source: other, MTU: 1500}}) }, true},
+		"paused":           {func(w *world) { w.Pause(true) }, false},
+		"paused and not":   {func(w *world) { w.Pause(true); w.Pause(false) }, true},
+		"no way":           {func(w *world) { w.SetWays(nil) }, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, 64)
+			w.apply(real(realA, method.TUN))
+			w.open(1)
+			w.mustHave("before", 1, true)
+			row.change(w)
+			if name != "another weight" {
+				w.mustHave("after the change", 1, false)
+			}
+			w.send(1, packet.FlagACK, 20)
+			w.lookNow() // if it is not in the kernel any more, the table does not know yet
+			w.account()
+			w.send(1, packet.FlagACK, 20)
+			w.lookNow()
+			w.mustHave("later", 1, row.again)
+		})
+	}
+}
+
+// TestFull: when there is no room, quiet connections make place for busy ones.
+func TestFull(t *testing.T) {
+	w := newWorld(t, 8)
+	w.apply(real(realA, method.TUN))
+	for port := range uint16(16) {
+		w.open(port + 1)
+	}
+	if n := w.Stats().Connections; n == 0 || n > 8 {
+		t.Fatalf("%d connections in a map for 8", n)
+	}
+	quiet := 0
+	for f := range w.kernel.has(t) {
+		if n := 1000; f.SrcPort%2 == 0 {
+			w.kernel.pass(f, n, 0)
+		} else {
+			quiet++
+		}
+	}
+	w.account()
+	for f := range w.kernel.has(t) {
+		if f.SrcPort%2 != 0 {
+			t.Errorf("quiet port %d is still there", f.SrcPort)
+		}
+	}
+	if quiet == 0 {
+		t.Error("no quiet connection was there")
+	}
+	w.send(16, packet.FlagACK, 20)
+	w.lookNow()
+	w.mustHave("a busy one", 16, true)
+}
+
+// TestIdle: a connection without packets leaves the kernel, and stays in the table.
+func TestIdle(t *testing.T) {
+	w := newWorld(t, 64)
+	w.apply(real(realA, method.TUN))
+	w.open(1)
+	w.now += idle
+	w.account()
+	w.mustHave("idle", 1, false)
+	if _, ok := w.table.Lookup(client(1), w.now); !ok {
+		t.Error("it has left the table")
+	}
+	w.send(1, packet.FlagACK, 20)
+	w.lookNow()
+	w.mustHave("busy again", 1, true)
+}
+
+// TestExclude: a connection that is captured takes the TUN device until the capture ends.
+func TestExclude(t *testing.T) {
+	w := newWorld(t, 64)
+	w.apply(real(realA, method.TUN))
+	w.open(1)
+	w.open(2)
+	w.Exclude(func(f packet.Flow, d *balancer.Dest) bool { return f.SrcPort == 1 && d.Address == realA })
+	w.send(1, packet.FlagACK, 40)
+	w.lookNow()
+	w.mustHave("excluded", 1, false)
+	w.mustHave("excluded another", 2, true)
+	w.Exclude(nil)
+	w.send(1, packet.FlagACK, 40)
+	w.lookNow()
+	w.mustHave("after it", 1, true)
+}
+
+// TestSharedServer: replies of a server that two VIPs lead to do not say which of them they come from. Their
+// connections stay out.
+func TestSharedServer(t *testing.T) {
+	w := newWorld(t, 64)
+	one := balancer.Service{Name: "one", VIPs: []netip.Addr{vip, netip.MustParseAddr("198.51.100.81")},
+		Protocol: packet.ProtoTCP, Ports: []balancer.PortRange{{First: 80, Last: 80}}, Scheduler: "rr",
+		Realservers: []balancer.Realserver{real(realA, method.NAT)}}
+	if err := w.balancer.Apply(balancer.Config{Services: []balancer.Service{one}}); err != nil {
+		t.Fatal(err)
+	}
+	w.Follow(w.balancer.Snapshot())
+	w.open(1)
+	w.mustHave("shared", 1, false)
+	w.apply(real(realA, method.NAT))
+}

@@ -1,0 +1,115 @@
+package fastpath
+
+import (
+	"fmt"
+	"net/netip"
+
+	"vstun/balancer"
+	"vstun/balancer/method"
+	"vstun/encap/bpf"
+)
+
+// Way is how this host's packets get to an address: a device, and a neighbour there.
+type Way struct {
+	Device  int        // interface index
+	NextHop netip.Addr // a router on Device, or the address itself
+	Source  netip.Addr // that the kernel gives a packet without one; the zero Addr: none
+	MTU     int        // largest packet, in bytes
+}
+
+// Ways are the ways to realservers, as far as there are any. It is immutable.
+type Ways map[netip.Addr]Way
+
+// pathID names a path: the realserver's number, and the family of its clients' packets.
+type pathID struct {
+	dest uint32
+	six  bool
+}
+
+// path is a path in the kernel, and what it was made from.
+type path struct {
+	via via
+	ref bpf.Ref
+}
+
+// via is all that a path depends on.
+type via struct {
+	to  balancer.Target
+	way Way
+}
+
+// via returns what the path id depends on now. ok is false if its packets take the TUN device.
+func (c *Cache) via(id pathID) (v via, ok bool) {
+	if c.snapshot == nil || c.paused {
+		return v, false
+	}
+	d := c.snapshot.Dest(id.dest)
+	if d == nil || d.Gone() || !d.Reachable() || d.Checksum {
+		return v, false
+	}
+	v.to = d.Target()
+	if d.Kind == method.DR {
+		return v, d.Link.Resolved()
+	}
+	v.way, ok = c.ways[d.Address]
+	return v, ok && (d.Kind == method.TUN || d.Address.Is4() != id.six)
+}
+
+// path returns the path of v for packets of one family.
+func (v *via) path(six bool) (bpf.Path, error) {
+	p := bpf.Path{IPv6: six, Device: v.way.Device, NextHop: v.way.NextHop, MTU: min(v.to.MTU, v.way.MTU)}
+	switch v.to.Kind {
+	case method.TUN:
+		if !v.to.Source.IsValid() {
+			v.to.Source = v.way.Source
+		}
+		t, err := v.to.Tunnel(v.to.Address)
+		p.Kind, p.Tunnel = bpf.Tunnel, &t
+		return p, err
+	case method.DR:
+		p.Kind, p.Device, p.MTU = bpf.Link, v.to.Link.Device, v.to.MTU
+		p.MAC, p.OwnMAC = v.to.Link.MAC, v.to.Link.OwnMAC
+		return p, nil
+	case method.NAT:
+		p.Kind, p.Realserver = bpf.NAT, netip.AddrPortFrom(v.to.Address, v.to.Port)
+		return p, nil
+	}
+	return p, fmt.Errorf("realserver %v: the fast path has no method %v", v.to.Address, v.to.Kind)
+}
+
+// get returns the path id, and adds it to the kernel if it is not there. ok is false if there is none. The caller holds
+// c.mu.
+func (c *Cache) get(id pathID) (ref bpf.Ref, ok bool) {
+	if p, known := c.paths[id]; known { // revise keeps it true
+		return p.ref, p.ref != bpf.Ref{}
+	}
+	v, ok := c.via(id)
+	if !ok {
+		return ref, false
+	}
+	p, err := v.path(id.six)
+	if err == nil {
+		ref, err = c.Kernel.Add(p)
+	}
+	if err != nil { // no room, or a tunnel that the program does not have: the same next time
+		ref = bpf.Ref{}
+	}
+	c.paths[id] = path{v, ref}
+	return ref, err == nil
+}
+
+// revise takes paths out of the kernel that are not what they should be. The caller holds c.mu.
+func (c *Cache) revise() {
+	for id, p := range c.paths {
+		if v, ok := c.via(id); ok && v == p.via {
+			continue
+		}
+		delete(c.paths, id)
+		if p.ref != (bpf.Ref{}) {
+			if err := c.Kernel.Remove(p.ref); err != nil {
+				c.fail(err)
+				return
+			}
+		}
+	}
+}

@@ -1,0 +1,12 @@
+package api
+
+// FastPath is what a program's fast path in the kernel does.
+type FastPath struct {
+	On      bool     `json:"on"`
+	Devices []string `json:"devices,omitempty"` // by which packets come that it may take
+	Reason  string   `json:"reason,omitempty"`  // why it is not on, or not on all devices
+	Taken   Traffic  `json:"taken"`             // by it since the start; GSO packets count once
+	// Of a director:
+	Connections int    `json:"connections,omitempty"` // that it forwards now
+	Promoted    uint64 `json:"promoted,omitempty"`    // that it has got since the start
+}

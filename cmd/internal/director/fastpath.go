@@ -1,0 +1,250 @@
+package director
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"vstun/balancer/fastpath"
+	"vstun/balancer/forward"
+	"vstun/cmd/internal/api"
+	"vstun/cmd/internal/config"
+	"vstun/cmd/internal/daemon"
+	"vstun/cmd/internal/director/plan"
+	"vstun/cmd/internal/ingress"
+	"vstun/encap/bpf"
+	"vstun/encap/packet"
+	"vstun/encap/packet/stats"
+	"vstun/routing/query"
+)
+
+// fastPath is the fast path in the kernel: the program, the connections that it has, and the devices that it is at. The
+// zero value has none.
+type fastPath struct {
+	log    *slog.Logger
+	kernel *bpf.Director   // nil: none is loaded
+	cache  *fastpath.Cache // nil, too
+	routes *query.RouteWatch
+
+	mu      sync.Mutex
+	reason  string // why it is off
+	devices *ingress.Devices
+	wanted  config.FastPath
+	paths   plan.Paths // in force
+	ended   sync.Once
+}
+
+// Room in the kernel. An idle director uses 13 MB for it: see bpf.DirectorConfig.
+const (
+	mostFlows4 = 1 << 19
+	mostFlows6 = 1 << 18
+	mostPaths  = 1 << 13
+)
+
+// open loads the program, which a reload cannot do, and that opens nothing else. If that is not possible, the director
+// works without: all packets take the TUN device. worker is a number for it in the balancer.
+func (f *fastPath) open(cfg *config.Director, p *dataPlane, log *slog.Logger) {
+	f.log = log
+	switch {
+	case cfg.FastPath.Off:
+		f.reason = "fast_path = \"off\""
+		return
+	case cfg.TAP:
+		f.reason = "device = \"tap\": packets take that device alone"
+		return
+	}
+	kernel, err := bpf.LoadDirector(bpf.DirectorConfig{Flows4: min(mostFlows4, 2*cfg.Connections.Max),
+		Flows6: min(mostFlows6, 2*cfg.Connections.Max), Paths: mostPaths})
+	if err == nil {
+		f.routes, err = query.WatchRoutes()
+	}
+	if err != nil {
+		if kernel != nil {
+			_ = kernel.Close()
+		}
+		f.reason = err.Error()
+		log.Info("there is no fast path: all packets take the TUN device", "reason", err)
+		return
+	}
+	f.kernel, f.devices = kernel, ingress.New(kernel)
+	f.cache = fastpath.New(fastpath.Config{Kernel: kernel, Table: p.table, Clock: p.now, Worker: len(p.workers),
+		Ports: p.udpPorts, Failed: f.failed})
+}
+
+// failed ends the fast path after an error of the kernel.
+func (f *fastPath) failed(err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.reason = err.Error()
+	f.log.Error("the fast path has failed: all packets take the TUN device until a restart", "error",
+		errors.Join(err, f.devices.Follow(nil)))
+}
+
+// follow puts a state in force: no connection is in the kernel that goes another way now.
+func (f *fastPath) follow(st *state) {
+	if f.cache == nil {
+		return
+	}
+	f.cache.Follow(st.snapshot)
+	f.mu.Lock()
+	f.wanted = st.inputs.Config.FastPath
+	if paths := st.inputs.Paths; !maps.Equal(paths, f.paths) { // otherwise followWays may know more
+		f.paths = paths
+		f.cache.SetWays(ways(paths))
+	}
+	f.mu.Unlock()
+	f.attach(&st.inputs)
+}
+
+// attach brings the program to the devices that it belongs to.
+func (f *fastPath) attach(in *plan.Inputs) {
+	if f.cache == nil {
+		return
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var devices []query.Device
+	if f.reason == "" && !f.wanted.Off {
+		devices = ingress.Select(in.Devices, f.wanted.Devices)
+	}
+	f.cache.Pause(len(devices) == 0)
+	if err := f.devices.Follow(devices); err != nil {
+		f.log.Warn("packets of a device do not take the fast path", "error", err)
+	}
+}
+
+// run gives connections to the kernel, and follows the ways to the realservers, until ctx is cancelled.
+func (f *fastPath) run(ctx context.Context) error {
+	if f.cache == nil {
+		<-ctx.Done()
+		return nil
+	}
+	return daemon.Run(ctx, f.cache.Run, f.routes.Run, f.followWays)
+}
+
+// followWays asks the kernel for the ways to realservers at once when its routes have changed: packets in the fast path
+// do not look them up. The next look is behind a pause of pathsShare times the duration of this one.
+func (f *fastPath) followWays(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-f.routes.Changed():
+		}
+		begin := time.Now()
+		f.mu.Lock()
+		to := slices.Collect(maps.Keys(f.paths))
+		f.mu.Unlock()
+		paths, err := query.Paths(to)
+		if err != nil {
+			f.log.Error("cannot ask the kernel for the ways to realservers: there is no fast path until it answers",
+				"error", err)
+		}
+		f.cache.SetWays(ways(paths))
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(min(pathsShare*time.Since(begin), pathsEvery)):
+		}
+	}
+}
+
+// ways returns the ways that are paths out of this host.
+func ways(paths map[netip.Addr]query.Path) fastpath.Ways {
+	all := make(fastpath.Ways, len(paths))
+	for a, p := range paths {
+		if !p.Local && p.Link != "" {
+			all[a] = fastpath.Way{Device: p.Index, NextHop: orElse(p.Gateway, a), Source: p.Source, MTU: p.MTU}
+		}
+	}
+	return all
+}
+
+// orElse returns a, or if that is no address b.
+func orElse(a, b netip.Addr) netip.Addr {
+	if a.IsValid() {
+		return a
+	}
+	return b
+}
+
+// capture keeps the connections that c captures out of the kernel until the call of end.
+func (f *fastPath) capture(c *forward.Capture) (end func()) {
+	if f.cache == nil {
+		return func() {}
+	}
+	f.cache.Exclude(c.Selects)
+	return func() { f.cache.Exclude(nil) }
+}
+
+// has reports whether the kernel forwards a connection.
+func (f *fastPath) has(flow packet.Flow) bool { return f.cache != nil && f.cache.Has(flow) }
+
+// sync takes the kernel's counts before they are read.
+func (f *fastPath) sync() {
+	if f.cache != nil {
+		f.cache.Sync()
+	}
+}
+
+// read adds what the kernel has forwarded to t.
+func (f *fastPath) read(t *stats.Tally) {
+	if f.cache == nil {
+		return
+	}
+	s := f.cache.Stats()
+	t.InPackets += s.InPackets
+	t.InBytes += s.InBytes
+	t.OutPackets += s.OutPackets
+	t.OutBytes += s.OutBytes
+}
+
+// status returns the fast path's state.
+func (f *fastPath) status() api.FastPath {
+	st := api.FastPath{Reason: f.reason}
+	if f.cache == nil {
+		return st
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	s := f.cache.Stats()
+	st = api.FastPath{Reason: f.reason, Devices: f.devices.Names(), Connections: s.Connections, Promoted: s.Promoted,
+		Taken: api.Traffic{Packets: s.InPackets, Bytes: s.InBytes}}
+	switch {
+	case st.Reason != "":
+	case f.wanted.Off:
+		st.Reason = "fast_path = \"off\""
+	case len(st.Devices) == 0:
+		st.Reason = "no device has the program"
+	}
+	st.On = st.Reason == ""
+	return st
+}
+
+// end takes the program from its devices, and takes the last counts. From then on all packets take the TUN device.
+func (f *fastPath) end() error {
+	if f.cache == nil {
+		return nil
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	err := f.devices.Follow(nil)
+	f.ended.Do(f.cache.Close)
+	return err
+}
+
+// close undoes open.
+func (f *fastPath) close() error {
+	if f.kernel == nil {
+		return nil
+	}
+	f.routes.Close()
+	kernel := f.kernel
+	f.kernel = nil
+	return kernel.Close()
+}
