@@ -31,8 +31,9 @@ type udp struct {
 	config UDPConfig
 	closed chan struct{} // by Close
 
-	mu      sync.Mutex // guards sockets; only Receive replaces it
-	sockets sockets
+	mu      sync.Mutex // guards the fields below
+	sockets sockets    // only Receive replaces them
+	ask     int        // a socket to ask for the index of the interface; -1 after Close
 }
 
 // sockets are the sockets of a udp. The zero value: there are none, as the device is not there.
@@ -69,7 +70,11 @@ func OpenUDP(c UDPConfig) (_ Link, size int, err error) {
 	if err != nil {
 		return nil, 0, err
 	}
-	return &udp{config: c, closed: make(chan struct{}), sockets: s}, size, nil
+	ask, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, 0, errors.Join(os.NewSyscallError("socket", err), s.close())
+	}
+	return &udp{config: c, closed: make(chan struct{}), sockets: s, ask: ask}, size, nil
 }
 
 // open opens the sockets on a device, nil for any.
@@ -271,16 +276,14 @@ func (u *udp) Receive(b []byte) (int, netip.Addr, error) {
 // device that has been removed are bound to its index: no datagram comes or goes by them any more.
 func (u *udp) follow(was int) error {
 	name := u.config.Interface
-	is := deviceIndex(name)
-	if is == was {
-		return nil
-	}
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	select {
-	case <-u.closed:
+	if u.ask < 0 {
 		return net.ErrClosed
-	default:
+	}
+	is := u.deviceIndex(name)
+	if is == was {
+		return nil
 	}
 	_ = u.sockets.close()
 	if u.sockets = (sockets{}); is == 0 {
@@ -294,24 +297,24 @@ func (u *udp) follow(was int) error {
 	return nil
 }
 
-// deviceIndex returns the index of a device, 0 if there is none of this name.
-func deviceIndex(name string) int {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return 0
-	}
-	defer func() { _ = unix.Close(fd) }()
+// deviceIndex returns the index of a device, 0 if there is none of this name. The caller holds mu.
+func (u *udp) deviceIndex(name string) int {
 	request, err := unix.NewIfreq(name)
-	if err != nil || unix.IoctlIfreq(fd, unix.SIOCGIFINDEX, request) != nil {
+	if err != nil || unix.IoctlIfreq(u.ask, unix.SIOCGIFINDEX, request) != nil {
 		return 0
 	}
 	return int(request.Uint32())
 }
 
-// Close ends Receive.
+// Close ends Receive. A second call does nothing.
 func (u *udp) Close() error {
 	u.mu.Lock()
 	defer u.mu.Unlock()
+	if u.ask < 0 {
+		return nil
+	}
 	close(u.closed)
-	return u.sockets.close()
+	err := errors.Join(u.sockets.close(), unix.Close(u.ask))
+	u.ask = -1
+	return err
 }
