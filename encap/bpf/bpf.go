@@ -25,7 +25,6 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/features"
-	"github.com/cilium/ebpf/rlimit"
 	"golang.org/x/sys/unix"
 
 	"vstun/encap/packet"
@@ -125,10 +124,6 @@ func load(program string, spec *ebpf.CollectionSpec, sizes map[string]int, objec
 				math.MaxInt32)
 		}
 		spec.Maps[name].MaxEntries = uint32(n)
-	}
-	// Before Linux 5.11 the memory of maps counts against RLIMIT_MEMLOCK. Later this does nothing.
-	if err := rlimit.RemoveMemlock(); err != nil {
-		return fmt.Errorf("load the %s's BPF program: raise RLIMIT_MEMLOCK: %w", program, err)
 	}
 	if err := spec.LoadAndAssign(objects, nil); err != nil {
 		return explainLoad(program, err)

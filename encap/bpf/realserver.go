@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"net/netip"
 	"slices"
 	"sync"
@@ -16,6 +17,7 @@ import (
 // Rules are the tunnel packets that a Realserver's program takes. They are those of endpoint.Rules.
 type Rules struct {
 	Device        int          // interface index of the agent's TUN device
+	MTU           int          // of that device, in bytes: the sockets get larger packets
 	Directors     []netip.Addr // outer sources, as single addresses: see Realserver.AddDirector for prefixes
 	VIPs          []netip.Addr // inner destinations
 	LocalAddrs    []netip.Addr // addresses of this host: outer destinations, and not valid as inner sources
@@ -23,8 +25,20 @@ type Rules struct {
 	Port          uint16 // UDP port of GUE and FOU
 }
 
-// Taken is the packets that were taken from a director, and their bytes with outer headers. GSO packets count once.
-type Taken struct{ Packets, Bytes uint64 }
+// Taken is the packets that were taken from a director, and their bytes with outer headers, and without. GSO packets
+// count once.
+type Taken struct{ Packets, Bytes, Inner uint64 }
+
+// countRecord is struct count in src/realserver.c.
+type countRecord struct {
+	Taken
+	Until, Pad uint32
+}
+
+// Plus is the sum of both.
+func (t Taken) Plus(o Taken) Taken {
+	return Taken{t.Packets + o.Packets, t.Bytes + o.Bytes, t.Inner + o.Inner}
+}
 
 // Realserver is the program of a realserver's agent, and its maps. Any number of goroutines may use it.
 type Realserver struct {
@@ -47,7 +61,9 @@ func (p pair) key() []byte { return append(p.director.AsSlice(), p.local.AsSlice
 // rulesRecord is struct rules in src/realserver.c.
 type rulesRecord struct {
 	Device    uint32
-	Key, Port [4]byte // Port has two bytes
+	Key       [4]byte
+	Port      [2]byte
+	MTU       uint16
 	IPIP, GRE uint8
 	HasKey    uint8
 	UDP       uint8
@@ -104,7 +120,7 @@ func (u *Rules) record() (r rulesRecord, err error) {
 	if u.Device <= 0 {
 		return r, fmt.Errorf("device %d: want the index of the agent's TUN device", u.Device)
 	}
-	r.Device = uint32(u.Device)
+	r.Device, r.MTU = uint32(u.Device), uint16(min(max(u.MTU, 0), math.MaxUint16))
 	for _, d := range u.Decapsulators {
 		switch d.Kind {
 		case encap.KindIPIP:
@@ -122,8 +138,7 @@ func (u *Rules) record() (r rulesRecord, err error) {
 		}
 	}
 	if r.UDP != 0 {
-		p := port(u.Port)
-		copy(r.Port[:], p[:])
+		r.Port = port(u.Port)
 	}
 	for _, all := range [][]netip.Addr{u.VIPs, u.LocalAddrs} {
 		for _, a := range all {
@@ -146,12 +161,13 @@ func (u *Rules) record() (r rulesRecord, err error) {
 	return r, nil
 }
 
-// pairs returns the pairs of the rules' directors and addresses of this host.
+// pairs returns the pairs of the rules' directors and addresses of this host. The kernel delivers no other host's
+// packet to a loopback address, and directors' tunnels do not end at link-local ones.
 func (u *Rules) pairs() map[pair]struct{} {
 	all := map[pair]struct{}{}
 	for _, d := range u.Directors {
 		for _, a := range u.LocalAddrs {
-			if a.Is4() == d.Is4() {
+			if a.Is4() == d.Is4() && !a.IsLoopback() && !a.IsLinkLocalUnicast() {
 				all[pair{d, a}] = struct{}{}
 			}
 		}
@@ -187,6 +203,13 @@ func (r *Realserver) Set(u Rules) error {
 	u.Directors = slices.Clone(u.Directors)
 	r.rules = u
 	return r.put(record)
+}
+
+// Pause lets the program take no packet until the next Set.
+func (r *Realserver) Pause() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.put(rulesRecord{})
 }
 
 // put writes the rules' record.
@@ -229,10 +252,10 @@ func (r *Realserver) setPairs(want map[pair]struct{}) error {
 		if err := r.pairMap(p).Delete(p.key()); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 			return fmt.Errorf("the realserver's fast path: remove director %v: %w", p.director, err)
 		}
-		r.past[p.director] = r.past[p.director].plus(taken)
+		r.past[p.director] = r.past[p.director].Plus(taken)
 		delete(r.pairs, p)
 	}
-	zero := make([]Taken, ebpf.MustPossibleCPU())
+	zero := make([]countRecord, ebpf.MustPossibleCPU())
 	for p := range want {
 		if _, ok := r.pairs[p]; ok {
 			continue
@@ -274,17 +297,14 @@ func (r *Realserver) setLocals(want map[netip.Addr]uint32) error {
 	return nil
 }
 
-// plus is the sum of both.
-func (t Taken) plus(o Taken) Taken { return Taken{t.Packets + o.Packets, t.Bytes + o.Bytes} }
-
 // taken reads the counters of a pair.
 func (r *Realserver) taken(p pair) (sum Taken, err error) {
-	var each []Taken // by CPU
+	var each []countRecord // by CPU
 	if err := r.pairMap(p).Lookup(p.key(), &each); err != nil {
 		return sum, fmt.Errorf("the realserver's fast path: read the counters of director %v: %w", p.director, err)
 	}
 	for _, t := range each {
-		sum = sum.plus(t)
+		sum = sum.Plus(t.Taken)
 	}
 	return sum, nil
 }
@@ -294,14 +314,14 @@ func (r *Realserver) Read(t map[netip.Addr]Taken) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for a, n := range r.past {
-		t[a] = t[a].plus(n)
+		t[a] = t[a].Plus(n)
 	}
 	for p := range r.pairs {
 		n, err := r.taken(p)
 		if err != nil {
 			return err
 		}
-		t[p.director] = t[p.director].plus(n)
+		t[p.director] = t[p.director].Plus(n)
 	}
 	return nil
 }

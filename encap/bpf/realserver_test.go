@@ -8,10 +8,14 @@ import (
 	"slices"
 	"sync/atomic"
 	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
 
 	"vstun/encap"
 	"vstun/encap/endpoint"
 	"vstun/encap/packet"
+	"vstun/testdata/testkit"
 )
 
 const tunnelPort = 6080
@@ -19,7 +23,7 @@ const tunnelPort = 6080
 // rulesOf returns the rules of an agent for the program, and the same for its worker.
 func rulesOf(decapsulators ...encap.Decapsulator) (Rules, endpoint.Rules) {
 	local := []netip.Addr{realservers[0], realservers[1], netip.MustParseAddr("10.0.11.3")}
-	r := Rules{Device: loopback, Directors: directors[:], VIPs: virtuals[:], LocalAddrs: local,
+	r := Rules{Device: loopback, MTU: 1500, Directors: directors[:], VIPs: virtuals[:], LocalAddrs: local,
 		Decapsulators: decapsulators, Port: tunnelPort}
 	e := endpoint.Rules{VIPs: virtuals[:], LocalAddrs: local, Decapsulators: decapsulators, Port: tunnelPort,
 		MSS4: 1440, MSS6: 1420}
@@ -368,7 +372,8 @@ func TestRules(t *testing.T) {
 		}
 		return all[directors[0]]
 	}
-	one := Taken{1, uint64(len(f) - packet.EthernetHeaderLen)}
+	size := uint64(len(f) - packet.EthernetHeaderLen)
+	one := Taken{1, size, size - packet.IPv4HeaderLen}
 	if taken() != one {
 		t.Errorf("%+v", taken())
 	}
@@ -382,7 +387,7 @@ func TestRules(t *testing.T) {
 		t.Fatal(err)
 	}
 	want(redirect)
-	if taken() != (Taken{2, 2 * one.Bytes}) {
+	if taken() != one.Plus(one) {
 		t.Errorf("%+v", taken())
 	}
 	without = rules
@@ -437,6 +442,73 @@ func TestVIPs(t *testing.T) {
 			if action, _ := run(t, r.objects.Realserver, frame(wrapped(t, c, s.bytes()))); action != next {
 				t.Errorf("%d VIPs: the unspecified address: action %d", n, action)
 			}
+		}
+	}
+}
+
+// runSegments is run for a GSO packet with segments of this size.
+func runSegments(t *testing.T, p *ebpf.Program, f []byte, size uint32) int {
+	t.Helper()
+	var skb [192]byte // struct __sk_buff of linux/bpf.h
+	binary.NativeEndian.PutUint32(skb[176:], size)
+	r, err := p.Run(&ebpf.RunOptions{Data: f, DataOut: make([]byte, len(f)+256), Context: skb[:]})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return int(int32(r))
+}
+
+// TestLeftInOrder: a packet that is larger than the device's MTU and datagrams that the kernel has merged are left to
+// the sockets, and so are the packets that would overtake them, for a moment.
+func TestLeftInOrder(t *testing.T) {
+	r := newTestRealserver(t)
+	p := r.objects.Realserver
+	gue := encap.Config{Kind: encap.KindGUE, Source: directors[0], Destination: realservers[0], Port: tunnelPort}
+	rules, _ := rulesOf(decapsulator(gue), encap.Decapsulator{Kind: encap.KindIPIP})
+	if err := r.Set(rules); err != nil {
+		t.Fatal(err)
+	}
+	for _, six := range []bool{false, true} {
+		s := request(six, packet.ProtoTCP)
+		headers := packet.TCPHeaderLen + packet.IPv4HeaderLen
+		if six {
+			headers += packet.IPv6HeaderLen - packet.IPv4HeaderLen
+		}
+		small := frame(wrapped(t, gue, s.bytes()))
+		s.payload = 1500 - headers
+		fits := frame(wrapped(t, gue, s.bytes()))
+		s.payload++
+		large := frame(wrapped(t, gue, s.bytes()))
+		s.payload = 3000
+		segments := frame(wrapped(t, gue, s.bytes()))
+		datagrams := append(slices.Clone(small), small[packet.EthernetHeaderLen+28:]...)
+		outer := packet.IPv4(datagrams[packet.EthernetHeaderLen:])
+		outer.SetTotalLen(len(outer))
+		outer.SetChecksum()
+		packet.UDP(outer[packet.IPv4HeaderLen:]).SetLen(len(outer) - packet.IPv4HeaderLen)
+		taken := func(f []byte, size uint32) bool { return runSegments(t, p, f, size) == redirect }
+		for _, f := range [][]byte{small, fits} {
+			if !taken(f, 0) {
+				t.Errorf("a packet of %d bytes is left", len(f))
+			}
+		}
+		// A test run gives the packet no type of GSO. The kernel then refuses to take its headers off.
+		if taken(segments, uint32(1500-headers)); !taken(small, 0) {
+			t.Error("a GSO packet whose segments fit holds the next packets")
+		}
+		for name, left := range map[string]func() bool{
+			"large packet":      func() bool { return !taken(large, 0) },
+			"segments too long": func() bool { return !taken(segments, uint32(1501-headers)) },
+			"datagrams":         func() bool { return !taken(datagrams, uint32(len(small)-42)) },
+		} {
+			if !left() {
+				t.Errorf("%s: taken", name)
+			}
+			if taken(small, 0) {
+				t.Errorf("%s: overtaken", name)
+			}
+			testkit.Within(t, name+": the next packets are taken again", 5*time.Second,
+				func() bool { return taken(small, 0) })
 		}
 	}
 }

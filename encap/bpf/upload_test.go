@@ -154,8 +154,8 @@ func (n *network) upload(t *testing.T, name string, d *Director, r *Realserver, 
 	must(t, d.Remove(ref))
 	var packets, sent uint64
 	must(t, d.Delete([]packet.Flow{u.flow}, func(_ packet.Flow, s State) { packets, sent = s.Count.Since(0) }))
-	got := Taken{after.Packets - before.Packets, after.Bytes - before.Bytes}
-	want := Taken{packets, sent + packets*uint64(tunnel.Overhead())}
+	got := Taken{after.Packets - before.Packets, after.Bytes - before.Bytes, after.Inner - before.Inner}
+	want := Taken{packets, sent + packets*uint64(tunnel.Overhead()), sent}
 	if !whole {
 		if got.Packets < size/1500 || got.Bytes < sent || got.Bytes/got.Packets > 1500 {
 			t.Errorf("%s: the realserver took %+v of %d bytes", name, got, sent)

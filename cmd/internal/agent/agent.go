@@ -32,6 +32,7 @@ type agent struct {
 	receivers wire.Receivers
 	senders   []io.Closer                     // of answers
 	policy    atomic.Pointer[endpoint.Policy] // made from setup and own
+	fast      fastPath
 	workers   []*endpoint.Worker
 	answers   []*endpoint.AnswerWorker
 	questions chan endpoint.Asked // of directors
@@ -52,9 +53,13 @@ type setup struct {
 	mss4, mss6 int
 }
 
-// enforce puts s in force for the workers and the status. The caller sets a.network. After the start a.mu is held.
+// enforce puts s in force for the workers, the fast path and the status. The caller sets a.network. After the start
+// a.mu is held.
 func (a *agent) enforce(s *setup) {
-	a.setup.Store(s)
-	a.policy.Store(endpoint.NewPolicy(endpoint.Rules{Directors: s.cfg.Directors, VIPs: s.cfg.VIPs,
-		Decapsulators: decapsulators(s.cfg), Port: s.cfg.EncapPort, LocalAddrs: a.own, MSS4: s.mss4, MSS6: s.mss6}))
+	policy := endpoint.NewPolicy(endpoint.Rules{Directors: s.cfg.Directors, VIPs: s.cfg.VIPs,
+		Decapsulators: decapsulators(s.cfg), Port: s.cfg.EncapPort, LocalAddrs: a.own, MSS4: s.mss4, MSS6: s.mss6})
+	a.fast.enforce(s.cfg, a.own, func() {
+		a.setup.Store(s)
+		a.policy.Store(policy)
+	})
 }

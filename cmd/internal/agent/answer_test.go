@@ -93,7 +93,7 @@ func TestHeard(t *testing.T) {
 		netip.MustParseAddr("10.0.2.2")
 	h := heard{of: (*endpoint.Worker).Directors}
 	now := time.Now()
-	if all := h.look([]*endpoint.Worker{w}, now); len(all) != 0 {
+	if all := h.look([]*endpoint.Worker{w}, nil, now); len(all) != 0 {
 		t.Errorf("%+v", all)
 	}
 	h.seen = map[netip.Addr]mark{addr: {packets: 5, at: now.Add(-time.Minute)}, addr.Next(): {packets: 1}}

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"vstun/cmd/internal/api"
+	"vstun/encap/bpf"
 	"vstun/encap/endpoint"
 )
 
@@ -29,9 +30,14 @@ type mark struct {
 	at      time.Time
 }
 
-// look returns the current counts, the largest first.
-func (h *heard) look(workers []*endpoint.Worker, now time.Time) []api.Counted {
+// look returns the current counts, the largest first. taken are the packets that the fast path has taken.
+func (h *heard) look(workers []*endpoint.Worker, taken map[netip.Addr]bpf.Taken, now time.Time) []api.Counted {
 	counts := map[netip.Addr]uint64{}
+	for a, n := range taken {
+		if n.Packets > 0 {
+			counts[a] = n.Packets
+		}
+	}
 	for _, w := range workers {
 		h.of(w).Read(counts)
 	}

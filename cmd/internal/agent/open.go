@@ -79,19 +79,32 @@ func open(file string, cfg *config.Realserver) (_ *agent, err error) {
 	if a.own, err = query.HostAddrs(); err != nil {
 		return nil, err
 	}
+	a.fast.load(a.log, cfg)
 	v4, v6, _ := mss(cfg)
 	a.enforce(&setup{cfg, v4, v6})
 	if err := a.network.Set(network(cfg, v4, v6)); err != nil {
 		return nil, err
 	}
+	a.fast.follow() // the device is up
 	a.warnLoudDrivers()
-	// The sockets are open. Routes and addresses still change: by a reload, with the main table, and at the end.
-	if err := daemon.KeepOnly(unix.CAP_NET_ADMIN); err != nil {
-		a.log.Warn("cannot drop all capabilities", "refused", err)
-	}
+	a.dropPrivileges()
 	daemon.WarnUnreadable(a.log, "the configuration file", file)
 	daemon.LogWarnings(a.log, cfg.Warnings)
 	return a, nil
+}
+
+// dropPrivileges gives up what open needed. The sockets are open. Routes, addresses and the fast path's devices still
+// change: by a reload, with the host's network, and at the end.
+func (a *agent) dropPrivileges() {
+	var err error
+	if a.fast.needsCapability() {
+		err = daemon.KeepOnly(unix.CAP_NET_ADMIN, unix.CAP_BPF)
+	} else {
+		err = daemon.KeepOnly(unix.CAP_NET_ADMIN)
+	}
+	if err != nil {
+		a.log.Warn("cannot drop all capabilities", "refused", err)
+	}
 }
 
 // openAnswers opens an answer worker for each queue of the device. Their sockets are of both families, whatever the
@@ -130,6 +143,7 @@ func (a *agent) closeIO() error {
 
 // close undoes open, also if open has failed half-way.
 func (a *agent) close() error {
+	a.fast.close()
 	var errs []error
 	if a.network != nil {
 		errs = append(errs, a.network.Close())

@@ -127,6 +127,8 @@ func changes(was, is *config.Realserver) (all []api.Change) {
 	compare("encap_key", keyValue(was), keyValue(is))
 	compare("mss", mssValue(was), mssValue(is))
 	compare("table", was.Table, is.Table)
+	compare("fast_path", fastPathValue(was), fastPathValue(is))
+	compareLists(&all, "fast_path_devices", "fast path device", was.FastPath.Devices, is.FastPath.Devices)
 	compare("metrics", metricsValue(was), metricsValue(is))
 	compare("log", strings.ToLower(was.Log.String()), strings.ToLower(is.Log.String()))
 	return all
@@ -186,6 +188,13 @@ func mssValue(cfg *config.Realserver) any {
 		return "off"
 	}
 	return cfg.MSS
+}
+
+func fastPathValue(cfg *config.Realserver) any {
+	if cfg.FastPath.Off {
+		return "off"
+	}
+	return "auto"
 }
 
 func metricsValue(cfg *config.Realserver) any {

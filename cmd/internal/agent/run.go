@@ -9,6 +9,7 @@ import (
 	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/daemon"
 	"vstun/cmd/internal/metrics"
+	"vstun/encap/bpf"
 	"vstun/routing/query"
 )
 
@@ -28,7 +29,8 @@ func (a *agent) run(ctx context.Context, hangup func(fn func()) daemon.Task) err
 	s := a.setup.Load()
 	a.log.Info("ready", "version", daemon.Version(), "tun", a.device.Name(), "queues", s.cfg.Queues,
 		"offloads", a.device.Offloads(), "vips", s.cfg.VIPs, "directors", s.cfg.Directors,
-		"mss", s.mss4, "mss6", s.mss6, "control", s.cfg.Control, "metrics", metrics.Name(s.cfg.Metrics))
+		"mss", s.mss4, "mss6", s.mss6, "fast_path", a.fast.status(bpf.Taken{}).On, "control", s.cfg.Control,
+		"metrics", metrics.Name(s.cfg.Metrics))
 	if err := daemon.Notify("READY=1"); err != nil {
 		a.log.Warn("sd_notify failed", "error", err)
 	}
@@ -44,12 +46,14 @@ func (a *agent) run(ctx context.Context, hangup func(fn func()) daemon.Task) err
 			return a.network.Watch(ctx)
 		},
 		a.watch,
+		a.fast.run,
 		daemon.Every(heardEvery, a.hear),
 		func(ctx context.Context) error { return answerQuestions(ctx, a.questions, a.status) },
 		hangup(func() { _, _ = a.reload() }), // the log has the result
 		func(ctx context.Context) error { // ends the workers
 			<-ctx.Done()
 			<-watched
+			a.fast.close() // before the VIPs and the device go
 			return errors.Join(a.network.Close(), a.closeIO())
 		},
 	}
@@ -117,9 +121,14 @@ func (a *agent) refresh() {
 	is.mss4, is.mss6 = v4, v6
 }
 
-// hear updates the times of the addresses with packets since its last call.
+// hear updates the times of the addresses with packets since its last call, and gives the fast path the directors among
+// them.
 func (a *agent) hear() {
-	for _, h := range []*heard{&a.directors, &a.strangers, &a.absent} {
-		h.look(a.workers, time.Now())
+	for _, h := range []*heard{&a.strangers, &a.absent} {
+		h.look(a.workers, nil, time.Now())
 	}
+	directors := a.directors.look(a.workers, a.taken(), time.Now())
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.fast.hear(directors)
 }

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"net/netip"
 	"os"
 	"slices"
 	"time"
@@ -8,6 +9,7 @@ import (
 	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/daemon"
 	"vstun/encap"
+	"vstun/encap/bpf"
 	"vstun/encap/packet/stats"
 	"vstun/routing/query"
 )
@@ -21,16 +23,23 @@ func (a *agent) status() api.RealserverStatus {
 		merged += w.Merged()
 		questions += w.Questions()
 	}
-	now, s := time.Now(), a.setup.Load()
+	now, s, taken := time.Now(), a.setup.Load(), a.taken()
+	var fast bpf.Taken
+	for _, n := range taken {
+		fast = fast.Plus(n)
+	}
 	st := api.RealserverStatus{Program: "realserver", Version: daemon.Version(), Pid: os.Getpid(),
 		Uptime: time.Since(a.start).Seconds(),
 		TUN:    a.device.Name(), Queues: len(a.workers), Offloads: a.device.Offloads(), MSS: s.mss4, MSS6: s.mss6,
 		Configuration: a.reloader.Configuration(),
-		In:            api.Traffic{Packets: t.InPackets, Bytes: t.InBytes},
-		Out:           api.Traffic{Packets: t.OutPackets, Bytes: t.OutBytes}, Merged: merged,
-		Overruns: a.overruns(),
-		Encap:    s.cfg.Encaps, Questions: questions, FromDirectors: a.directors.look(a.workers, now),
-		RefusedSources: a.strangers.look(a.workers, now), RefusedDestinations: a.absent.look(a.workers, now)}
+		FastPath:      a.fast.status(fast),
+		In:            api.Traffic{Packets: t.InPackets + fast.Packets, Bytes: t.InBytes + fast.Bytes},
+		Out:           api.Traffic{Packets: t.OutPackets + fast.Packets, Bytes: t.OutBytes + fast.Inner},
+		Merged:        merged,
+		Overruns:      a.overruns(),
+		Encap:         s.cfg.Encaps, Questions: questions, FromDirectors: a.directors.look(a.workers, taken, now),
+		RefusedSources:      a.strangers.look(a.workers, nil, now),
+		RefusedDestinations: a.absent.look(a.workers, nil, now)}
 	for _, w := range a.answers {
 		w.Read(&answers)
 		if err := w.LastError(); err != nil {
@@ -52,6 +61,13 @@ func (a *agent) status() api.RealserverStatus {
 		st.Directors = append(st.Directors, d.String())
 	}
 	return st
+}
+
+// taken returns what the fast path has taken from each director.
+func (a *agent) taken() map[netip.Addr]bpf.Taken {
+	t := map[netip.Addr]bpf.Taken{}
+	a.fast.read(t)
+	return t
 }
 
 // overruns returns the number of packets that the kernel dropped because the workers read the sockets or the device too

@@ -191,7 +191,7 @@ type RealserverStatus struct {
 	Configuration Configuration `json:"configuration"`
 
 	In      Traffic           `json:"in"`      // received from tunnels, with the tunnel's header
-	Out     Traffic           `json:"out"`     // written to the TUN device
+	Out     Traffic           `json:"out"`     // given to the TUN device
 	Answers Traffic           `json:"answers"` // answers that left by the TUN device and were forwarded
 	Drops   map[string]uint64 `json:"drops"`   // packets refused, by reason; only reasons that occurred
 	Merged  uint64            `json:"merged"`  // packets written behind another one, in the same write
@@ -199,6 +199,8 @@ type RealserverStatus struct {
 	Overruns uint64 `json:"overruns"`
 	// the kernel's reason for the last answer that it refused to send
 	SendError string `json:"send_error,omitempty"`
+
+	FastPath FastPath `json:"fast_path"`
 
 	// outer sources that were accepted, without questions
 	FromDirectors []Counted `json:"from_directors"`

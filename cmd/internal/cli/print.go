@@ -90,6 +90,9 @@ func PrintRealserver(out io.Writer, st *api.RealserverStatus) error {
 	printConfiguration(w, st.Configuration)
 	fmt.Fprintln(w, Wrapped(vips, width, "  "))
 	printTraffic(w, "received", st.In, "injected", st.Out, nil)
+	if len(st.Encap) > 0 {
+		printFastPath(w, &st.FastPath)
+	}
 	fmt.Fprintf(w, "answers by %s\t%s\t%s\n", st.TUN, words.Count(st.Answers.Packets, "packet"),
 		words.Count(st.Answers.Bytes, "byte"))
 	printDrops(w, st.Drops)
@@ -99,6 +102,20 @@ func PrintRealserver(out io.Writer, st *api.RealserverStatus) error {
 	printCounted(w, "not_director: from", st.RefusedSources)
 	printCounted(w, "inner_destination: for", st.RefusedDestinations)
 	return w.Flush()
+}
+
+// printFastPath writes what the fast path does, or why it does nothing.
+func printFastPath(w io.Writer, f *api.FastPath) {
+	switch {
+	case !f.On:
+		fmt.Fprintf(w, "fast path off: %s\n", f.Reason)
+	default:
+		fmt.Fprintf(w, "fast path by %s\t%s\t%s\n", strings.Join(f.Devices, ", "),
+			words.Count(f.Taken.Packets, "packet"), words.Count(f.Taken.Bytes, "byte"))
+		if f.Reason != "" {
+			fmt.Fprintf(w, "fast path not everywhere: %s\n", f.Reason)
+		}
+	}
 }
 
 func printCounted(w io.Writer, what string, all []api.Counted) {

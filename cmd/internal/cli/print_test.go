@@ -56,6 +56,8 @@ func TestPrint(t *testing.T) {
 	if err := PrintRealserver(&out, &api.RealserverStatus{VIPs: []string{"198.51.100.80"},
 		Directors: []string{"10.0.2.2/32"}, Encap: []string{"ipip"}, MSS: 1440, Overruns: 9, TUN: "vs0",
 		Answers: api.Traffic{Packets: 7, Bytes: 900}, Drops: map[string]uint64{"not_answer": 3},
+		FastPath: api.FastPath{On: true, Devices: []string{"eth0", "eth1"}, Reason: "eth2: why",
+			Taken: api.Traffic{Packets: 5, Bytes: 700}},
 		SendError:           "no route to host",
 		FromDirectors:       []api.Counted{{Address: "10.0.2.2", Packets: 5, Last: 61}},
 		RefusedSources:      []api.Counted{{Address: "10.0.2.9", Packets: 6, Last: 0}},
@@ -70,6 +72,7 @@ func TestPrint(t *testing.T) {
 		t.Errorf("no directors in\n%s", text)
 	}
 	for _, line := range []string{"from director 10.0.2.2 5 packets last 1m1s ago",
+		"fast path by eth0, eth1 5 packets 700 bytes", "fast path not everywhere: eth2: why",
 		"not_director: from 10.0.2.9 6 packets last 0s ago",
 		"inner_destination: for 198.51.100.81 7 packets last 1s ago"} {
 		if !slices.ContainsFunc(slices.Collect(strings.Lines(out.String())),
@@ -78,13 +81,18 @@ func TestPrint(t *testing.T) {
 		}
 	}
 	out.Reset()
+	if err := PrintRealserver(&out, &api.RealserverStatus{Encap: []string{"ipip"}, FastPath: api.FastPath{
+		Reason: "why"}}); err != nil || !strings.Contains(out.String(), "\nfast path off: why\n") {
+		t.Errorf("%v %s", err, &out)
+	}
+	out.Reset()
 	refused := api.RealserverStatus{Configuration: api.Configuration{Error: "two\nfaults"},
 		VIPs: []string{"198.51.100.80"}, MSS: 1460}
 	if err := PrintRealserver(&out, &refused); err != nil ||
 		!strings.Contains(out.String(), "the last reload failed") ||
 		!strings.Contains(out.String(), "\n  two\n  faults\n") ||
 		!strings.Contains(out.String(), "\nVIPs 198.51.100.80, without a tunnel\n") ||
-		strings.Contains(out.String(), "MSS") {
+		strings.Contains(out.String(), "MSS") || strings.Contains(out.String(), "fast path") {
 		t.Errorf("%v %s", err, &out)
 	}
 }

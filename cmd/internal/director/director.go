@@ -95,7 +95,6 @@ func open(file string, cfg *config.Director) (_ *director, err error) {
 	if err := d.plane.allows(cfg); err != nil {
 		return nil, err
 	}
-	d.plane.fast.open(cfg, &d.plane, d.log)
 	if err := d.lan.open(d.log, d.plane.ethernet); err != nil {
 		return nil, err
 	}

@@ -37,6 +37,9 @@ var mayImport = map[string][]string{
 	"balancer/connsync": {
 		"balancer", "balancer/conntab", "balancer/method", "encap/packet",
 	},
+	"balancer/fastpath": {
+		"balancer", "balancer/conntab", "balancer/method", "encap/bpf", "encap/packet",
+	},
 	"balancer/health":         {"balancer/health/command"},
 	"balancer/health/command": {},
 	"balancer/health/notify":  {"balancer/health/command"},
@@ -70,7 +73,6 @@ var onlyBelow = map[string][]string{
 	"github.com/cilium/ebpf/asm":        {"encap/bpf"},
 	"github.com/cilium/ebpf/features":   {"encap/bpf"},
 	"github.com/cilium/ebpf/link":       {"encap/bpf"},
-	"github.com/cilium/ebpf/rlimit":     {"encap/bpf"},
 	"github.com/vishvananda/netns":      {"routing", "cmd/internal/lab"},
 	"github.com/songgao/water":          {"tundev"},
 	"golang.org/x/net/bpf":              {"encap/wire", "routing/neigh", "cmd/internal/lab"},

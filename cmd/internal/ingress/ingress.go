@@ -73,3 +73,8 @@ func (d *Devices) Follow(devices []query.Device) error {
 func (d *Devices) Names() []string {
 	return slices.SortedFunc(maps.Values(d.attached), cmp.Compare[string])
 }
+
+// Faults returns the errors of the last call of Follow, in ascending order.
+func (d *Devices) Faults() []string {
+	return slices.Sorted(maps.Values(d.failed))
+}

@@ -72,9 +72,15 @@ func TestFollow(t *testing.T) {
 	if err := d.Follow([]query.Device{device("eth0", 1), device("eth1", 2)}); err != nil {
 		t.Errorf("the same error again: %v", err)
 	}
+	if got := d.Faults(); !slices.Equal(got, []string{"refused"}) {
+		t.Errorf("faults %q", got)
+	}
 	p.broken = 0
 	if err := d.Follow([]query.Device{device("eth1", 2)}); err != nil {
 		t.Error(err)
+	}
+	if got := d.Faults(); len(got) > 0 {
+		t.Errorf("faults %q, and there is none", got)
 	}
 	if !slices.Equal(p.on, []int{2}) || !slices.Equal(d.Names(), []string{"eth1"}) {
 		t.Errorf("on %v, names %v", p.on, d.Names())

@@ -123,6 +123,7 @@ func fullRealserver() api.RealserverStatus {
 		Configuration: api.Configuration{Read: time.UnixMilli(1_700_000_000_500), Error: "faulty"},
 		In:            api.Traffic{Packets: 1, Bytes: 2}, Out: api.Traffic{Packets: 3, Bytes: 4},
 		Drops: map[string]uint64{"not_director": 5}, Merged: 6, Overruns: 7, Questions: 8,
+		FastPath:      api.FastPath{On: true, Taken: api.Traffic{Packets: 11, Bytes: 12}},
 		FromDirectors: []api.Counted{{Address: "10.0.2.2", Packets: 9}, {Address: "fd00:0:2::2", Packets: 10}}}
 }
 
@@ -256,6 +257,9 @@ func TestRealserver(t *testing.T) {
 		"vstun_agent_dropped_packets_total{reason=tun_error}":      0,
 		"vstun_agent_merged_packets_total":                         6,
 		"vstun_agent_overrun_packets_total":                        7,
+		"vstun_agent_fast_path":                                    1,
+		"vstun_agent_fast_path_packets_total":                      11,
+		"vstun_agent_fast_path_bytes_total":                        12,
 		"vstun_agent_config_last_reload_successful":                0,
 		"vstun_agent_config_last_reload_success_timestamp_seconds": 1_700_000_000.5,
 		"vstun_agent_questions_total":                              8,

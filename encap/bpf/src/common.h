@@ -38,6 +38,7 @@
 #define IP4 ((int)sizeof(struct iphdr))
 #define IP6 ((int)sizeof(struct ipv6hdr))
 
+#define likely(x) __builtin_expect(!!(x), 1)
 #define unlikely(x) __builtin_expect(!!(x), 0)
 #define barrier() asm volatile("" ::: "memory")
 

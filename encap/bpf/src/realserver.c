@@ -12,12 +12,14 @@ char _license[] SEC("license") = "Dual MIT/GPL";
 enum { UDP_NONE, UDP_GUE, UDP_FOU };
 
 #define FIRST_VIPS 4
+#define HOLD 4 /* jiffies: the sockets' packets have entered by then */
+#define TCP ((int)sizeof(struct tcphdr))
 
 struct rules {
 	__u32 device;   /* interface index of the agent's TUN device; 0: the program takes no packet */
 	__be32 key;     /* of GRE */
 	__be16 port;    /* of GUE and FOU */
-	__u8 pad[2];
+	__u16 mtu;      /* of the device: the kernel drops larger packets there, but for GSO packets */
 	__u8 ipip, gre; /* allowed */
 	__u8 has_key;   /* GRE must have the key; otherwise it must have none */
 	__u8 udp;       /* UDP_NONE, UDP_GUE or UDP_FOU */
@@ -60,11 +62,13 @@ struct {
 } locals6 SEC(".maps");
 
 /*
- * Pairs of a director's address and an address of this host, and what was taken from the one to the other: whole tunnel
- * packets, with outer headers.
+ * Pairs of a director's address and an address of this host, and what was taken from the one to the other: bytes with
+ * outer headers, and without.
  */
 struct count {
-	__u64 packets, bytes;
+	__u64 packets, bytes, inner;
+	__u32 until; /* see hold() */
+	__u32 pad;
 };
 
 struct ends4 {
@@ -190,6 +194,38 @@ static __always_inline int ecn(__u8 o, __u8 i)
 	return o == ECN_ECT1 && i == ECN_ECT0 ? ECN_ECT1 : i;
 }
 
+/*
+ * hold leaves the packet to the sockets, and the pair's next packets on this CPU, too: those would overtake it. Only a
+ * packet does so that others of its connection are unlike: several datagrams in one GSO packet, or a large packet.
+ */
+static __always_inline int hold(const struct outer *o)
+{
+	o->count->until = now() + HOLD;
+	if (!o->count->until)
+		o->count->until = 1;
+	return NEXT;
+}
+
+/* held reports whether the pair's packets are left to the sockets. */
+static __always_inline int held(struct count *c)
+{
+	if (likely(!c->until))
+		return 0;
+	if ((__s32)(c->until - now()) > 0)
+		return 1;
+	c->until = 0;
+	return 0;
+}
+
+/*
+ * too_large reports whether a packet of len bytes is larger than the device's MTU, by which the kernel would drop it,
+ * or a GSO packet's segments are.
+ */
+static __always_inline int too_large(const struct __sk_buff *skb, const struct rules *r, __u32 len, __u32 headers)
+{
+	return (skb->gso_size ? skb->gso_size + headers : len) > r->mtu;
+}
+
 /* strip takes n bytes of outer headers off. */
 static __always_inline int strip(struct __sk_buff *skb, const struct rules *r, const struct outer *o, int n, int six)
 {
@@ -202,26 +238,34 @@ static __always_inline int strip(struct __sk_buff *skb, const struct rules *r, c
 	return bpf_skb_adjust_room(skb, -n, BPF_ADJ_ROOM_MAC, flags);
 }
 
-/* enter counts the packet and hands it to the agent's device. */
-static __always_inline int enter(struct __sk_buff *skb, const struct rules *r, const struct outer *o)
+/* enter counts the packet of len bytes and hands it to the agent's device. */
+static __always_inline int enter(struct __sk_buff *skb, const struct rules *r, const struct outer *o, __u32 len)
 {
 	o->count->packets++;
 	o->count->bytes += o->len;
+	o->count->inner += len;
 	bpf_set_hash_invalid(skb); /* it is of the outer headers */
 	return bpf_redirect(r->device, BPF_F_INGRESS);
 }
 
-/* inner4 checks the packet behind n bytes of outer headers and takes it. */
-static __always_inline int inner4(struct __sk_buff *skb, const struct rules *r, const struct outer *o, __u32 n)
+/* inner4 checks the packet at, behind n bytes of outer headers, and takes it. */
+static __always_inline int inner4(struct __sk_buff *skb, const struct rules *r, const struct outer *o, void *at,
+				  __u32 n)
 {
-	void *at = DATA(skb) + L2 + n, *end = END(skb);
+	void *end = END(skb);
 	struct iphdr *ip = at;
 
 	if (at + IP4 > end || !plain4(ip))
 		return NEXT;
 	__u32 len = bpf_ntohs(ip->tot_len);
 
-	if (len < IP4 || len + n != o->len || !allowed(skb, r, ip->protocol, IPPROTO_ICMP, at + IP4, end, len - IP4))
+	if (len < IP4)
+		return NEXT;
+	if (len + n != o->len)
+		return skb->gso_size ? hold(o) : NEXT;
+	if (too_large(skb, r, len, IP4 + TCP))
+		return hold(o);
+	if (!allowed(skb, r, ip->protocol, IPPROTO_ICMP, at + IP4, end, len - IP4))
 		return NEXT;
 	__be32 src = ip->saddr, dst = ip->daddr;
 
@@ -241,20 +285,25 @@ static __always_inline int inner4(struct __sk_buff *skb, const struct rules *r, 
 		bpf_skb_store_bytes(skb, L2 + 1, &is, 1, 0);
 		bpf_skb_store_bytes(skb, L2 + 10, &sum, 2, 0);
 	}
-	return enter(skb, r, o);
+	return enter(skb, r, o, len);
 }
 
 /* inner6 is inner4 for IPv6. */
-static __always_inline int inner6(struct __sk_buff *skb, const struct rules *r, const struct outer *o, __u32 n)
+static __always_inline int inner6(struct __sk_buff *skb, const struct rules *r, const struct outer *o, void *at,
+				  __u32 n)
 {
-	void *at = DATA(skb) + L2 + n, *end = END(skb);
+	void *end = END(skb);
 	struct ipv6hdr *ip = at;
 
 	if (at + IP6 > end || version(ip) != 6)
 		return NEXT;
 	__u32 len = bpf_ntohs(ip->payload_len) + IP6;
 
-	if (len + n != o->len || !allowed(skb, r, ip->nexthdr, IPPROTO_ICMPV6, at + IP6, end, len - IP6))
+	if (len + n != o->len)
+		return skb->gso_size ? hold(o) : NEXT;
+	if (too_large(skb, r, len, IP6 + TCP))
+		return hold(o);
+	if (!allowed(skb, r, ip->nexthdr, IPPROTO_ICMPV6, at + IP6, end, len - IP6))
 		return NEXT;
 	struct in6_addr src = ip->saddr, dst = ip->daddr;
 
@@ -272,8 +321,14 @@ static __always_inline int inner6(struct __sk_buff *skb, const struct rules *r, 
 		byte = (byte & ~(ECN_MASK << 4)) | mark << 4;
 		bpf_skb_store_bytes(skb, L2 + 1, &byte, 1, BPF_F_RECOMPUTE_CSUM);
 	}
-	return enter(skb, r, o);
+	return enter(skb, r, o, len);
 }
+
+/*
+ * SKIP moves a pointer into the packet, and the number of bytes before it, by a constant. Without CAP_PERFMON the
+ * verifier allows no addition of a variable to such a pointer. The compiler must not make one of several constants.
+ */
+#define SKIP(at, n, bytes) ({ at += (bytes); n += (bytes); asm volatile("" : "+r"(at)); })
 
 /*
  * tunnel takes the packet out of the tunnel behind an outer IP header of n bytes. The outer header is checked. It
@@ -281,7 +336,7 @@ static __always_inline int inner6(struct __sk_buff *skb, const struct rules *r, 
  */
 static __always_inline int tunnel(struct __sk_buff *skb, const struct rules *r, const struct outer *o, __u32 n)
 {
-	const __u8 *b = DATA(skb) + L2 + n;
+	__u8 *b = DATA(skb) + L2 + n;
 	const void *end = END(skb);
 	int six;
 
@@ -303,11 +358,12 @@ static __always_inline int tunnel(struct __sk_buff *skb, const struct rules *r, 
 
 		if ((flags & ~ignored) != (r->has_key ? key : 0))
 			return NEXT;
-		n += 4;
 		if (r->has_key) {
 			if (*(const __be32 *)(b + 4) != r->key)
 				return NEXT;
-			n += 4;
+			SKIP(b, n, 8);
+		} else {
+			SKIP(b, n, 4);
 		}
 		if (type != ETH_P_IP && type != ETH_P_IPV6)
 			return NEXT;
@@ -321,13 +377,12 @@ static __always_inline int tunnel(struct __sk_buff *skb, const struct rules *r, 
 			return NEXT;
 		if (udp->dest != r->port || udp->check || bpf_ntohs(udp->len) != o->len - n)
 			return NEXT;
-		b += sizeof(*udp);
-		n += sizeof(*udp);
+		SKIP(b, n, sizeof(*udp));
 		if (r->udp == UDP_GUE && b[0] >> 6 != 1) { /* variant 1 has no header */
 			if (b[0] || b[2] || b[3] || (b[1] != IPPROTO_IPIP && b[1] != IPPROTO_IPV6))
 				return NEXT;
-			n += 4;
 			six = b[1] == IPPROTO_IPV6;
+			SKIP(b, n, 4);
 		} else {
 			six = version(b) == 6;
 		}
@@ -336,7 +391,7 @@ static __always_inline int tunnel(struct __sk_buff *skb, const struct rules *r, 
 	default:
 		return NEXT;
 	}
-	return six ? inner6(skb, r, o, n) : inner4(skb, r, o, n);
+	return six ? inner6(skb, r, o, b, n) : inner4(skb, r, o, b, n);
 }
 
 /* accessible is the number of bytes that the checks may read: the longest headers of each kind, and UDP's ports. */
@@ -373,7 +428,7 @@ static __always_inline int ipv4(struct __sk_buff *skb, const struct rules *r)
 	struct ends4 ends = {.director = ip->saddr, .local = ip->daddr};
 
 	o.count = bpf_map_lookup_elem(&pairs4, &ends);
-	if (!o.count)
+	if (!o.count || held(o.count))
 		return NEXT;
 	o.class = ip->tos;
 	o.proto = ip->protocol;
@@ -397,7 +452,7 @@ static __always_inline int ipv6(struct __sk_buff *skb, const struct rules *r)
 	struct ends6 ends = {.director = ip->saddr, .local = ip->daddr};
 
 	o.count = bpf_map_lookup_elem(&pairs6, &ends);
-	if (!o.count)
+	if (!o.count || held(o.count))
 		return NEXT;
 	o.class = class6(ip);
 	o.proto = ip->nexthdr;

@@ -1,0 +1,122 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"vstun/cmd/internal/ingress"
+	"vstun/routing/kernel"
+	"vstun/routing/query"
+)
+
+// followPace is the least time between two looks at this host's devices.
+const followPace = 100 * time.Millisecond
+
+// run attaches the program to devices that come, until ctx is cancelled.
+func (f *fastPath) run(ctx context.Context) error {
+	f.mu.Lock()
+	loaded := f.program != nil
+	f.mu.Unlock()
+	if !loaded {
+		<-ctx.Done()
+		return nil
+	}
+	watch, err := query.WatchDevices()
+	if err != nil {
+		return err
+	}
+	followed := make(chan struct{})
+	go func() {
+		defer close(followed)
+		for {
+			f.follow()
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(followPace):
+			}
+			select {
+			case <-ctx.Done():
+				return
+			case <-watch.Changed():
+			}
+		}
+	}()
+	err = watch.Run(ctx)
+	<-followed
+	return err
+}
+
+// follow attaches the program to the devices by which packets come to this host now.
+func (f *fastPath) follow() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.program != nil {
+		f.update()
+	}
+}
+
+// update gives the program its rules and devices. f.mu is held.
+func (f *fastPath) update() {
+	if f.program == nil {
+		return
+	}
+	all, err := query.Devices()
+	if err != nil {
+		f.log.Error("the fast path cannot list this host's devices", "error", err)
+		return
+	}
+	f.tun = query.Device{}
+	for _, d := range all {
+		if d.Name == f.cfg.TUN {
+			f.tun = d
+		}
+	}
+	f.set()
+	if f.program == nil {
+		return
+	}
+	var at []query.Device
+	if f.strict = nil; f.rules.Device != 0 && len(f.cfg.Encaps) > 0 {
+		at = slices.DeleteFunc(ingress.Select(all, f.cfg.FastPath.Devices), f.filtered)
+	}
+	was := f.devices.Names()
+	if err := f.devices.Follow(at); err != nil {
+		f.log.Warn("no fast path on a device: the sockets take its packets", "error", err)
+	}
+	if is := f.devices.Names(); !slices.Equal(is, was) {
+		f.log.Info("fast path", "devices", is)
+	}
+}
+
+// filtered reports whether the strict reverse-path filter of a device can drop a director's packets. The program would
+// take them: it comes before the filter. f.mu is held.
+func (f *fastPath) filtered(d query.Device) bool {
+	if !strictFilter(d.Name) {
+		return false
+	}
+	for _, a := range f.rules.Directors {
+		if !a.Is4() { // IPv6 has no such filter
+			continue
+		}
+		if back, ok, err := query.Lookup(a, netip.Addr{}); err != nil || !ok || back.Link != d.Name {
+			f.strict = append(f.strict, fmt.Sprintf("%s: rp_filter is strict, and the path to director %s is not by %s",
+				d.Name, a, d.Name))
+			return true
+		}
+	}
+	return false
+}
+
+// strictFilter reports whether a device filters strictly: routing's withLoose has the kernel's rule.
+func strictFilter(device string) bool {
+	var largest string
+	for _, name := range []string{"all", device} {
+		v, _ := kernel.ReadSysctl("net/ipv4/conf/" + name + "/rp_filter") // an error: a kernel without IPv4
+		largest = max(largest, v)
+	}
+	return largest == "1"
+}
