@@ -56,7 +56,7 @@ func (c *Cache) via(id pathID) (v via, ok bool) {
 }
 
 // path returns the path of v for packets of one family.
-func (v *via) path(six bool) (bpf.Path, error) {
+func (v via) path(six bool) (bpf.Path, error) {
 	p := bpf.Path{IPv6: six, Device: v.way.Device, NextHop: v.way.NextHop, MTU: min(v.to.MTU, v.way.MTU)}
 	switch v.to.Kind {
 	case method.TUN:

@@ -18,7 +18,8 @@ import (
 // PeersCommand returns the command peers, which shows the director's roles and its peers.
 func PeersCommand(socket *Socket) *cobra.Command {
 	var asJSON bool
-	c := &cobra.Command{Use: "peers", Short: "Show the director's roles in VRRP, and the other directors",
+	c := &cobra.Command{Use: "peers", Short: "Show the director's roles in VRRP, the other directors, and the " +
+		"exchange of connections with them",
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			path, err := socket.Path()

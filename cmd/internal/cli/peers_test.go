@@ -21,19 +21,29 @@ func TestPrintPeers(t *testing.T) {
 				{Address: "10.0.2.4", State: "silent", Heard: 61}},
 			Senders: []api.SyncSender{{Address: "10.0.2.9", Reason: "forged", Count: 3, Last: 2, Fix: "copy the key"}}},
 			"sync vstun, the peers' connections are complete\n" +
-				"sent                 1 datagram   40 records  1448 bytes\n" +
-				"received             0 datagrams  0 records   0 bytes\n" +
-				"lost                 2 datagrams\n" +
-				"refused: forged      3\n" +
-				"refused of 10.0.2.9  3 datagrams, last 2s ago: forged: copy the key\n" +
-				"peer 10.0.2.3        alive, heard 0s ago     5 records  0 lost  table complete 7s ago\n" +
-				"peer 10.0.2.4        silent, heard 1m1s ago  0 records  0 lost  table incomplete\n"},
+				"sent                   1 datagram   40 records  1448 bytes\n" +
+				"received               0 datagrams  0 records   0 bytes\n" +
+				"lost                   2 datagrams\n" +
+				"refused: forged        3\n" +
+				"refused from 10.0.2.9  3 datagrams, last 2s ago: forged: copy the key\n" +
+				"peer 10.0.2.3          alive, heard 0s ago     5 records  0 lost  table complete 7s ago\n" +
+				"peer 10.0.2.4          silent, heard 1m1s ago  0 records  0 lost  table incomplete\n"},
 		"incomplete": {&api.Sync{Mode: "vstun", Ready: true,
 			Peers: []api.SyncPeer{{Address: "10.0.2.3", State: "alive"}}},
 			"sync vstun, waiting for the peers' connections\n" +
 				"sent           0 datagrams          0 records  0 bytes\n" +
 				"received       0 datagrams          0 records  0 bytes\n" +
 				"peer 10.0.2.3  alive, heard 0s ago  0 records  0 lost  table incomplete\n"},
+		"silent": {&api.Sync{Mode: "vstun", Ready: true,
+			Peers: []api.SyncPeer{{Address: "10.0.2.3", State: "silent", Heard: 9, Bulk: &age}}},
+			"sync vstun, NO PEER is heard\n" +
+				"sent           0 datagrams           0 records  0 bytes\n" +
+				"received       0 datagrams           0 records  0 bytes\n" +
+				"peer 10.0.2.3  silent, heard 9s ago  0 records  0 lost  table complete 7s ago\n"},
+		"alone": {&api.Sync{Mode: "vstun", Ready: true}, "sync vstun, NO PEER is heard\n" +
+			"sent      0 datagrams  0 records  0 bytes\n" +
+			"received  0 datagrams  0 records  0 bytes\n" +
+			"no peer has been heard\n"},
 		"ipvs": {&api.Sync{Mode: "ipvs", Ready: true}, "sync ipvs, without authentication\n" +
 			"sent      0 datagrams  0 records  0 bytes\n" +
 			"received  0 datagrams  0 records  0 bytes\n" +

@@ -40,7 +40,7 @@ func printSync(out io.Writer, s *api.Sync) error {
 		fmt.Fprintf(w, "last error\t%s\n", s.Error)
 	}
 	for _, r := range s.Senders {
-		fmt.Fprintf(w, "refused of %s\t%s, last %v ago: %s: %s\n", r.Address, words.Count(r.Count, "datagram"),
+		fmt.Fprintf(w, "refused from %s\t%s, last %v ago: %s: %s\n", r.Address, words.Count(r.Count, "datagram"),
 			uptime(r.Last), r.Reason, r.Fix)
 	}
 	for i := range s.Peers {
@@ -63,6 +63,8 @@ func syncState(s *api.Sync) string {
 		return "sending the whole table"
 	case s.Mode == "ipvs":
 		return "without authentication"
+	case !slices.ContainsFunc(s.Peers, func(p api.SyncPeer) bool { return p.State == "alive" }):
+		return "NO PEER is heard"
 	}
 	return "the peers' connections are complete"
 }

@@ -78,7 +78,7 @@ func SetCommand(socket *Socket) *cobra.Command {
 	var weight string
 	var asJSON bool
 	c := &cobra.Command{Use: "set SERVICE REALSERVER --weight N", Short: "Give a realserver another weight, until " +
-		"it changes in the configuration or the director ends",
+		"its weight in the configuration changes",
 		RunE: func(c *cobra.Command, args []string) error {
 			if weight == "" {
 				return UsageError{Err: fmt.Errorf("--weight is missing: want --weight N, 0 (drains it) to %d",

@@ -152,7 +152,7 @@ func (t *table) graphic(key, absent, want string) string {
 	s, ok := t.text(key, absent, want)
 	if _, written := t.values[key]; ok && written &&
 		(s == "" || strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r > '~' })) {
-		t.faultAt(key, "%s is empty, or has other than printable ASCII characters: want %s", show(s), want)
+		t.faultAt(key, "%s is empty, or not printable ASCII without spaces: want %s", show(s), want)
 	}
 	return s
 }

@@ -218,7 +218,7 @@ func TestCheckFaults(t *testing.T) {
 		{"http", check(`type = "http", path = "health", host = "a b", status = [99, "600", "300-200", true], ` +
 			`body = "("`), at(
 			`path: "health" does not begin with /: want a path such as "/health?full=1"`,
-			`host: "a b" is empty, or has other than printable ASCII characters: want a host's name such as `+
+			`host: "a b" is empty, or not printable ASCII without spaces: want a host's name such as `+
 				`"www.example.com"`,
 			`status: 99 is no code and no range: `+wantStatus,
 			`status: "600" is no code and no range: `+wantStatus,
@@ -229,7 +229,7 @@ func TestCheckFaults(t *testing.T) {
 		{"status empty", check(`type = "http", status = []`), at(`status: is empty: ` + wantStatus)},
 		{"ca relative", check(`type = "https", ca = "ca.pem"`), at(`ca: "ca.pem" is not an absolute path: ` + wantCA)},
 		{"ca missing", check(`type = "https", ca = "` + dir + `/x.pem"`),
-			at(`ca: open ` + dir + `/x.pem: no such file or directory: ` + wantCA + ", which everybody may read")},
+			at(`ca: open ` + dir + `/x.pem: no such file or directory: ` + wantCA + ", which every user may read")},
 		{"ca empty", check(`type = "https", ca = "` + noCA + `"`),
 			at(`ca: "` + show64(noCA) + `" holds no certificate: ` + wantCA)},
 		{"dns", check(`type = "dns", query_type = "ANY", rcode = "OK"`), at(

@@ -48,7 +48,7 @@ func readPEM(t *table, key, want string, wanted bool, path, text *string) bool {
 	}
 	content, err := readBounded(name)
 	if err != nil {
-		reader := pick(key == "key", "the program's user", "everybody")
+		reader := pick(key == "key", "the program's user", "every user")
 		t.faultAt(key, "%v: want %s, which %s may read", err, want, reader)
 		return false
 	}

@@ -297,8 +297,8 @@ func readFile(path string) ([]byte, error) {
 	text, err := readBounded(path)
 	switch {
 	case errors.Is(err, os.ErrPermission):
-		return nil, fmt.Errorf("%w: let the user read it as whom the program runs: even root needs a file of its "+
-			"own, or one that everybody may read", err)
+		return nil, fmt.Errorf("%w: want a file that the program's user owns, or that every user may read: the "+
+			"program has no privilege for files, even as root", err)
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return nil, fmt.Errorf("%s: has no end: name a configuration file with -c, or close what writes to this one",
 			path)

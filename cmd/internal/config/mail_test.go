@@ -119,7 +119,7 @@ func TestMailFaults(t *testing.T) {
 		"ca": {fine + "ca = \"" + lines + "\"",
 			[]string{"ca: \"" + show64(lines) + "\" holds no certificate: " + wantCA}},
 		"others": {fine + "helo = \"a b\"\nkinds = [\"vip\"]\nservices = [\"wbe\"]\ngather = \"1h\"\npassword = \"x\"",
-			[]string{`helo: "a b" is empty, or has other than printable ASCII characters: want this host's name for ` +
+			[]string{`helo: "a b" is empty, or not printable ASCII without spaces: want this host's name for ` +
 				`the server, such as "lb.example.com"`, `kinds: "vip" is unknown: want service, realserver or vrrp`,
 				`services: there is no service "wbe": did you mean web?`,
 				`gather: "1h" is out of range: want 100ms to 5m`,

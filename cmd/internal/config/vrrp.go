@@ -301,7 +301,7 @@ func readVRRPAuth(t *table, v *VRRP) {
 	case len(v.Password) > 8:
 		t.warnAt("password", "only the first 8 characters count, as with keepalived: leave the others out")
 	}
-	const want = "the absolute path of a file with 32 to 64 bytes, or with hex: and as many bytes in hexadecimal"
+	const want = `the absolute path of a file with 32 to 64 bytes, or with "hex:" and the digits of as many`
 	var path, text string
 	id := t.integer("key_id", 1, 1, 255, "1 to 255")
 	permissive := t.oneOf("key_mode", "enforce", "permissive") == "permissive"
@@ -392,7 +392,7 @@ func (r *vrrpReader) readCheck(t *table, track *Track) {
 	}
 	at := slices.IndexFunc(r.services, func(s Service) bool { return s.Name == track.Service })
 	if at < 0 {
-		t.faultAt("realserver", "it is one of a service: want service = NAME, too")
+		t.faultAt("realserver", "there is no service beside it: want its service, too: service = \"NAME\"")
 		return
 	}
 	for i := range r.services[at].Realservers {

@@ -146,7 +146,7 @@ func TestVRRPFaults(t *testing.T) {
 			[]string{`vrrp "VI_1": track[1]: service: there is no service "mail"`}},
 		{"nothing tracked", with("track = [{ weight = 3 }]"), []string{"track[1]: there are 0 of interface, service"}},
 		{"a realserver without a service", with("track = [{ interface = \"eth1\", realserver = \"10.0.11.2\" }]"),
-			[]string{"track[1]: realserver: it is one of a service: want service = NAME, too"}},
+			[]string{"track[1]: realserver: there is no service beside it: want its service, too: service = \"NAME\""}},
 		{"a realserver without a check", with("track = [{ service = \"web\", realserver = \"10.0.11.2\" }]"),
 			[]string{`track[1]: realserver: service "web" has no realserver "10.0.11.2" with a check`}},
 		{"two tracked", with("track = [{ interface = \"eth1\", service = \"web\" }]"),

@@ -203,7 +203,7 @@ func (r *roles) report(e vrrp.Event) {
 
 // remedies says by the reason of a refusal what to do.
 var remedies = map[vrrp.Refusal]string{
-	vrrp.Accepted:    "it does not hear or refuses the packets of this one: see its log, and the network between both",
+	vrrp.Accepted:    "it refuses or does not hear this director: director peers there; let IP protocol 112 pass",
 	vrrp.BadVersion:  "set the same version at both",
 	vrrp.BadCast:     "list peers at both, or at neither",
 	vrrp.BadAuthType: "set the same password at both, or none",

@@ -269,7 +269,7 @@ func (s *peerSync) remedy(f connsync.Fault) string {
 	case connsync.Replayed:
 		return "a few are usual; if they are many, look for a sender that repeats old datagrams"
 	case connsync.Unverified:
-		return "its table follows"
+		return "usual after a start: its table follows"
 	}
 	return "look for a faulty sender"
 }

@@ -25,7 +25,7 @@ func (res *result) neighbours(cfg *config.Director, vips []netip.Addr, st *api.D
 	for _, vip := range vips {
 		for _, d := range devices {
 			subnet, in := subnetOf(d, vip)
-			if !in || d.Name == cfg.TUN || d.Name == cfg.LocalTUN() || backup(st, vip) {
+			if !in || d.Name == cfg.TUN || d.Name == cfg.LocalTUN() || backup(cfg, st, vip) {
 				continue
 			}
 			announced := plan.Announces(cfg, d.Name)
@@ -41,9 +41,11 @@ func (res *result) neighbours(cfg *config.Director, vips []netip.Addr, st *api.D
 			good = good && !found
 		}
 	}
-	if len(cfg.VRRP) == 0 { // else the master is no impostor
-		good = res.impostors(devices, vips) && good
+	asked := vips
+	if len(cfg.VRRP) > 0 { // the master is no impostor, unless this director is the master, too
+		asked = slices.DeleteFunc(slices.Clone(vips), func(a netip.Addr) bool { return !announces(st, a) })
 	}
+	good = res.impostors(devices, asked, elected(st)) && good
 	if st != nil {
 		good = res.conflicts(st) && good
 	}
@@ -52,10 +54,28 @@ func (res *result) neighbours(cfg *config.Director, vips []netip.Addr, st *api.D
 	}
 }
 
+// announces reports whether the running director answers for a VIP on any device.
+func announces(st *api.DirectorStatus, vip netip.Addr) bool {
+	return st != nil && slices.ContainsFunc(st.Announced, func(a api.Announced) bool {
+		return a.VIP == vip.String() && len(a.Devices) > 0
+	})
+}
+
+// elected returns the possible causes of a second host with a VIP, if there is an election.
+func elected(st *api.DirectorStatus) []string {
+	if st == nil || len(st.VRRP) == 0 {
+		return nil
+	}
+	return []string{"another director is master, too: director peers there; let IP protocol 112 pass between both",
+		"a realserver or another host has the VIP"}
+}
+
 // backup reports whether another director has the VIP, by an election.
-func backup(st *api.DirectorStatus, vip netip.Addr) bool {
+func backup(cfg *config.Director, st *api.DirectorStatus, vip netip.Addr) bool {
 	return st != nil && slices.ContainsFunc(st.VRRP, func(v api.VRRP) bool {
-		return v.Role != "master" && slices.Contains(v.Addresses, vip.String())
+		return v.Role != "master" && slices.ContainsFunc(cfg.VRRP, func(c config.VRRP) bool {
+			return c.Name == v.Name && slices.Contains(c.VIPs, vip) // which has those in excluded, too
+		})
 	})
 }
 
@@ -98,9 +118,10 @@ func (res *result) conflicts(st *api.DirectorStatus) (good bool) {
 			}
 			good = false
 			res.find(Finding{Severity: Error, Where: "VIP " + a.VIP,
-				What: fmt.Sprintf("the host with MAC address %s uses it on %s", c.MAC, c.Device),
-				Why:  "neighbours there may send it the VIP's packets, past the director",
-				Fix:  fmt.Sprintf("ip neigh show dev %s | grep -i %s", c.Device, c.MAC),
+				What:   fmt.Sprintf("the host with MAC address %s uses it on %s", c.MAC, c.Device),
+				Why:    "neighbours there may send it the VIP's packets, past the director",
+				Causes: elected(st),
+				Fix:    fmt.Sprintf("ip neigh show dev %s | grep -i %s", c.Device, c.MAC),
 				Remarks: []string{"on that host, remove the VIP from devices other than the agent's",
 					fmt.Sprintf("the director saw it %.0f s ago", c.Last)}})
 		}
@@ -109,7 +130,8 @@ func (res *result) conflicts(st *api.DirectorStatus) (good bool) {
 }
 
 // impostors examines whether another host answers ARP for a VIP: a realserver without arp_ignore, or a second director.
-func (res *result) impostors(devices []query.Device, vips []netip.Addr) (good bool) {
+// causes are the possible ones.
+func (res *result) impostors(devices []query.Device, vips []netip.Addr, causes []string) (good bool) {
 	type question struct {
 		device    string
 		vip, from netip.Addr
@@ -144,9 +166,10 @@ func (res *result) impostors(devices []query.Device, vips []netip.Addr) (good bo
 		for _, mac := range q.answers {
 			good = false
 			res.find(Finding{Severity: Error, Where: fmt.Sprintf("VIP %s", q.vip),
-				What: fmt.Sprintf("the host with MAC address %s answers ARP for it on %s", mac, q.device),
-				Why:  "neighbours there send it the VIP's packets, past the director",
-				Fix:  fmt.Sprintf("ip neigh show dev %s | grep -i %s", q.device, mac),
+				What:   fmt.Sprintf("the host with MAC address %s answers ARP for it on %s", mac, q.device),
+				Why:    "neighbours there send it the VIP's packets, past the director",
+				Causes: causes,
+				Fix:    fmt.Sprintf("ip neigh show dev %s | grep -i %s", q.device, mac),
 				Remarks: []string{"on that host: realserver doctor",
 					"or there: sysctl -w net.ipv4.conf.all.arp_ignore=1 net.ipv4.conf.all.arp_announce=2"}})
 		}

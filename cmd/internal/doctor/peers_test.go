@@ -54,6 +54,22 @@ func TestVRRPFindings(t *testing.T) {
 	}
 }
 
+// TestBackup: another director has a VIP in addresses or in excluded while this one is no master of their instance.
+func TestBackup(t *testing.T) {
+	vip := netip.MustParseAddr("10.0.2.80")
+	cfg := &config.Director{VRRP: []config.VRRP{{Instance: vrrp.Instance{Name: "VI_1", Excluded: []netip.Addr{vip}},
+		VIPs: []netip.Addr{vip}}}}
+	for role, want := range map[string]bool{"master": false, "backup": true, "fault": true} {
+		st := &api.DirectorStatus{VRRP: []api.VRRP{{Name: "VI_1", Role: role}}}
+		if got := backup(cfg, st, vip); got != want {
+			t.Errorf("%s: %v", role, got)
+		}
+		if backup(cfg, st, vip.Next()) {
+			t.Errorf("%s: of no instance", role)
+		}
+	}
+}
+
 // TestSyncFindings is the same for the exchange of connections.
 func TestSyncFindings(t *testing.T) {
 	other := netip.MustParseAddr("10.0.2.3")
@@ -73,17 +89,29 @@ func TestSyncFindings(t *testing.T) {
 			[]string{"warning sync with 10.0.2.3: nothing has come from it for 61 seconds []"}},
 		{"another key", &api.Sync{Mode: "vstun", Peers: []api.SyncPeer{alive}, Senders: []api.SyncSender{
 			{Address: "10.0.2.4", Reason: "forged", Fix: "copy the key"}}},
-			[]string{"warning sync: the datagrams of 10.0.2.4 are refused: forged [copy the key]"}},
+			[]string{"warning sync with 10.0.2.4: its datagrams are refused: forged " +
+				"[copy the key the last one was refused 0 s ago]"}},
 		{"another id", &api.Sync{Mode: "vstun", Peers: []api.SyncPeer{alive}, Senders: []api.SyncSender{
 			{Address: "10.0.2.4", Reason: "other_id", Fix: "set the same id"}}},
-			[]string{"warning sync: the datagrams of 10.0.2.4 are refused: other_id [set the same id]"}},
+			[]string{"warning sync with 10.0.2.4: its datagrams are refused: other_id " +
+				"[set the same id the last one was refused 0 s ago]"}},
+		{"a peer with another key", &api.Sync{Mode: "vstun",
+			Peers: []api.SyncPeer{{Address: "10.0.2.3", State: "silent", Heard: 61}}, Senders: []api.SyncSender{
+				{Address: "10.0.2.3", Reason: "forged", Last: 2, Fix: "copy the key"}}},
+			[]string{"warning sync with 10.0.2.3: its datagrams are refused: forged " +
+				"[copy the key the last one was refused 2 s ago]"}},
+		{"one of another key, never heard", &api.Sync{Mode: "vstun", Senders: []api.SyncSender{
+			{Address: "10.0.2.3", Reason: "forged", Last: 2, Fix: "copy the key"}}},
+			[]string{"warning sync with 10.0.2.3: its datagrams are refused: forged " +
+				"[copy the key the last one was refused 2 s ago]"}},
 		{"long ago", &api.Sync{Mode: "vstun", Peers: []api.SyncPeer{alive}, Senders: []api.SyncSender{
 			{Address: "10.0.2.4", Reason: "forged", Last: 3600}}}, nil},
 		{"late ones", &api.Sync{Mode: "vstun", Peers: []api.SyncPeer{alive}, Senders: []api.SyncSender{
 			{Address: "10.0.2.3", Reason: "replayed"}}}, nil},
 		{"a recording", &api.Sync{Mode: "vstun", Peers: []api.SyncPeer{alive}, Senders: []api.SyncSender{
 			{Address: "10.0.2.9", Reason: "replayed", Fix: "look"}}},
-			[]string{"warning sync: the datagrams of 10.0.2.9 are refused: replayed [look]"}},
+			[]string{"warning sync with 10.0.2.9: its datagrams are refused: replayed " +
+				"[look the last one was refused 0 s ago]"}},
 		{"cannot send", &api.Sync{Mode: "vstun", Peers: []api.SyncPeer{alive}, SendErrors: 3, Error: "no such device"},
 			[]string{"error sync: its datagrams cannot be sent: no such device []"}},
 		{"other services", &api.Sync{Mode: "vstun", Peers: []api.SyncPeer{alive},

@@ -20,21 +20,24 @@ func (res *result) sync(cfg *config.Sync, others []netip.Addr, s *api.Sync) {
 		res.find(Finding{Severity: Error, Where: "sync", What: "its datagrams cannot be sent: " + s.Error,
 			Why: "connections end when another director takes over", Fix: "director peers"})
 	}
+	refused := map[string]bool{} // nothing is taken from these, and the causes of unheard are not theirs
 	for _, r := range s.Senders {
 		if r.Last <= recent && !usual(r.Reason, s.Peers, r.Address) {
-			res.find(Finding{Severity: Warning, Where: "sync",
-				What: fmt.Sprintf("the datagrams of %s are refused: %s", r.Address, r.Reason),
+			refused[r.Address] = true
+			res.find(Finding{Severity: Warning, Where: "sync with " + r.Address,
+				What: "its datagrams are refused: " + r.Reason,
 				Why:  "this director does not have the connections of that one", Fix: "director peers",
-				Remarks: []string{r.Fix}})
+				Remarks: []string{r.Fix, fmt.Sprintf("the last one was refused %.0f s ago", r.Last)}})
 		}
 	}
 	for i := range s.Peers {
-		if p := &s.Peers[i]; p.State == "silent" && s.Mode == "vstun" {
+		if p := &s.Peers[i]; p.State == "silent" && s.Mode == "vstun" && !refused[p.Address] {
 			res.find(unheard(p.Address, cfg.Port, "nothing has come from it for "+words.Count(int(p.Heard), "second")))
 		}
 	}
 	for _, a := range others {
-		if !slices.ContainsFunc(s.Peers, func(p api.SyncPeer) bool { return p.Address == a.String() }) {
+		if !refused[a.String()] &&
+			!slices.ContainsFunc(s.Peers, func(p api.SyncPeer) bool { return p.Address == a.String() }) {
 			f := unheard(a.String(), cfg.Port, "nothing has come from it")
 			if s.Mode == "ipvs" { // a kernel director without traffic is silent
 				f.Severity = Hint
@@ -42,7 +45,7 @@ func (res *result) sync(cfg *config.Sync, others []netip.Addr, s *api.Sync) {
 			res.find(f)
 		}
 	}
-	if len(s.Peers) == 0 && len(others) == 0 {
+	if len(s.Peers) == 0 && len(others) == 0 && len(refused) == 0 {
 		f := unheard("", cfg.Port, "no other director has been heard")
 		if f.Where = "sync"; s.Mode == "ipvs" {
 			f.Severity = Hint

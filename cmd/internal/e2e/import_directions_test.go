@@ -37,6 +37,9 @@ var mayImport = map[string][]string{
 	"balancer/connsync": {
 		"balancer", "balancer/conntab", "balancer/method", "encap/packet",
 	},
+	"balancer/fastpath": {
+		"balancer", "balancer/conntab", "balancer/method", "encap/bpf", "encap/packet",
+	},
 	"balancer/health":         {"balancer/health/command"},
 	"balancer/health/command": {},
 	"balancer/health/notify":  {"balancer/health/command"},

@@ -21,8 +21,9 @@ func TestOffloads(t *testing.T) {
 				GRO: 50 * time.Microsecond}} {
 				t.Run(fmt.Sprintf("%s-%s-%s", director, agent, name), func(t *testing.T) {
 					s := newSite(t, 1, map[string]lab.Link{"web1": link})
-					s.startAgents(fmt.Sprintf("offload = %q", agent))
-					s.startDirector(fmt.Sprintf("offload = %q", director), service{"tcp", "80", "wrr", []int{1}})
+					const noFastPath = "\nfast_path = \"off\""
+					s.startAgents(fmt.Sprintf("offload = %q", agent) + noFastPath)
+					s.startDirector(fmt.Sprintf("offload = %q", director)+noFastPath, service{"tcp", "80", "wrr", []int{1}})
 					s.acceptUploads(s.Webs[0], 80)
 					conn := s.dial("tcp", 80)
 					if err := conn.SetDeadline(time.Now().Add(30 * time.Second)); err != nil {

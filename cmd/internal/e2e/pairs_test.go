@@ -232,6 +232,12 @@ func TestPairOfTheManual(t *testing.T) {
 		b.exchanges()
 		b.mustHold("restart", open, load)
 	}
+	for _, c := range b.blocks("### Another key") {
+		b.follow(c)
+	}
+	b.role(b.first, "master")
+	b.role(b.second, "backup")
+	b.exchanges()
 }
 
 // keepalivedConf is the configuration of keepalived on both hosts: the state, the priority, the VIP, and two

@@ -380,9 +380,8 @@ func TestSyncFaults(t *testing.T) {
 	p.command(second.host, "", "sh", "-c", "head -c 32 /dev/urandom >"+other)
 	second.configure(strings.Replace(string(text), filepath.Join(p.dir, "sync.key"), other, 1))
 	second.start()
-	refused := fmt.Sprintf("the datagrams of %v are refused: forged", second.host.Addr)
-	mustFind(refused, "copy the file key of [sync] to both directors")
-	for command, want := range map[string]string{"peers": "refused of " + second.host.Addr.String() + "  ",
+	mustFind("its datagrams are refused: forged", "copy the file key of [sync] to both directors")
+	for command, want := range map[string]string{"peers": "refused from " + second.host.Addr.String() + "  ",
 		"status": "sync vstun  "} {
 		if text := p.ask(command).stdout; !strings.Contains(text, want) {
 			t.Errorf("%q is not in %s:\n%s", want, command, text)

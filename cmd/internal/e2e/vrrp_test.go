@@ -371,6 +371,27 @@ func TestVRRPConflict(t *testing.T) {
 	testkit.Eventually(t, "one master", func() bool { return p.first.balance().VRRP[0].OtherMaster == nil })
 }
 
+// TestVRRPDeaf: the doctor of each of two masters that hear nothing of each other finds the other one.
+func TestVRRPDeaf(t *testing.T) {
+	t.Parallel()
+	p := newPair(t, false)
+	absent := beside(p.VIP) // no host has it
+	all := []*program{p.first, p.second}
+	for n, d := range all {
+		p.configurePair(d, 100+n, p.addresses()+fmt.Sprintf("peers = [%q]\n", absent))
+		d.start()
+	}
+	for _, d := range all {
+		p.role(d, "master")
+		testkit.Eventually(t, "the doctor finds another master", func() bool {
+			return slices.ContainsFunc(d.examine().Findings, func(f doctor.Finding) bool {
+				return f.Check == "neighbours" && strings.Contains(f.What, "answers ARP for it") &&
+					strings.Contains(strings.Join(f.Causes, " "), "another director is master, too")
+			})
+		})
+	}
+}
+
 // TestVRRPUnlisted: with [[vrrp]] every VIP in a subnet of the host belongs to an instance.
 func TestVRRPUnlisted(t *testing.T) {
 	t.Parallel()
