@@ -86,6 +86,9 @@ func TestUnitsSandbox(t *testing.T) {
 	s := newSite(t, 1, nil)
 	needTool(t, "systemd-analyze", "systemd")
 	s.mustWorkWithoutRoot(privilegedPort, (*program).startBounding, (*program).inUnit)
+	if out := s.agents[0].Output(); !strings.Contains(out, "fast_path=true") {
+		t.Errorf("the agent has no fast path:\n%s", out)
+	}
 }
 
 // inUnit returns the command that runs the program in its sandbox of the unit. The user nobody owns the folder of its
