@@ -248,7 +248,7 @@ func TestForeignConfiguration(t *testing.T) {
 	}
 	cmd := exec.Command(programPath("director"), "reload", "--socket", s.director.socket)
 	if got := run(t, s.Director, cmd); got.code != 1 || !strings.Contains(got.stderr,
-		"permission denied: let the user read it") {
+		"permission denied: want a file that the program's user owns") {
 		t.Errorf("reload: exit status %d, %s", got.code, got.stderr)
 	}
 	s.whoAnswers(anyPort(s.Client.Addr), s.at(80))
