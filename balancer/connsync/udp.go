@@ -6,7 +6,9 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -26,9 +28,20 @@ const socketBuffer = 8 << 20
 // udp is a Link over UDP. As the kernel's datagrams, its own have a TTL of 1 with multicast, do not come back to their
 // sender, and are fragmented if the path is too narrow (Linux ip_vs_sync.c, make_send_sock and make_receive_sock).
 type udp struct {
+	config UDPConfig
+	closed chan struct{} // by Close
+
+	mu      sync.Mutex // guards the fields below
+	sockets sockets    // only Receive replaces them
+	ask     int        // a socket to ask for the index of the interface; -1 after Close
+}
+
+// sockets are the sockets of a udp. The zero value: there are none, as the device is not there.
+type sockets struct {
 	in, out *net.UDPConn // the same with unicast
 	raw     syscall.RawConn
 	to      []unix.Sockaddr
+	device  int // index of the interface
 }
 
 // OpenUDP opens the sockets. Before Linux 5.7 it needs CAP_NET_RAW for Interface. size is the largest datagram that
@@ -53,33 +66,52 @@ func OpenUDP(c UDPConfig) (_ Link, size int, err error) {
 	if device != nil {
 		size = min(size, device.MTU-headers)
 	}
+	s, err := open(c, device)
+	if err != nil {
+		return nil, 0, err
+	}
+	ask, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, 0, errors.Join(os.NewSyscallError("socket", err), s.close())
+	}
+	return &udp{config: c, closed: make(chan struct{}), sockets: s, ask: ask}, size, nil
+}
+
+// open opens the sockets on a device, nil for any.
+func open(c UDPConfig, device *net.Interface) (s sockets, err error) {
+	to := c.Peers
 	if len(c.Peers) > 0 {
-		l, err := openUnicast(c, first.Is6())
-		return l, size, err
+		s.in, err = listen(c, wildcard(c.Peers[0].Is6()), c.Port, nil)
+		s.out = s.in
+	} else {
+		to = []netip.Addr{c.Group}
+		s.in, s.out, err = openMulticast(c, device)
 	}
-	l, err := openMulticast(c, device)
-	return l, size, err
-}
-
-func openUnicast(c UDPConfig, six bool) (Link, error) {
-	conn, err := listen(c, wildcard(six), c.Port, nil)
 	if err != nil {
-		return nil, err
+		return sockets{}, err
 	}
-	return newUDP(conn, conn, c.Port, c.Peers...)
-}
-
-// newUDP makes a link of its sockets to addresses with a port.
-func newUDP(in, out *net.UDPConn, port uint16, to ...netip.Addr) (Link, error) {
-	raw, err := out.SyscallConn()
-	if err != nil {
-		return nil, err
+	if s.raw, err = s.out.SyscallConn(); err != nil {
+		return sockets{}, errors.Join(err, s.close())
 	}
-	l := &udp{in: in, out: out, raw: raw}
 	for _, a := range to {
-		l.to = append(l.to, sockaddr(a, port))
+		s.to = append(s.to, sockaddr(a, c.Port))
 	}
-	return l, nil
+	if device != nil {
+		s.device = device.Index
+	}
+	return s, nil
+}
+
+// close ends reads.
+func (s *sockets) close() error {
+	if s.in == nil {
+		return nil
+	}
+	err := s.in.Close()
+	if s.out != s.in {
+		err = errors.Join(err, s.out.Close())
+	}
+	return err
 }
 
 func sockaddr(a netip.Addr, port uint16) unix.Sockaddr {
@@ -96,8 +128,8 @@ func wildcard(six bool) netip.Addr {
 	return netip.IPv4Unspecified()
 }
 
-func openMulticast(c UDPConfig, device *net.Interface) (Link, error) {
-	in, err := listen(c, c.Group, c.Port, func(fd int) error {
+func openMulticast(c UDPConfig, device *net.Interface) (in, out *net.UDPConn, err error) {
+	in, err = listen(c, c.Group, c.Port, func(fd int) error {
 		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
 			return err
 		}
@@ -109,9 +141,9 @@ func openMulticast(c UDPConfig, device *net.Interface) (Link, error) {
 			&unix.IPMreqn{Multiaddr: c.Group.As4(), Ifindex: int32(device.Index)})
 	})
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	out, err := listen(c, wildcard(c.Group.Is6()), 0, func(fd int) error {
+	out, err = listen(c, wildcard(c.Group.Is6()), 0, func(fd int) error {
 		if c.Group.Is6() {
 			return errors.Join(
 				unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_MULTICAST_IF, device.Index),
@@ -125,9 +157,9 @@ func openMulticast(c UDPConfig, device *net.Interface) (Link, error) {
 			unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MULTICAST_TTL, 1))
 	})
 	if err != nil {
-		return nil, errors.Join(err, in.Close())
+		return nil, nil, errors.Join(err, in.Close())
 	}
-	return newUDP(in, out, c.Port, c.Group)
+	return in, out, nil
 }
 
 // listen opens a socket at an address and port. set sets its options before that; nil: none. Package net would bind the
@@ -190,8 +222,12 @@ func prepare(fd int, device string, six bool, set func(fd int) error) error {
 // Send sends b to all peers, or to the group. It never waits: without room in the socket's buffer the datagram is lost,
 // and the error is EAGAIN. An error of one peer does not keep b from the others.
 func (u *udp) Send(b []byte) (err error) {
-	closed := u.raw.Write(func(fd uintptr) bool {
-		for _, to := range u.to {
+	s := u.present()
+	if s.out == nil {
+		return fmt.Errorf("interface %s: %w", u.config.Interface, unix.ENODEV)
+	}
+	closed := s.raw.Write(func(fd uintptr) bool {
+		for _, to := range s.to {
 			if sent := unix.Sendto(int(fd), b, unix.MSG_DONTWAIT, to); sent != nil && sent != unix.ECONNREFUSED {
 				err = os.NewSyscallError("sendto", sent)
 			}
@@ -201,17 +237,84 @@ func (u *udp) Send(b []byte) (err error) {
 	return errors.Join(closed, err)
 }
 
-// Receive reads a datagram. With unicast, datagrams of others than the peers come, too.
-func (u *udp) Receive(b []byte) (int, netip.Addr, error) {
-	n, from, err := u.in.ReadFromUDPAddrPort(b)
-	return n, from.Addr().Unmap().WithZone(""), err
+// present returns the sockets.
+func (u *udp) present() sockets {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.sockets
 }
 
-// Close ends Receive.
-func (u *udp) Close() error {
-	err := u.in.Close()
-	if u.out != u.in {
-		err = errors.Join(err, u.out.Close())
+// lookEvery is how often Receive looks for the device while no datagram comes.
+const lookEvery = time.Second
+
+// Receive reads a datagram. With unicast, datagrams of others than the peers come, too.
+func (u *udp) Receive(b []byte) (int, netip.Addr, error) {
+	for {
+		s := u.present()
+		if s.in == nil {
+			select {
+			case <-u.closed:
+				return 0, netip.Addr{}, net.ErrClosed
+			case <-time.After(lookEvery):
+			}
+		} else {
+			if s.device != 0 {
+				_ = s.in.SetReadDeadline(time.Now().Add(lookEvery)) // fails only if it is closed
+			}
+			n, from, err := s.in.ReadFromUDPAddrPort(b)
+			if !errors.Is(err, os.ErrDeadlineExceeded) {
+				return n, from.Addr().Unmap().WithZone(""), err
+			}
+		}
+		if err := u.follow(s.device); err != nil {
+			return 0, netip.Addr{}, err
+		}
 	}
+}
+
+// follow opens the sockets anew if the interface is another device than the one with an index, 0 for none. Those of a
+// device that has been removed are bound to its index: no datagram comes or goes by them any more.
+func (u *udp) follow(was int) error {
+	name := u.config.Interface
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.ask < 0 {
+		return net.ErrClosed
+	}
+	is := u.deviceIndex(name)
+	if is == was {
+		return nil
+	}
+	_ = u.sockets.close()
+	if u.sockets = (sockets{}); is == 0 {
+		return nil
+	}
+	s, err := open(u.config, &net.Interface{Index: is, Name: name})
+	if err != nil {
+		return fmt.Errorf("interface %s has been made anew: %w", name, err)
+	}
+	u.sockets = s
+	return nil
+}
+
+// deviceIndex returns the index of a device, 0 if there is none of this name. The caller holds mu.
+func (u *udp) deviceIndex(name string) int {
+	request, err := unix.NewIfreq(name)
+	if err != nil || unix.IoctlIfreq(u.ask, unix.SIOCGIFINDEX, request) != nil {
+		return 0
+	}
+	return int(request.Uint32())
+}
+
+// Close ends Receive. A second call does nothing.
+func (u *udp) Close() error {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.ask < 0 {
+		return nil
+	}
+	close(u.closed)
+	err := errors.Join(u.sockets.close(), unix.Close(u.ask))
+	u.ask = -1
 	return err
 }

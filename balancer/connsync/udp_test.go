@@ -5,18 +5,20 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"runtime"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netns"
+
 	"vstun/testdata/testkit"
 )
 
-// openPair opens a link on each end of a veth pair, e0 and e1.
-func openPair(t *testing.T, config func(device string, peer netip.Addr) UDPConfig, six bool) (one, two Link, size int) {
+// makePair makes a veth pair, e0 and e1, in this thread's namespace, and returns their addresses.
+func makePair(t *testing.T, six bool) [2]netip.Addr {
 	t.Helper()
-	testkit.NewNamespace(t)
 	addrs := [2]netip.Addr{netip.MustParseAddr("10.0.2.2"), netip.MustParseAddr("10.0.2.3")}
 	if six {
 		addrs = [2]netip.Addr{netip.MustParseAddr("2001:db8::2"), netip.MustParseAddr("2001:db8::3")}
@@ -45,6 +47,14 @@ func openPair(t *testing.T, config func(device string, peer netip.Addr) UDPConfi
 			t.Skip("SKIPPED: ", err)
 		}
 	}
+	return addrs
+}
+
+// openPair opens a link on each end of a veth pair, e0 and e1.
+func openPair(t *testing.T, config func(device string, peer netip.Addr) UDPConfig, six bool) (one, two Link, size int) {
+	t.Helper()
+	testkit.NewNamespace(t)
+	addrs := makePair(t, six)
 	one, size, err := OpenUDP(config("e0", addrs[1]))
 	if err != nil {
 		t.Fatal(err)
@@ -90,6 +100,60 @@ func TestMulticast(t *testing.T) {
 			}
 			if n := testkit.Receive(t, "the other direction", back); n != 7 {
 				t.Errorf("a datagram of %d bytes, want 7: its own ones come back", n)
+			}
+		})
+	}
+}
+
+// TestDeviceAnew: a link goes on when its device has been removed and made anew.
+func TestDeviceAnew(t *testing.T) {
+	for name, config := range map[string]func(device string, peer netip.Addr) UDPConfig{
+		"multicast": func(device string, _ netip.Addr) UDPConfig {
+			return UDPConfig{Interface: device, Group: netip.MustParseAddr("224.0.0.81"), Port: 8848}
+		},
+		"unicast": func(device string, peer netip.Addr) UDPConfig {
+			return UDPConfig{Interface: device, Peers: []netip.Addr{peer}, Port: 8848}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			one, two, _ := openPair(t, config, false)
+			got, back := make(chan int, 10), make(chan int, 10)
+			here, err := netns.Get()
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { here.Close() })
+			for l, to := range map[Link]chan int{two: got, one: back} {
+				go func() {
+					runtime.LockOSThread() // for good: the thread ends with its namespace
+					if err := netns.Set(here); err == nil {
+						receiveAll(l, to)
+					}
+				}()
+			}
+			if err := two.Send(make([]byte, 7)); err != nil || testkit.Receive(t, "a datagram", back) != 7 {
+				t.Fatal(err)
+			}
+			if out, err := exec.Command("ip", "link", "del", "e0").CombinedOutput(); err != nil {
+				t.Fatalf("%v: %s", err, out)
+			}
+			testkit.Eventually(t, "there is no device", func() bool { return one.Send(make([]byte, 8)) != nil })
+			makePair(t, false)
+			for _, way := range []struct {
+				from Link
+				to   chan int
+			}{{one, got}, {two, back}} {
+				testkit.Eventually(t, "a datagram arrives by the new device", func() bool {
+					if way.from.Send(make([]byte, 9)) != nil {
+						return false
+					}
+					select {
+					case n := <-way.to:
+						return n == 9
+					case <-time.After(50 * time.Millisecond):
+						return false
+					}
+				})
 			}
 		})
 	}

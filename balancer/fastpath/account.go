@@ -14,7 +14,7 @@ const idle = 60 * conntab.PerSecond
 // fewFlows is a number of connections whose counts take some milliseconds.
 const fewFlows = 10_000
 
-// Sync takes the kernel's counts now, unless that takes long: for somebody who reads them.
+// Sync takes the kernel's counts now, unless that takes long: before they are read.
 func (c *Cache) Sync() {
 	if c.flows.Load() < fewFlows {
 		c.account()

@@ -228,11 +228,13 @@ func TestChanges(t *testing.T) {
 			r.Down = true
 			w.apply(r)
 		}, false},
-		"removed":          {func(w *world) { w.apply(real(realB, method.TUN)) }, false},
-		"another next hop": {func(w *world) { w.SetWays(Ways{realA: {Device: 1, NextHop: other, Source: other, MTU: 1500}}) }, true},
-		"paused":           {func(w *world) { w.Pause(true) }, false},
-		"paused and not":   {func(w *world) { w.Pause(true); w.Pause(false) }, true},
-		"no way":           {func(w *world) { w.SetWays(nil) }, false},
+		"removed": {func(w *world) { w.apply(real(realB, method.TUN)) }, false},
+		"another next hop": {func(w *world) {
+			w.SetWays(Ways{realA: {Device: 1, NextHop: other, Source: other, MTU: 1500}})
+		}, true},
+		"paused":         {func(w *world) { w.Pause(true) }, false},
+		"paused and not": {func(w *world) { w.Pause(true); w.Pause(false) }, true},
+		"no way":         {func(w *world) { w.SetWays(nil) }, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t, 64)

@@ -68,7 +68,7 @@ func (f *Former) open() error {
 	switch {
 	case st.Mode&unix.S_IFMT != unix.S_IFREG || st.Nlink != 1:
 		return f.unusable("is no regular file of one name")
-	case int(st.Uid) != os.Geteuid() && st.Uid != 0 || st.Mode&0o022 != 0: // in /dev/shm anyone can make files
+	case isForeign(&st) || st.Mode&0o022 != 0: // in /dev/shm anyone can make files
 		return f.unusable("another user can write it")
 	}
 	if err := lock(f.file); err != nil {
@@ -106,6 +106,9 @@ func (f *Former) open() error {
 	}
 	return nil
 }
+
+// isForeign reports whether a file is of another user, who is not root.
+func isForeign(st *unix.Stat_t) bool { return int(st.Uid) != os.Geteuid() && st.Uid != 0 }
 
 // index finds the sections, up to the offset end.
 func (f *Former) index(end uint64) error {

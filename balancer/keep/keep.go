@@ -87,7 +87,7 @@ func Create(path, version string, former *Former, failed func(section string, er
 	}
 	f := &File{path: path, temp: path + ".new", failed: failed, room: math.MaxInt64, former: former, end: pageSize,
 		added: make(chan struct{}, 1)}
-	err := removeUnused(f.temp)
+	err := removeUnused(f.temp, true)
 	if err != nil {
 		return nil, err
 	}
@@ -100,8 +100,9 @@ func Create(path, version string, former *Former, failed func(section string, er
 	return f, nil
 }
 
-// removeUnused removes a file of a process that has ended, if it is there.
-func removeUnused(path string) error {
+// removeUnused removes a file of a process that has ended, if it is there. With foreign it removes one of another user
+// in any case, or fails without ErrInUse: in /dev/shm anyone can make a file of this name, and lock it.
+func removeUnused(path string, foreign bool) error {
 	old, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
@@ -110,6 +111,13 @@ func removeUnused(path string) error {
 		return err
 	}
 	defer func() { _ = old.Close() }()
+	var st unix.Stat_t
+	if err := unix.Fstat(int(old.Fd()), &st); err != nil {
+		return err
+	}
+	if foreign && isForeign(&st) {
+		return os.Remove(path)
+	}
 	if err := lock(old); err != nil {
 		return err
 	}
@@ -296,7 +304,9 @@ const SharedMemory = "/dev/shm"
 
 // Remove removes what a process that has ended has left at path. It is no error if there is nothing. The error is
 // ErrInUse if the process has not ended.
-func Remove(path string) error { return errors.Join(removeUnused(path), removeUnused(path+".new")) }
+func Remove(path string) error {
+	return errors.Join(removeUnused(path, false), removeUnused(path+".new", false))
+}
 
 // ErrNoTmpfs is that a folder is not on tmpfs.
 var ErrNoTmpfs = errors.New("is not on tmpfs")

@@ -167,6 +167,31 @@ func TestRemove(t *testing.T) {
 	}
 }
 
+// TestForeignFiles: files of the names that a process needs, which another user has made and locked, do not keep it
+// from its own.
+func TestForeignFiles(t *testing.T) {
+	path := filepath.Join(folder(t, "64m"), "t.table")
+	for _, name := range []string{path, path + ".new"} {
+		foreign, err := os.Create(name)
+		must(t, err)
+		defer foreign.Close()
+		must(t, errors.Join(foreign.Chmod(0o644), foreign.Chown(65534, 65534), lock(foreign)))
+	}
+	if _, err := Open(path); errors.Is(err, ErrInUse) {
+		t.Error(err)
+	}
+	f, err := Create(path, "", nil, func(section string, err error) { t.Error(section, err) })
+	must(t, err)
+	if f.Section("a", 1, 100) == nil {
+		t.Error("no section")
+	}
+	must(t, f.Commit())
+	if _, err := Open(path); !errors.Is(err, ErrInUse) {
+		t.Errorf("the file of this process: %v", err)
+	}
+	must(t, f.Close())
+}
+
 // TestSettle: Settle changes no byte while others write, and takes sections that come later, too.
 func TestSettle(t *testing.T) {
 	f := create(t, filepath.Join(folder(t, "64m"), "t.table"), nil)

@@ -108,7 +108,8 @@ func pathTo(h *netlink.Handle, dst, from netip.Addr, link string, devices map[in
 		d = &device{name: l.Attrs().Name, mtu: min(l.Attrs().MTU, maxMTU)}
 		devices[r.LinkIndex] = d
 	}
-	p := &Path{Link: d.name, Index: r.LinkIndex, Local: r.Type == unix.RTN_LOCAL, MTU: d.mtu, Table: r.Table, AdvMSS: r.AdvMSS}
+	p := &Path{Link: d.name, Index: r.LinkIndex, Local: r.Type == unix.RTN_LOCAL, MTU: d.mtu, Table: r.Table,
+		AdvMSS: r.AdvMSS}
 	switch {
 	case r.MTU > 0:
 		p.MTU = min(p.MTU, r.MTU)

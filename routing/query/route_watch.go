@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// RouteWatch reports changes of routes, rules, next hops, addresses and devices at once. Paths returns what they change.
+// RouteWatch reports changes of routes, rules, next hops, addresses and devices at once. Paths says what they change.
 type RouteWatch struct {
 	events  *nl.NetlinkSocket
 	changed chan struct{}

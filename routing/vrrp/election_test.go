@@ -76,6 +76,19 @@ func TestOwner(t *testing.T) {
 	w.expect("owner", Backup, Master)
 }
 
+// TestTwoOwners checks that two routers with the priority of an owner do not take the role from each other without end.
+func TestTwoOwners(t *testing.T) {
+	w := newWorld(t)
+	a, b := w.add(1, vi(Owner)), w.add(2, vi(Owner))
+	w.run(time.Minute)
+	w.expect("the higher address wins", Backup, Master)
+	if a.status("VI").Counts.Elected > 1 || b.status("VI").Counts.Elected > 1 {
+		t.Errorf("%q, %q", a.log, b.log)
+	}
+	b.do(b.Stop)
+	w.until(a, Master, time.Second)
+}
+
 func TestNoPreempt(t *testing.T) {
 	w := newWorld(t)
 	w.until(w.add(1, vi(100)), Master, time.Minute)

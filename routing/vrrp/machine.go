@@ -37,6 +37,7 @@ type instance struct {
 	counts   Counts
 	again    time.Duration // the last Reannounce
 	reported time.Duration // the last report about a peer; 0: none
+	conflict time.Duration // the last event about two masters; 0: none
 }
 
 // never is no deadline.

@@ -143,7 +143,7 @@ func (e *Election) receiveBackup(i *instance, now Moment, a *Advert) {
 func (i *instance) yields(priority uint8, now Moment) bool {
 	own := i.priority()
 	switch {
-	case priority >= own && own != Owner:
+	case priority >= own: // also of two owners, which is a mistake: one of them is master, and stays it
 		i.preemptAt = 0
 		return true
 	case i.held():
@@ -295,7 +295,8 @@ type rival struct {
 	addr     netip.Addr // the zero Addr: there is none
 	refusal  Refusal    // why its packets are refused, or Accepted
 	last     time.Duration
-	reported bool
+	reported bool // it counts, and the status has it
+	told     bool // by an event
 }
 
 // refusedRival is how long a router whose packets are refused, or that has other addresses, counts as a master after
@@ -315,7 +316,8 @@ func (i *instance) silence(p *peer, r Refusal) time.Duration {
 	return d
 }
 
-// meetRival takes note of another master. One that gives way at this master's next advertisement is not reported.
+// meetRival takes note of another master. One that gives way at this master's next advertisement is not reported. A
+// sender that comes and goes is no event each time: anyone on the link can be that.
 func (e *Election) meetRival(i *instance, now Moment, src netip.Addr, r Refusal) {
 	p, v := i.peerOf(src, now), &i.rival
 	if p.first == 0 || now.Boot-p.claimed > i.silence(p, r) {
@@ -333,6 +335,9 @@ func (e *Election) meetRival(i *instance, now Moment, src netip.Addr, r Refusal)
 	if !v.reported && (r != Accepted || now.Boot-p.first > i.Interval) {
 		v.reported = true
 		i.counts.Conflicts++
+	}
+	if v.reported && !v.told && (i.conflict == 0 || now.Boot-i.conflict >= newsEvery) {
+		v.told, i.conflict = true, now.Boot
 		e.events = append(e.events, Event{Kind: TwoMasters, Instance: i.Name, Peer: src, Refusal: r, Addrs: i.Addrs})
 	}
 }
@@ -353,7 +358,7 @@ func (e *Election) endRival(i *instance, now Moment, atOnce bool) {
 	if !v.addr.IsValid() || !atOnce && now.Boot-v.last <= i.silence(i.peers[v.addr], v.refusal) {
 		return
 	}
-	if v.reported {
+	if v.told {
 		e.events = append(e.events, Event{Kind: OneMaster, Instance: i.Name, Peer: v.addr})
 	}
 	*v = rival{}

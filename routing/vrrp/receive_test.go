@@ -156,6 +156,45 @@ func TestManySenders(t *testing.T) {
 	}
 }
 
+// TestRivalThatComesAndGoes checks that a sender that is a refused master and gives up with each further packet does
+// not fill the log, and that one that stays is reported later.
+func TestRivalThatComesAndGoes(t *testing.T) {
+	w := newWorld(t)
+	a := w.add(1, vi(100))
+	w.run(10 * time.Second)
+	before, src := len(a.log), netip.MustParseAddr("10.0.0.9")
+	receive := func(priority uint8) {
+		t.Helper()
+		other := Advert{Version: 2, RouterID: 51, Priority: priority, Interval: time.Second}
+		p := Packet{Device: 1, Src: src, Dst: group4, TTL: ttl, Payload: other.Append(nil, src, group4, RFC5798)}
+		if r := a.Receive(a.moment(), p); r != BadVersion {
+			t.Fatal(r)
+		}
+		w.collect(a)
+		w.run(delay)
+	}
+	for range 1000 {
+		receive(200)
+		receive(0)
+	}
+	if n := len(a.log) - before; n == 0 || n > 10 {
+		t.Errorf("%d events", n)
+	}
+	if n := a.status("VI").Counts.Conflicts; n != 1000 {
+		t.Errorf("%d conflicts", n)
+	}
+	receive(200)
+	if s := a.status("VI"); s.Rival != src {
+		t.Errorf("the other master is not in the status: %+v", s)
+	}
+	w.run(newsEvery)
+	before = len(a.log)
+	receive(200)
+	if now := a.log[before:]; len(now) == 0 || now[0] != "VI two masters 10.0.0.9" {
+		t.Errorf("events of a master that stays: %q", now)
+	}
+}
+
 // TestSigned checks that routers with a key elect a master, and that a clock that runs away is found.
 func TestSigned(t *testing.T) {
 	w := newWorld(t)

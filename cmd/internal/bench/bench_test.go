@@ -255,6 +255,7 @@ func child(t *testing.T, arg string) int {
 func TestDisturbedRoundIsRepeated(t *testing.T) {
 	o := options(t, "disturbed")
 	o.JSON = true
+	t.Setenv("PATH", t.TempDir()) // without iperf3: streams are not repeated
 	status := &pausing{t: t}
 	o.Status = status
 	var out bytes.Buffer

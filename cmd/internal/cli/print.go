@@ -64,6 +64,7 @@ func PrintDirector(out io.Writer, st *api.DirectorStatus) error {
 		printSyncLine(w, st.Sync)
 	}
 	printTraffic(w, "in", st.In, "out", st.Out, st.Drops)
+	printFastPath(w, &st.FastPath)
 	if st.Resets > 0 {
 		fmt.Fprintf(w, "TCP resets sent\t%s\n", words.Count(st.Resets, "packet"))
 	}
@@ -110,8 +111,12 @@ func printFastPath(w io.Writer, f *api.FastPath) {
 	case !f.On:
 		fmt.Fprintf(w, "fast path off: %s\n", f.Reason)
 	default:
-		fmt.Fprintf(w, "fast path by %s\t%s\t%s\n", strings.Join(f.Devices, ", "),
+		fmt.Fprintf(w, "fast path by %s\t%s\t%s", strings.Join(f.Devices, ", "),
 			words.Count(f.Taken.Packets, "packet"), words.Count(f.Taken.Bytes, "byte"))
+		if f.Promoted > 0 {
+			fmt.Fprintf(w, "\t%s now", words.Count(f.Connections, "connection"))
+		}
+		fmt.Fprintln(w)
 		if f.Reason != "" {
 			fmt.Fprintf(w, "fast path not everywhere: %s\n", f.Reason)
 		}

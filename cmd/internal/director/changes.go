@@ -27,7 +27,8 @@ func changes(was, is *config.Director) []api.Change {
 	const subnets, uplinks = "all with a VIP in a subnet", "all by which packets come"
 	l.compare("announce_devices", deviceNames(was.Announce.Devices, subnets), deviceNames(is.Announce.Devices, subnets))
 	l.compare("fast_path", fastPathName(was.FastPath), fastPathName(is.FastPath))
-	l.compare("fast_path_devices", deviceNames(was.FastPath.Devices, uplinks), deviceNames(is.FastPath.Devices, uplinks))
+	l.compare("fast_path_devices", deviceNames(was.FastPath.Devices, uplinks),
+		deviceNames(is.FastPath.Devices, uplinks))
 	l.compare("announce_conflict", conflictName(was.Announce), conflictName(is.Announce))
 	l.compare("log", levelName(was.Log), levelName(is.Log))
 	l.in("connections").connections(&was.Connections, &is.Connections)

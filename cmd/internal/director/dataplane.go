@@ -87,7 +87,11 @@ func (p *dataPlane) open(cfg *config.Director, memory conntab.Memory, log *slog.
 			return err
 		}
 	}
-	return p.openLocal(cfg, log)
+	if err := p.openLocal(cfg, log); err != nil {
+		return err
+	}
+	p.fast.open(cfg, p, log)
+	return nil
 }
 
 // clientOptions are the options of the device for packets of clients.

@@ -95,7 +95,6 @@ func open(file string, cfg *config.Director) (_ *director, err error) {
 	if err := d.plane.allows(cfg); err != nil {
 		return nil, err
 	}
-	d.plane.fast.open(cfg, &d.plane, d.log)
 	if err := d.lan.open(d.log, d.plane.ethernet); err != nil {
 		return nil, err
 	}
@@ -140,7 +139,13 @@ func (d *director) wire(cfg *config.Director) {
 // configuration's file.
 func (d *director) confine(file string, cfg *config.Director) {
 	// The sockets are open. Routes, addresses and sysctls change with every reload, and at the end.
-	if err := daemon.KeepOnly(unix.CAP_NET_ADMIN); err != nil {
+	var err error
+	if d.plane.fast.needsCapability() {
+		err = daemon.KeepOnly(unix.CAP_NET_ADMIN, unix.CAP_BPF)
+	} else {
+		err = daemon.KeepOnly(unix.CAP_NET_ADMIN)
+	}
+	if err != nil {
 		d.log.Warn("cannot drop all capabilities", "refused", err)
 	}
 	daemon.WarnUnreadable(d.log, "the configuration file", file)

@@ -76,6 +76,9 @@ func (f *fastPath) open(cfg *config.Director, p *dataPlane, log *slog.Logger) {
 		Ports: p.udpPorts, Failed: f.failed})
 }
 
+// needsCapability reports whether the fast path needs CAP_BPF as long as the director runs.
+func (f *fastPath) needsCapability() bool { return f.kernel != nil && bpf.NeedsCapability() }
+
 // failed ends the fast path after an error of the kernel.
 func (f *fastPath) failed(err error) {
 	f.mu.Lock()

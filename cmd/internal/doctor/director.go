@@ -82,6 +82,7 @@ func (d *Director) Examine(ctx context.Context) (*Report, error) {
 			check{"mail", func(_ context.Context, res *result) { res.mail(st.Mail) }},
 			check{"vrrp", func(_ context.Context, res *result) { d.elections(res, &st) }},
 			check{"sync", func(_ context.Context, res *result) { d.exchange(res, &st) }},
+			check{"fast_path", func(_ context.Context, res *result) { res.directorFastPath(d.Config, &st.FastPath) }},
 			check{"drops", func(ctx context.Context, res *result) { res.directorDrops(ctx, d.Config.Control, &st) }})
 	}
 	r.run(ctx, checks...)

@@ -7,17 +7,28 @@ import (
 	"vstun/cmd/internal/config"
 )
 
-// fastPath examines whether the agent's fast path takes packets.
-func (res *result) fastPath(cfg *config.Realserver, st *api.FastPath) {
+// realserverFastPath examines whether the agent's fast path takes packets.
+func (res *result) realserverFastPath(cfg *config.Realserver, st *api.FastPath) {
+	res.fastPath(st, !cfg.FastPath.Off && len(cfg.Encaps) > 0, "the sockets take all packets, which costs more",
+		"vstun-realserver")
+}
+
+// directorFastPath examines whether the director's fast path takes packets.
+func (res *result) directorFastPath(cfg *config.Director, st *api.FastPath) {
+	res.fastPath(st, !cfg.FastPath.Off && !cfg.TAP, "all packets take the TUN device, which costs more",
+		"vstun-director")
+}
+
+// fastPath examines whether a fast path is on that is wanted. why says what else takes the packets.
+func (res *result) fastPath(st *api.FastPath, wanted bool, why, unit string) {
 	switch {
 	case st.On:
 		res.fine("by %s", strings.Join(st.Devices, ", "))
-	case cfg.FastPath.Off || len(cfg.Encaps) == 0:
+	case !wanted:
 		res.fine("not wanted")
 	default:
-		res.find(Finding{Severity: Hint, What: "the fast path is off",
-			Why: "the sockets take all packets, which costs more", Causes: []string{st.Reason},
-			Fix:     "systemctl restart vstun-realserver",
+		res.find(Finding{Severity: Hint, What: "the fast path is off", Why: why, Causes: []string{st.Reason},
+			Fix:     "systemctl restart " + unit,
 			Remarks: []string{"first remove the cause", "or set fast_path = \"off\""}})
 	}
 }

@@ -56,7 +56,7 @@ func (s *Realserver) Examine(ctx context.Context) (*Report, error) {
 	if running && silence == nil {
 		checks = append(checks,
 			check{"encap", func(ctx context.Context, res *result) { res.encaps(ctx, s) }},
-			check{"fast_path", func(_ context.Context, res *result) { res.fastPath(s.Config, &st.FastPath) }},
+			check{"fast_path", func(_ context.Context, res *result) { res.realserverFastPath(s.Config, &st.FastPath) }},
 			check{"drops", func(ctx context.Context, res *result) { res.realserverDrops(ctx, s, &st) }})
 	}
 	r.run(ctx, checks...)

@@ -3,7 +3,6 @@ package e2e
 import (
 	"fmt"
 	"net/netip"
-	"os"
 	"os/exec"
 	"regexp"
 	"strconv"
@@ -40,7 +39,8 @@ func (o *overload) outBound() time.Duration { return 2 * (fall*o.interval + o.ti
 // VSTUN_FULL=1 tests all combinations, each for a minute.
 func TestChecksInFlood(t *testing.T) {
 	needTool(t, "nginx", "nginx-light")
-	length := short(15*time.Second, 10*time.Second)
+	// a realserver whose checks fail is down after 4 s
+	length := long(15*time.Second, 8*time.Second, 8*time.Second)
 	list := []overload{
 		{name: "10vips", vips: 10, queues: 2, interval: time.Second, timeout: 900 * time.Millisecond, ipv6: true,
 			encap:  "ipip",
@@ -49,7 +49,7 @@ func TestChecksInFlood(t *testing.T) {
 			narrow: true,
 			length: length},
 	}
-	if os.Getenv("VSTUN_FULL") != "" {
+	if full() {
 		for _, interval := range []time.Duration{time.Second, 5 * time.Second} {
 			for _, vips := range []int{1, 10} {
 				for _, queues := range []int{1, 2} {

@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/netip"
-	"os"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -21,8 +20,7 @@ import (
 // a second for 30 s.
 func TestConnectionRate(t *testing.T) {
 	rate, length := 1000, short(3*time.Second, time.Second)
-	full := os.Getenv("VSTUN_FULL") != ""
-	if full {
+	if full() {
 		rate, length = 10_000, 30*time.Second
 	} else {
 		t.Parallel()
@@ -41,7 +39,7 @@ func TestConnectionRate(t *testing.T) {
 	if failed > 0 {
 		t.Errorf("%d of %d connections failed, by their last step: %v", failed, len(callers.state), callers.steps())
 	}
-	if full && took > length+length/20 {
+	if full() && took > length+length/20 {
 		t.Errorf("the connections took %v, want %v: the rate was not kept", took, length)
 	}
 	st := s.director.balance()

@@ -39,7 +39,7 @@ func TestDistribution(t *testing.T) { testkit.Families(t, testSpread) }
 func testSpread(t *testing.T, ipv6 bool) {
 	needTool(t, "nginx", "nginx-light")
 	needTool(t, "curl", "curl")
-	const requests, byCurl = 1000, 200
+	const requests, byCurl = 1000, 50
 	weights := []int{3, 2, 1}
 	s := newRunningSiteOf(t, ipv6, 3, service{"tcp", "80", "wrr", weights})
 	var names []string

@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"os"
 	"testing"
 	"time"
 
@@ -20,7 +19,7 @@ type haSize struct {
 func haSizes() map[method]haSize {
 	small := haSize{downloads: 60, idle: 20, rate: 100, alone: 100 * time.Millisecond}
 	sizes := map[method]haSize{tun: small, dr: small, nat: small}
-	if os.Getenv("VSTUN_FULL") != "" {
+	if full() {
 		sizes[tun] = haSize{downloads: 1000, idle: 500, rate: 500, alone: 5 * time.Second}
 	}
 	return sizes
@@ -32,7 +31,7 @@ func haSizes() map[method]haSize {
 func TestHA(t *testing.T) {
 	for m, size := range haSizes() {
 		t.Run(string(m), func(t *testing.T) {
-			if os.Getenv("VSTUN_FULL") == "" {
+			if !full() {
 				t.Parallel()
 			}
 			testHA(t, m, size)

@@ -103,8 +103,8 @@ realserver = [ %s ]
 func (u *unitSite) mustBeAnew(pid string) {
 	u.t.Helper()
 	testkit.Within(u.t, "the director is started anew", 3*soon, func() bool {
-		now := u.systemd.property(directorUnit, "MainPID")
-		return now != pid && now != "0" && u.systemd.property(directorUnit, "ActiveState") == "active"
+		now := u.systemd.properties(directorUnit, "MainPID", "ActiveState")
+		return now["MainPID"] != pid && now["MainPID"] != "0" && now["ActiveState"] == "active"
 	})
 }
 
@@ -288,9 +288,10 @@ func TestUnitPutsHostBack(t *testing.T) {
 	b.run("kill", "-KILL", pid)
 	begin := time.Now()
 	testkit.Within(t, "two starts have failed, and the program runs again", 3*soon, func() bool {
-		n, err := strconv.Atoi(b.property(directorUnit, "NRestarts"))
-		return err == nil && n >= 3 && b.property(directorUnit, "SubState") == "start" &&
-			b.property(directorUnit, "MainPID") != "0" // a stop before would run no ExecStopPost=
+		now := b.properties(directorUnit, "NRestarts", "SubState", "MainPID")
+		n, err := strconv.Atoi(now["NRestarts"])
+		return err == nil && n >= 3 && now["SubState"] == "start" &&
+			now["MainPID"] != "0" // a stop before would run no ExecStopPost=
 	})
 	if took := time.Since(begin); took < 2*time.Second {
 		t.Errorf("two starts have failed within %v: it starts too often", took)

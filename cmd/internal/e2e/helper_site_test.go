@@ -34,6 +34,17 @@ func short[N int | time.Duration](n, less N) N {
 	return n
 }
 
+// full reports whether tests have their long forms.
+func full() bool { return os.Getenv("VSTUN_FULL") != "" }
+
+// long returns n with VSTUN_FULL=1, else usual, or less with -short.
+func long[N int | time.Duration](n, usual, less N) N {
+	if full() {
+		return n
+	}
+	return short(usual, less)
+}
+
 // slowWithRace skips a test that takes long with the race detector, and whose code other tests run with it, too.
 func slowWithRace(t *testing.T) {
 	t.Helper()
@@ -223,7 +234,7 @@ func newProgram(t *testing.T, h *lab.Host, name, config, socket string) *program
 // configure writes the configuration file.
 func (p *program) configure(text string) {
 	p.t.Helper()
-	if err := os.WriteFile(p.config, []byte(text), 0o644); err != nil {
+	if err := os.WriteFile(p.config, []byte(withFastPath(p.name, text)), 0o644); err != nil {
 		p.t.Fatal(err)
 	}
 }
@@ -245,11 +256,7 @@ func (p *program) startAs(cmd *exec.Cmd) {
 		p.t.Fatal(err)
 	}
 	p.Process, p.ending = process, false
-	p.t.Cleanup(func() { // it outlives the program
-		if err := keep.Remove(keep.Path(p.socket, ".table")); err != nil {
-			p.t.Error(err)
-		}
-	})
+	p.removeTable()
 	p.t.Cleanup(func() {
 		if p.Process == process && !p.ending {
 			p.stop()
@@ -270,6 +277,16 @@ func (p *program) startAs(cmd *exec.Cmd) {
 		}
 		var ignored struct{}
 		return p.get(&ignored) == nil
+	})
+}
+
+// removeTable removes the connection table, which outlives the program, at the end of the test.
+func (p *program) removeTable() {
+	p.t.Helper()
+	p.t.Cleanup(func() {
+		if err := keep.Remove(keep.Path(p.socket, ".table")); err != nil {
+			p.t.Error(err)
+		}
 	})
 }
 

@@ -90,7 +90,8 @@ func bootOn(t *testing.T, h *lab.Host) *booted {
 	})
 	b := &booted{t, cmd.Process.Pid}
 	for end := time.Now().Add(time.Minute); ; time.Sleep(tick) {
-		state, _ := b.try("systemctl", "is-system-running")
+		// It fails at once while systemd does not listen yet.
+		state, _ := b.try("timeout", "30", "systemctl", "is-system-running", "--wait")
 		select {
 		case <-ended:
 			t.Skipf("SKIPPED: systemd does not run here:\n%s", out.Bytes())
@@ -126,6 +127,9 @@ func (b *booted) run(command ...string) string {
 // write writes a file in it, and makes the directory.
 func (b *booted) write(path, text string) {
 	b.t.Helper()
+	if dir, file := filepath.Split(path); dir == "/etc/vstun/" {
+		text = withFastPath(strings.TrimSuffix(file, ".toml"), text)
+	}
 	path = filepath.Join(fmt.Sprintf("/proc/%d/root", b.pid), path)
 	if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(text), 0o644)); err != nil {
 		b.t.Fatal(err)
@@ -135,7 +139,18 @@ func (b *booted) write(path, text string) {
 // property returns a property of a unit, as systemctl show prints it.
 func (b *booted) property(unit, name string) string {
 	b.t.Helper()
-	return strings.TrimSpace(b.run("systemctl", "show", "--value", "-p", name, unit))
+	return b.properties(unit, name)[name]
+}
+
+// properties returns properties of a unit, at one moment.
+func (b *booted) properties(unit string, names ...string) map[string]string {
+	b.t.Helper()
+	all := map[string]string{}
+	for line := range strings.Lines(b.run("systemctl", "show", "-p", strings.Join(names, ","), unit)) {
+		name, value, _ := strings.Cut(strings.TrimSpace(line), "=")
+		all[name] = value
+	}
+	return all
 }
 
 // bootSystemd is a helper: it makes systemd's root in a directory and becomes systemd.

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
@@ -26,7 +27,7 @@ func testRestore(t *testing.T, m method, ipv6 bool) {
 	services := []service{{"tcp", "80", "wrr", []int{1}}, {"udp", "53", "rr", []int{1}}}
 	before := s.observeAll()
 	s.startAgents("")
-	s.startDirector("", services...)
+	s.startDirector(smallTable, services...)
 	web := s.Webs[0]
 	s.namedEchoAt(web, fmt.Sprintf(":%d", s.realPort(80)))
 	s.mustBeServedBy(80, web.Name)
@@ -106,14 +107,18 @@ func (s *site) traffic(port uint16) (stop func()) {
 	var running sync.WaitGroup
 	for range 4 {
 		running.Go(func() {
+			pace := time.NewTicker(time.Millisecond)
+			defer pace.Stop()
 			for ctx.Err() == nil {
 				c, err := s.Client.DialContext(ctx, "tcp", s.at(port))
 				if err != nil {
+					<-pace.C
 					continue
 				}
 				interrupt := context.AfterFunc(ctx, func() { c.Close() })
 				for err == nil {
 					_, err = askName(c, "hello")
+					<-pace.C
 				}
 				interrupt()
 				c.Close()

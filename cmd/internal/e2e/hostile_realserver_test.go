@@ -20,7 +20,7 @@ import (
 const trapPort = 9999
 
 // TestHostileRealserver sends realservers, from another host, packets that must be refused: with every fault, by every
-// tunnel, over IPv4 and IPv6, and then a million of them in random order.
+// tunnel, over IPv4 and IPv6, and then 200,000 of them in random order; a million with VSTUN_FULL=1 (`make long`).
 func TestHostileRealserver(t *testing.T) {
 	s := newSite(t, 3, nil)
 	s.startTunnelEnds()
@@ -79,7 +79,7 @@ func TestHostileRealserver(t *testing.T) {
 	t.Logf("%d faults", len(all))
 	evil.mustBeRefused(all)
 	random := rand.New(rand.NewPCG(1, 2))
-	evil.inject(short(1_000_000, 100_000), func() *badPacket { return all[random.IntN(len(all))] })
+	evil.inject(long(1_000_000, 200_000, 100_000), func() *badPacket { return all[random.IntN(len(all))] })
 	if !evil.refused() {
 		for _, agent := range s.agents {
 			t.Errorf("%s refused %v, want %v", agent, agent.intake().Drops, evil.want[agent])

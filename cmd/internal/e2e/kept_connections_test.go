@@ -19,14 +19,22 @@ import (
 	"vstun/testdata/testkit"
 )
 
+// smallTable is for tests with many starts of a director, each of which looks at every place of the former table.
+const smallTable = "[connections]\nmax = 10_000\n"
+
 // TestKeptConnections ends the director by SIGTERM and by kill -9 while downloads run, and starts it again by hand: no
 // download breaks, idle connections stay at their realservers, and turns and counts go on. With nat there are downloads
-// at kill -9 alone: SIGTERM puts the host back, and replies that reach a client as they are end the connection.
+// at kill -9 alone: SIGTERM puts the host back, and replies that reach a client as they are end the connection. With
+// VSTUN_FULL=1 (`make long`) there are 50 downloads, else 20.
 func TestKeptConnections(t *testing.T) {
 	byMethod(t, func(t *testing.T, m method, ipv6 bool) {
 		s := newMethodSite(t, m, ipv6, 2, nil)
 		s.startAgents("")
-		s.startDirector("", service{"tcp", "80", "rr", []int{1, 1}}, service{"tcp", "81", "rr", []int{1, 1}})
+		more := ""
+		if m != tun {
+			more = smallTable
+		}
+		s.startDirector(more, service{"tcp", "80", "rr", []int{1, 1}}, service{"tcp", "81", "rr", []int{1, 1}})
 		for _, web := range s.Webs {
 			s.namedEcho(web, 80)
 			s.pacedDownloads(web, 81, 4096, 20*time.Millisecond)
@@ -48,7 +56,7 @@ func TestKeptConnections(t *testing.T) {
 			with bool // downloads
 		}{{"SIGTERM", s.director.stop, m != nat}, {"kill -9", s.director.kill, true}} {
 			if end.with && downloads.n == 0 {
-				downloads = s.download(81, short(50, 10))
+				downloads = s.download(81, long(50, 20, 10))
 			}
 			downloads.mustGoOn(t, "before "+end.name, 1<<16)
 			at := ""
@@ -98,13 +106,13 @@ func TestLeftConnections(t *testing.T) {
 		s := newMethodSite(t, m, ipv6, 2, nil)
 		s.startAgents("")
 		both := service{"tcp", "81", "rr", []int{1, 1}}
-		s.startDirector("", both)
+		s.startDirector(smallTable, both)
 		for _, web := range s.Webs {
 			s.pacedDownloads(web, 81, 4096, 20*time.Millisecond)
 		}
 		downloads := s.download(81, 10)
 		both.weights[1] = -1
-		text := s.directorTOML(s.director.socket, "", both)
+		text := s.directorTOML(s.director.socket, smallTable, both)
 		s.director.configure(strings.Replace(text, "port = 81\n", "port = 82\n", 1))
 		s.mustReload()
 		downloads.mustGoOn(t, "after the reload", 1<<16)

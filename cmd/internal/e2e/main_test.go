@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -30,7 +31,7 @@ func TestMain(m *testing.M) {
 	if signal.Ignored(os.Interrupt) {
 		signal.Notify(make(chan os.Signal, 1), os.Interrupt)
 	}
-	if err := parallelize(); err != nil {
+	if err := errors.Join(checkFastPathEnv(), parallelize()); err != nil {
 		fmt.Fprintln(os.Stderr, "e2e:", err)
 		os.Exit(1)
 	}
@@ -75,7 +76,8 @@ func buildPrograms() (dir string, err error) {
 	if err := os.Chmod(dir, 0o755); err != nil {
 		return dir, err
 	}
-	args := []string{"build", "-o", dir + "/"}
+	// .ci/package has the same flags, and finds the objects in the cache.
+	args := []string{"build", "-trimpath", "-ldflags=-s -w", "-o", dir + "/"}
 	env := append(os.Environ(), "CGO_ENABLED=0")
 	if raceDetector {
 		args, env = append(args, "-race"), os.Environ()

@@ -3,7 +3,6 @@ package e2e
 import (
 	"fmt"
 	"net/netip"
-	"os"
 	"testing"
 	"time"
 
@@ -39,10 +38,7 @@ func TestMethods(t *testing.T) {
 }
 
 func testTransfers(t *testing.T, m method, offload string, link lab.Link) {
-	size := short(4_000_000, 1_000_000)
-	if os.Getenv("VSTUN_FULL") != "" {
-		size = 100_000_000
-	}
+	size := long(100_000_000, 2_000_000, 1_000_000)
 	links := map[string]lab.Link{"client": link, "director": link, "web1": link}
 	if m != tun {
 		links["lan"] = link

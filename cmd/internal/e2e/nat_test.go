@@ -248,7 +248,7 @@ func TestNATPathMTU(t *testing.T) {
 					s.startDirectorWith(fmt.Sprintf("director.offload = %q\n[[service]]\nname = \"web\"\n"+
 						"vip = %q\nprotocol = \"tcp\"\nport = 80\nforward = \"nat\"\n"+
 						"realserver = [ { address = %q, port = 8080 } ]\n", offload, s.VIP, s.Webs[0].Addr))
-					size := short(4_000_000, 1_000_000)
+					size := short(2_000_000, 1_000_000)
 					for _, up := range []bool{true, false} {
 						c := s.dial("tcp", 80)
 						if err := c.SetDeadline(time.Now().Add(time.Minute)); err != nil {

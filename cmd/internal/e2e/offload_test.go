@@ -23,7 +23,8 @@ func TestOffloads(t *testing.T) {
 					s := newSite(t, 1, map[string]lab.Link{"web1": link})
 					const noFastPath = "\nfast_path = \"off\""
 					s.startAgents(fmt.Sprintf("offload = %q", agent) + noFastPath)
-					s.startDirector(fmt.Sprintf("offload = %q", director)+noFastPath, service{"tcp", "80", "wrr", []int{1}})
+					s.startDirector(fmt.Sprintf("offload = %q", director)+noFastPath,
+						service{"tcp", "80", "wrr", []int{1}})
 					s.acceptUploads(s.Webs[0], 80)
 					conn := s.dial("tcp", 80)
 					if err := conn.SetDeadline(time.Now().Add(30 * time.Second)); err != nil {

@@ -22,7 +22,7 @@ func TestPackages(t *testing.T) {
 	debs := makePackages(t)
 	t.Run("Install", func(t *testing.T) { installPackages(t, debs) })
 	t.Run("Lintian", func(t *testing.T) {
-		if os.Getenv("VSTUN_FULL") == "" {
+		if !full() {
 			t.Skip("SKIPPED: takes half a minute: set VSTUN_FULL=1")
 		}
 		needTool(t, "lintian", "lintian")
@@ -215,7 +215,8 @@ func runPackages(t *testing.T, debs map[string]string) {
 		func() bool { return b.property(director, "WatchdogTimestampMonotonic") != begin })
 	b.run("kill", "-STOP", b.property(director, "MainPID"))
 	testkit.Within(t, "the director is started anew", 6*soon, func() bool {
-		return b.property(director, "NRestarts") != "0" && b.property(director, "ActiveState") == "active"
+		now := b.properties(director, "NRestarts", "ActiveState")
+		return now["NRestarts"] != "0" && now["ActiveState"] == "active"
 	})
 	b.run("director", "status")
 

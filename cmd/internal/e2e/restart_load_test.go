@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"encoding/json"
-	"os"
 	"testing"
 	"time"
 
@@ -14,9 +13,8 @@ import (
 // a second, and none of them stalls for more than half a second: the machine should have nothing else to do.
 func TestRestartUnderLoad(t *testing.T) {
 	slowWithRace(t)
-	full := os.Getenv("VSTUN_FULL") != ""
 	downloads, rate, rounds := 100, 50, 1
-	if full {
+	if full() {
 		downloads, rate, rounds = 1000, 500, 5
 	} else {
 		t.Parallel()
@@ -57,7 +55,7 @@ func TestRestartUnderLoad(t *testing.T) {
 				t.Errorf("%s: %d downloads are broken (%v), %d requests have failed: %v", how, broken, why, len(failed),
 					failed[:min(3, len(failed))])
 			}
-			if bar := 500 * time.Millisecond; full && max(slowest, stall) > bar {
+			if bar := 500 * time.Millisecond; full() && max(slowest, stall) > bar {
 				t.Errorf("%s: longer than %v", how, bar)
 			}
 		}

@@ -30,6 +30,7 @@ func TestEndsWhileItStarts(t *testing.T) {
 		if err := os.Mkdir(filepath.Dir(p.socket), 0o755); err != nil {
 			t.Fatal(err)
 		}
+		p.removeTable()
 	}
 	for i := range short(30, 10) {
 		for _, p := range []*program{director, agent} {
@@ -73,6 +74,7 @@ func TestLogWithoutReader(t *testing.T) {
 	s.startAgents("")
 	director := s.prepare(s.Director, "director")
 	director.configure(s.directorTOML(director.socket, "", service{"tcp", "80", "wrr", []int{1}}))
+	director.removeTable()
 	read, write, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)

@@ -6,7 +6,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"os"
 	"regexp"
 	"strconv"
 	"strings"
@@ -21,10 +20,7 @@ import (
 // and clients all the time. No goroutine, descriptor or memory is left behind.
 func TestSoak(t *testing.T) {
 	t.Parallel()
-	length := short(20*time.Second, 8*time.Second)
-	if os.Getenv("VSTUN_FULL") != "" {
-		length = 10 * time.Minute
-	}
+	length := long(10*time.Minute, 10*time.Second, 8*time.Second)
 	s := newSite(t, 3, nil)
 	s.addIPv6()
 	const times = `interval = "150ms", timeout = "150ms", rise = 1, fall = 3`

@@ -3,7 +3,6 @@ package e2e
 import (
 	"fmt"
 	"net/netip"
-	"os"
 	"testing"
 	"time"
 
@@ -75,10 +74,7 @@ func TestTunnels(t *testing.T) {
 		for _, mtu := range []int{1500, 1400, 9000} {
 			t.Run(fmt.Sprintf("%s-%d", offload, mtu), func(t *testing.T) {
 				t.Parallel()
-				size := short(4_000_000, 1_000_000)
-				if os.Getenv("VSTUN_FULL") != "" {
-					size = 100_000_000
-				}
+				size := long(100_000_000, 2_000_000, 1_000_000)
 				s := newSite(t, 2, map[string]lab.Link{"web1": {MTU: mtu}, "web2": {MTU: mtu}})
 				s.startTunnels(fmt.Sprintf("offload = %q", offload))
 				t.Run("upload", func(t *testing.T) { // returns when all of its parts have

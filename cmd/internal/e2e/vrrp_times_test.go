@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"context"
-	"os"
 	"slices"
 	"sync"
 	"testing"
@@ -98,7 +97,7 @@ func (p *pair) startPair(more string) {
 // needQuiet skips a test that measures times, unless make ha runs it: a busy machine makes them longer.
 func needQuiet(t *testing.T) {
 	t.Helper()
-	if os.Getenv("VSTUN_FULL") == "" {
+	if !full() {
 		t.Skip("SKIPPED: measures times: set VSTUN_FULL=1")
 	}
 }

@@ -124,11 +124,13 @@ func (s *site) startLoad(clients int) *load {
 	for range clients {
 		l.clients.Go(func() {
 			c := s.browser()
+			pace := time.NewTicker(10 * time.Millisecond)
+			defer pace.Stop()
 			for {
 				select {
 				case <-stop:
 					return
-				default:
+				case <-pace.C:
 				}
 				_, err := fetch(c, "http://"+s.at(80)+"/")
 				if l.requests.Add(1); err != nil {
