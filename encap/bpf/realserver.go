@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/cilium/ebpf"
 
@@ -70,10 +71,14 @@ type rulesRecord struct {
 	Local     [32]uint8
 	VIPs4     uint8
 	VIPs6     uint8
-	Pad       [2]uint8
+	Hold      uint16
 	VIP4      [firstVIPs][4]byte
 	VIP6      [firstVIPs][16]byte
 }
+
+// holdTime is how long the program leaves a connection's packets to the sockets after one that it cannot take. On a
+// busy host that one has entered by then.
+const holdTime = 100 * time.Millisecond
 
 // firstVIPs is FIRST_VIPS in src/realserver.c.
 const firstVIPs = 4
@@ -121,6 +126,7 @@ func (u *Rules) record() (r rulesRecord, err error) {
 		return r, fmt.Errorf("device %d: want the index of the agent's TUN device", u.Device)
 	}
 	r.Device, r.MTU = uint32(u.Device), uint16(min(max(u.MTU, 0), math.MaxUint16))
+	r.Hold = uint16(holdTime / jiffy)
 	for _, d := range u.Decapsulators {
 		switch d.Kind {
 		case encap.KindIPIP:

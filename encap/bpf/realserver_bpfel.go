@@ -21,6 +21,7 @@ const (
 	realserverMapLocals6     = "locals6"
 	realserverMapPairs4      = "pairs4"
 	realserverMapPairs6      = "pairs6"
+	realserverMapPorts       = "ports"
 	realserverMapRules       = "rules"
 	realserverProgClock      = "clock"
 	realserverProgRealserver = "realserver"
@@ -81,6 +82,7 @@ type realserverMapSpecs struct {
 	Locals6 *ebpf.MapSpec `ebpf:"locals6"`
 	Pairs4  *ebpf.MapSpec `ebpf:"pairs4"`
 	Pairs6  *ebpf.MapSpec `ebpf:"pairs6"`
+	Ports   *ebpf.MapSpec `ebpf:"ports"`
 	Rules   *ebpf.MapSpec `ebpf:"rules"`
 }
 
@@ -115,6 +117,7 @@ type realserverMaps struct {
 	Locals6 *ebpf.Map `ebpf:"locals6"`
 	Pairs4  *ebpf.Map `ebpf:"pairs4"`
 	Pairs6  *ebpf.Map `ebpf:"pairs6"`
+	Ports   *ebpf.Map `ebpf:"ports"`
 	Rules   *ebpf.Map `ebpf:"rules"`
 }
 
@@ -125,6 +128,7 @@ func (m *realserverMaps) Close() error {
 		m.Locals6,
 		m.Pairs4,
 		m.Pairs6,
+		m.Ports,
 		m.Rules,
 	)
 }

@@ -12,7 +12,6 @@ char _license[] SEC("license") = "Dual MIT/GPL";
 enum { UDP_NONE, UDP_GUE, UDP_FOU };
 
 #define FIRST_VIPS 4
-#define HOLD 4 /* jiffies: the sockets' packets have entered by then */
 #define TCP ((int)sizeof(struct tcphdr))
 
 struct rules {
@@ -30,7 +29,7 @@ struct rules {
 	__u8 local[32];
 	/* The first VIPs, which cost no look-up, and the number of all, at most 255. */
 	__u8 vips4, vips6;
-	__u8 pad2[2];
+	__u16 hold; /* see hold(), in jiffies */
 	__be32 vip4[FIRST_VIPS];
 	struct in6_addr vip6[FIRST_VIPS];
 };
@@ -95,9 +94,20 @@ struct {
 	__type(value, struct count);
 } pairs6 SEC(".maps");
 
+/* When hold() ends, for tunnels over UDP by the last bits of the source port, which differs between connections. */
+#define HOLD_PORTS 4096
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, HOLD_PORTS);
+	__type(key, __u32);
+	__type(value, __u32);
+} ports SEC(".maps");
+
 /* outer is what the outer headers say. */
 struct outer {
 	struct count *count;
+	__u32 *until; /* see hold() */
 	__u32 len;     /* of the whole packet, in bytes */
 	__u8 class;
 	__u8 proto;
@@ -195,25 +205,26 @@ static __always_inline int ecn(__u8 o, __u8 i)
 }
 
 /*
- * hold leaves the packet to the sockets, and the pair's next packets on this CPU, too: those would overtake it. Only a
- * packet does so that others of its connection are unlike: several datagrams in one GSO packet, or a large packet.
+ * hold leaves the packet to the sockets, and the next ones of its connection, too: those would overtake it. Only a
+ * packet does so that others of its connection are unlike: several datagrams in one GSO packet, or a large packet. Over
+ * UDP its connection is that of its source port, otherwise all of the director's on this CPU.
  */
-static __always_inline int hold(const struct outer *o)
+static __always_inline int hold(const struct rules *r, const struct outer *o)
 {
-	o->count->until = now() + HOLD;
-	if (!o->count->until)
-		o->count->until = 1;
+	__u32 until = now() + r->hold;
+
+	*o->until = until ? until : 1;
 	return NEXT;
 }
 
-/* held reports whether the pair's packets are left to the sockets. */
-static __always_inline int held(struct count *c)
+/* held reports whether packets are left to the sockets. */
+static __always_inline int held(__u32 *until)
 {
-	if (likely(!c->until))
+	if (likely(!*until))
 		return 0;
-	if ((__s32)(c->until - now()) > 0)
+	if ((__s32)(*until - now()) > 0)
 		return 1;
-	c->until = 0;
+	*until = 0;
 	return 0;
 }
 
@@ -262,9 +273,9 @@ static __always_inline int inner4(struct __sk_buff *skb, const struct rules *r, 
 	if (len < IP4)
 		return NEXT;
 	if (len + n != o->len)
-		return skb->gso_size ? hold(o) : NEXT;
+		return skb->gso_size ? hold(r, o) : NEXT;
 	if (too_large(skb, r, len, IP4 + TCP))
-		return hold(o);
+		return hold(r, o);
 	if (!allowed(skb, r, ip->protocol, IPPROTO_ICMP, at + IP4, end, len - IP4))
 		return NEXT;
 	__be32 src = ip->saddr, dst = ip->daddr;
@@ -300,9 +311,9 @@ static __always_inline int inner6(struct __sk_buff *skb, const struct rules *r, 
 	__u32 len = bpf_ntohs(ip->payload_len) + IP6;
 
 	if (len + n != o->len)
-		return skb->gso_size ? hold(o) : NEXT;
+		return skb->gso_size ? hold(r, o) : NEXT;
 	if (too_large(skb, r, len, IP6 + TCP))
-		return hold(o);
+		return hold(r, o);
 	if (!allowed(skb, r, ip->nexthdr, IPPROTO_ICMPV6, at + IP6, end, len - IP6))
 		return NEXT;
 	struct in6_addr src = ip->saddr, dst = ip->daddr;
@@ -334,7 +345,7 @@ static __always_inline int inner6(struct __sk_buff *skb, const struct rules *r, 
  * tunnel takes the packet out of the tunnel behind an outer IP header of n bytes. The outer header is checked. It
  * mirrors Decapsulator.Decap. A packet with an outer checksum is left to the sockets, which verify it.
  */
-static __always_inline int tunnel(struct __sk_buff *skb, const struct rules *r, const struct outer *o, __u32 n)
+static __always_inline int tunnel(struct __sk_buff *skb, const struct rules *r, struct outer *o, __u32 n)
 {
 	__u8 *b = DATA(skb) + L2 + n;
 	const void *end = END(skb);
@@ -342,6 +353,7 @@ static __always_inline int tunnel(struct __sk_buff *skb, const struct rules *r, 
 
 	if (!leased())
 		return NEXT;
+	o->until = &o->count->until;
 	switch (o->proto) {
 	case IPPROTO_IPIP:
 	case IPPROTO_IPV6:
@@ -377,6 +389,8 @@ static __always_inline int tunnel(struct __sk_buff *skb, const struct rules *r, 
 			return NEXT;
 		if (udp->dest != r->port || udp->check || bpf_ntohs(udp->len) != o->len - n)
 			return NEXT;
+		__u32 port = bpf_ntohs(udp->source) % HOLD_PORTS;
+
 		SKIP(b, n, sizeof(*udp));
 		if (r->udp == UDP_GUE && b[0] >> 6 != 1) { /* variant 1 has no header */
 			if (b[0] || b[2] || b[3] || (b[1] != IPPROTO_IPIP && b[1] != IPPROTO_IPV6))
@@ -386,11 +400,16 @@ static __always_inline int tunnel(struct __sk_buff *skb, const struct rules *r, 
 		} else {
 			six = version(b) == 6;
 		}
+		o->until = bpf_map_lookup_elem(&ports, &port);
+		if (!o->until)
+			return NEXT;
 		break;
 	}
 	default:
 		return NEXT;
 	}
+	if (held(o->until))
+		return NEXT;
 	return six ? inner6(skb, r, o, b, n) : inner4(skb, r, o, b, n);
 }
 
@@ -428,7 +447,7 @@ static __always_inline int ipv4(struct __sk_buff *skb, const struct rules *r)
 	struct ends4 ends = {.director = ip->saddr, .local = ip->daddr};
 
 	o.count = bpf_map_lookup_elem(&pairs4, &ends);
-	if (!o.count || held(o.count))
+	if (!o.count)
 		return NEXT;
 	o.class = ip->tos;
 	o.proto = ip->protocol;
@@ -452,7 +471,7 @@ static __always_inline int ipv6(struct __sk_buff *skb, const struct rules *r)
 	struct ends6 ends = {.director = ip->saddr, .local = ip->daddr};
 
 	o.count = bpf_map_lookup_elem(&pairs6, &ends);
-	if (!o.count || held(o.count))
+	if (!o.count)
 		return NEXT;
 	o.class = class6(ip);
 	o.proto = ip->nexthdr;
