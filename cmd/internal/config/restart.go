@@ -12,7 +12,7 @@ func (d *Director) NeedsRestart(is *Director) []string {
 		{"queues", d.Queues != is.Queues},
 		{"offload", d.Offload != is.Offload},
 		{"control", d.Control != is.Control},
-		{"fast_path (from off to auto)", d.FastPath.Off && !is.FastPath.Off},
+		{"fast_path", d.FastPath.Off && !is.FastPath.Off},
 		{"vrrp (the first one)", len(d.VRRP) == 0 && len(is.VRRP) > 0},
 		{"connections.max", d.Connections.Max != is.Connections.Max},
 		{"connections.keep", d.Connections.Keep != is.Connections.Keep &&
@@ -35,7 +35,7 @@ func (r *Realserver) NeedsRestart(is *Realserver) []string {
 		{"queues", r.Queues != is.Queues},
 		{"offload", r.Offload != is.Offload},
 		{"control", r.Control != is.Control},
-		{"fast_path (from off to auto)", r.FastPath.Off && !is.FastPath.Off},
+		{"fast_path", r.FastPath.Off && !is.FastPath.Off},
 	})
 }
 

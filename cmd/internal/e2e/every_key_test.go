@@ -158,7 +158,7 @@ func TestReloadOfEveryKeyOfDirector(t *testing.T) {
 		}
 	}
 	base := file{
-		"director":    {fmt.Sprintf("control = %q", p.socket)},
+		"director":    {fmt.Sprintf("control = %q", p.socket), `fast_path = "off"`},
 		"notify.mail": {`to = "ops@example.com"`, `from = "lb@example.com"`, `server = "127.0.0.1:25"`},
 		"service": {`name = "web"`, `vip = "198.51.100.80"`, `protocol = "tcp"`, `port = 80`, `scheduler = "sh"`,
 			`encap = "gre"`, `sorry_server = "10.0.99.9"`},
@@ -217,7 +217,7 @@ func TestReloadOfEveryKeyOfDirector(t *testing.T) {
 		"director.announce":          {`announce = "none"`},
 		"director.announce_devices":  {`announce_devices = ["eth0"]`},
 		"director.announce_conflict": {`announce_conflict = "warn"`},
-		"director.fast_path":         {`fast_path = "off"`},
+		"director.fast_path":         {`fast_path = "auto"`},
 		"director.fast_path_devices": {`fast_path_devices = ["eth0"]`},
 
 		"connections.max":                       {"max = 2000"},
@@ -356,7 +356,7 @@ func TestReloadOfEveryKeyOfAgent(t *testing.T) {
 	s := newSite(t, 1, nil)
 	p := s.prepare(s.Webs[0], "realserver")
 	base := file{"realserver": {`vips = ["198.51.100.80"]`, `directors = ["10.0.2.2"]`,
-		fmt.Sprintf("control = %q", p.socket), `encap = ["ipip", "gre", "gue"]`}}
+		fmt.Sprintf("control = %q", p.socket), `encap = ["ipip", "gre", "gue"]`, `fast_path = "off"`}}
 	p.configure(base.toml("realserver"))
 	p.start()
 	p.mustChangeEach(base, []string{"realserver"}, map[string][]string{
@@ -372,5 +372,6 @@ func TestReloadOfEveryKeyOfAgent(t *testing.T) {
 		"realserver.table":      {"table = 30324"},
 		"realserver.control":    {`control = "/run/vstun/other.sock"`},
 		"realserver.metrics":    {`metrics = "127.0.0.1:9465"`}, "realserver.log": {`log = "debug"`},
+		"realserver.fast_path": {`fast_path = "auto"`}, "realserver.fast_path_devices": {`fast_path_devices = ["eth0"]`},
 	}, restartKeys(t, "realserver", "An agent needs a restart for "))
 }

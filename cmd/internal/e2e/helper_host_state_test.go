@@ -187,7 +187,7 @@ func sysctlsBelow(dir string) (lines []string, err error) {
 		path := filepath.Join(dir, e.Name())
 		if e.IsDir() {
 			below, err := sysctlsBelow(path)
-			if err != nil {
+			if err != nil && !os.IsNotExist(err) { // it was of a device that has just gone
 				return nil, err
 			}
 			lines = append(lines, below...)

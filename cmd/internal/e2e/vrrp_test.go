@@ -324,7 +324,8 @@ func TestVRRPReload(t *testing.T) {
 		p.first.mustReloadBySignal()
 	}
 	for _, d := range []*program{p.first, p.second} {
-		if v := d.balance().VRRP[0]; v.Elected > 1 || v.Conflicts > 0 {
+		v := d.balance().VRRP[0]
+		if v.Elected > 1+v.Paused || v.Conflicts > v.Paused { // a busy machine may have paused it
 			t.Errorf("%s: %+v", d, v)
 		}
 	}
