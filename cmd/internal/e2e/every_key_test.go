@@ -372,6 +372,8 @@ func TestReloadOfEveryKeyOfAgent(t *testing.T) {
 		"realserver.table":      {"table = 30324"},
 		"realserver.control":    {`control = "/run/vstun/other.sock"`},
 		"realserver.metrics":    {`metrics = "127.0.0.1:9465"`}, "realserver.log": {`log = "debug"`},
-		"realserver.fast_path": {`fast_path = "auto"`}, "realserver.fast_path_devices": {`fast_path_devices = ["eth0"]`},
+		"realserver.fast_path": {`fast_path = "auto"`},
+
+		"realserver.fast_path_devices": {`fast_path_devices = ["eth0"]`},
 	}, restartKeys(t, "realserver", "An agent needs a restart for "))
 }
