@@ -137,10 +137,22 @@ func TestEveryVariantDelivers(t *testing.T) {
 	}
 }
 
-// TestAgainst compares the programs with themselves.
+// older makes a directory with a director that does not know the key that switches the fast path off.
+func older(t *testing.T, bin string) string {
+	t.Helper()
+	dir := t.TempDir()
+	script := fmt.Sprintf("#!/bin/sh\nif grep -q fast_path \"$3\"; then echo \"unknown key fast_path\"; exit 1; fi\n"+
+		"exec %s/director \"$@\"\n", bin)
+	if err := os.WriteFile(filepath.Join(dir, "director"), []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// TestAgainst compares the programs with an older version, which are the programs themselves but for a key.
 func TestAgainst(t *testing.T) {
 	o := options(t, "against")
-	o.JSON, o.Against = true, o.Bin
+	o.JSON, o.Against = true, older(t, o.Bin)
 	var out, status bytes.Buffer
 	o.Status = &status
 	if err := Run(t.Context(), &out, o); err != nil {

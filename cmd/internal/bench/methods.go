@@ -44,7 +44,7 @@ func (b *bed) openDR(ctx context.Context, in *bed) error {
 	if err != nil {
 		return err
 	}
-	w := &path{name: pathDRAll, addr: firstVIP, tcp: true}
+	w := &path{name: pathDRAll, addr: firstVIP, tcp: true, fast: true}
 	in.paths = []*path{w}
 	if err := in.startAgent(ctx, "encap = []"); err != nil {
 		return err
@@ -59,7 +59,7 @@ func (b *bed) openDR(ctx context.Context, in *bed) error {
 
 // openNAT opens the TCP paths of VS/NAT in its lab. The director's policy rules are there during plain forwarding, too.
 func (b *bed) openNAT(ctx context.Context, in *bed) error {
-	w := &path{name: pathNATAll, addr: firstVIP}
+	w := &path{name: pathNATAll, addr: firstVIP, fast: true}
 	if err := b.openTCPPath(ctx, in, w, nat.keys, realserver(in.web.Addr, maskedPort)); err != nil {
 		return err
 	}

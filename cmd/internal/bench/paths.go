@@ -29,6 +29,7 @@ type path struct {
 	socket  string           // control socket of a director; "" for other paths
 	tcp     bool             // the director has TCP services, for which web1 has an agent
 	private bool             // the director's connection table is in private memory
+	fast    bool             // the director has its fast path; false: it is switched off
 }
 
 // Names of the paths.
@@ -163,7 +164,7 @@ func (b *bed) start(ctx context.Context) error {
 		b.paths = append(b.paths, w)
 		addr = addr.Next()
 	}
-	return b.startAgent(ctx, `encap = ["ipip", "gue"]`)
+	return b.startAgent(ctx, noFastPath+`encap = ["ipip", "gue"]`)
 }
 
 // prepare sets up what all paths need: forwarding without ICMP redirects on the director, the sinks, and plain TCP's
@@ -264,13 +265,13 @@ func withoutKeep(open func(*bed, context.Context, *path) error) func(*bed, conte
 func (b *bed) startDirector(ctx context.Context, w *path, queues int, programs, services string) error {
 	name := strings.NewReplacer(" ", "-", ",", "").Replace(w.name)
 	w.socket = filepath.Join(b.dir, name+".sock")
-	config := fmt.Sprintf("[director]\ntun = %q\nqueues = %d\ncontrol = %q\n", fmt.Sprintf("vs-%d", w.addr.As4()[3]),
-		queues, w.socket)
+	config := fmt.Sprintf("tun = %q\nqueues = %d\ncontrol = %q\n", fmt.Sprintf("vs-%d", w.addr.As4()[3]), queues,
+		w.socket)
 	b.tables = append(b.tables, keep.Path(w.socket, ".table"))
 	if w.private {
 		config += "[connections]\nkeep = \"\"\n"
 	}
-	cmd, err := b.command(programs, "director", name, config+services)
+	cmd, err := b.director(ctx, w, programs, name, config+services)
 	if err != nil {
 		return err
 	}
@@ -284,6 +285,26 @@ func (b *bed) startDirector(ctx context.Context, w *path, queues int, programs, 
 	}
 	return await(ctx, w.process, "answers on "+w.socket, answers(ctx, w.socket))
 }
+
+// director writes the configuration of a path's director, and returns the command that runs it. Another version may not
+// know the key that switches the fast path off: it has none then.
+func (b *bed) director(ctx context.Context, w *path, programs, name, config string) (*exec.Cmd, error) {
+	if w.fast {
+		return b.command(programs, "director", name, "[director]\n"+config)
+	}
+	cmd, err := b.command(programs, "director", name, "[director]\n"+noFastPath+config)
+	if err != nil || programs != b.against {
+		return cmd, err
+	}
+	check := exec.CommandContext(ctx, cmd.Path, "check", "-c", cmd.Args[len(cmd.Args)-1])
+	if _, err := b.lab.Director.Run(check); err == nil || ctx.Err() != nil {
+		return cmd, ctx.Err()
+	}
+	return b.command(programs, "director", name, "[director]\n"+config)
+}
+
+// noFastPath is the key of either program that switches the fast path off, in TOML.
+const noFastPath = "fast_path = \"off\"\n"
 
 // service returns a service in TOML. keys say how it forwards.
 func service(protocol string, vip netip.Addr, port int, keys, realserver string) string {
@@ -300,9 +321,9 @@ func realserver(addr netip.Addr, port int) string {
 	return text
 }
 
-// startAgent starts the realserver of web1, which has the addresses of all directors with TCP services. encap is its
-// key.
-func (b *bed) startAgent(ctx context.Context, encap string) error {
+// startAgent starts the realserver of web1, which has the addresses of all directors with TCP services. keys are its
+// further keys, in TOML.
+func (b *bed) startAgent(ctx context.Context, keys string) error {
 	var vips []string
 	for _, w := range b.paths {
 		if w.tcp {
@@ -311,7 +332,7 @@ func (b *bed) startAgent(ctx context.Context, encap string) error {
 	}
 	socket := filepath.Join(b.dir, "realserver.sock")
 	cmd, err := b.command(b.bin, "realserver", "realserver", fmt.Sprintf("[realserver]\nvips = [%s]\ndirectors = "+
-		"[%q]\n%s\ncontrol = %q\n", strings.Join(vips, ", "), b.lab.Director.Addr, encap, socket))
+		"[%q]\n%s\ncontrol = %q\n", strings.Join(vips, ", "), b.lab.Director.Addr, keys, socket))
 	if err != nil {
 		return err
 	}
