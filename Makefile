@@ -81,7 +81,7 @@ soak:
 interop: deps
 	.ci/interop
 
-# The packet path against plain forwarding, in a table with the bars; under ten minutes. `make bench QUICK=1` only checks that it works;
+# The packet path against plain forwarding, in a table with the bars; under twelve minutes. `make bench QUICK=1` only checks that it works;
 # `make bench AGAINST=DIR` compares the programs with those of another version, which are in DIR.
 bench: build
 	bin/lab bench $(if $(QUICK),--quick) $(if $(AGAINST),--against $(AGAINST))

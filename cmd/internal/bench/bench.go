@@ -11,6 +11,11 @@
 // the generator's CPU carries them all along. They end at the far end of the director's link: on a veth link, the
 // sender's CPU also does the work of the next hosts.
 //
+// Packets of the fast path do not pass a program. The generator's CPU carries them all along, as with plain forwarding:
+// the packets a second that arrive, under more than the path can carry, are what one CPU forwards in either case. The
+// fast path has a lab of its own, with the same hosts and links, so that packets of all other paths pass no BPF
+// program. Its flows are in the kernel before they are measured.
+//
 // Each round measures every variant once, one after the other. Ratios are taken within the round, so that a temporary
 // slowdown of the machine affects both sides of a ratio. The report has the median of the rounds, the smallest and the
 // largest value.
@@ -27,12 +32,13 @@ import (
 	"time"
 
 	"vstun/cmd/internal/daemon"
+	"vstun/cmd/internal/lab"
 )
 
 // Options are the options of a run.
 type Options struct {
 	JSON  bool   // print data instead of the table
-	Quick bool   // only check, within a minute, that everything works; the figures are rough
+	Quick bool   // only check, within two minutes, that everything works; the figures are rough
 	Bin   string // directory of the programs director, realserver and lab; "": this program's directory
 	// Against is a directory with the programs of another version. If it is set, the run measures only these and the
 	// programs in Bin, in alternation.
@@ -46,33 +52,60 @@ type Options struct {
 // timing is the number and the durations of measurements.
 type timing struct {
 	// rounds of floods: many short ones, since the machine's speed may change within a second
-	floods int
-	rounds int           // of all other measurements
-	flows  int           // the larger number of flows
-	settle time.Duration // time of a flood before its window
-	window time.Duration // measured time of a flood
-	stream int           // seconds of a TCP stream
-	trips  int           // round trips
+	floods     int
+	rounds     int           // of all other measurements
+	flows      int           // the larger number of flows
+	most       int           // the largest number of flows; 0: not measured
+	mostRounds int           // rounds with that
+	settle     time.Duration // time of a flood before its window
+	window     time.Duration // measured time of a flood
+	stream     int           // seconds of a TCP stream, and of HTTP requests
+	trips      int           // round trips
+	loads      int           // rounds at a constant rate
+	conns      int           // new connections
+	first      int           // connections whose way to the fast path is measured
 }
 
 func fullTiming() timing {
-	return timing{floods: 25, rounds: 7, flows: manyFlows, settle: 60 * time.Millisecond,
-		window: 200 * time.Millisecond, stream: 3, trips: 5000}
+	return timing{floods: 21, rounds: 7, flows: manyFlows, most: 1_000_000, mostRounds: 5,
+		settle: 60 * time.Millisecond, window: 200 * time.Millisecond, stream: 2, trips: 5000, loads: 3, conns: 10_000,
+		first: 15}
 }
 
 func quickTiming() timing {
-	return timing{floods: 5, rounds: 3, flows: manyFlows, settle: 60 * time.Millisecond, window: 150 * time.Millisecond,
-		stream: 1, trips: 1000}
+	return timing{floods: 3, rounds: 2, flows: manyFlows, settle: 60 * time.Millisecond, window: 150 * time.Millisecond,
+		stream: 1, trips: 1000, loads: 1, conns: 2000, first: 3}
 }
 
 // results are the results of all measurements.
 type results struct {
-	floods  map[floodKey]*flood
-	streams map[streamKey]Sample // bits a second
-	trips   map[string]*trips    // by the name of the path
+	floods   map[floodKey]*flood
+	streams  map[streamKey]Sample // bits a second
+	trips    map[string]*trips    // by the name of the path
+	requests map[string]Sample    // HTTP requests a second, by the name of the path
+	loads    map[streamKey]*load
+
+	connsOff, connsFast connCost
+	most                most
+	untilFast           Sample // seconds
+	idleMaps            Sample // bytes of BPF maps
+	flowMemory          Sample // bytes of BPF maps a connection
+
 	skipped []string
+	notes   []string
 
 	disturbed int // measurements that failed and were repeated
+}
+
+func newResults() *results {
+	return &results{floods: map[floodKey]*flood{}, streams: map[streamKey]Sample{}, trips: map[string]*trips{},
+		requests: map[string]Sample{}, loads: map[streamKey]*load{}}
+}
+
+// skip notes a measurement that is not made, and why.
+func (r *results) skip(o Options, why string) {
+	r.skipped = append(r.skipped, why)
+	o.status("SKIPPED: %s", why)
 }
 
 // streamKey is a TCP stream's path and direction.
@@ -100,13 +133,13 @@ func Run(ctx context.Context, out io.Writer, o Options) (err error) {
 		return interrupted(ctx, err)
 	}
 	defer func() { err = errors.Join(err, b.close()) }()
+	res := newResults()
 	if o.Against == "" {
-		if err := b.openMethods(ctx, o); err != nil {
+		if err := b.openFurther(ctx, o, res); err != nil {
 			return interrupted(ctx, err)
 		}
 	}
-	res, err := b.measure(ctx, o)
-	if err != nil {
+	if err := b.measure(ctx, o, res); err != nil {
 		return interrupted(ctx, err)
 	}
 	r := newReport(o, m, res)
@@ -185,51 +218,109 @@ func (r *results) repeat(ctx context.Context, o Options, measure func() error) e
 	}
 }
 
+// openFurther builds the labs beside the first one.
+func (b *bed) openFurther(ctx context.Context, o Options, r *results) error {
+	if err := b.openMethods(ctx, o); err != nil {
+		return err
+	}
+	missing, err := b.openFast(ctx, o)
+	if missing != "" {
+		r.skip(o, missing)
+	}
+	return err
+}
+
 // measure runs all rounds.
-func (b *bed) measure(ctx context.Context, o Options) (*results, error) {
-	t := *o.timing
-	r := &results{floods: map[floodKey]*flood{}, streams: map[streamKey]Sample{}, trips: map[string]*trips{}}
-	// The packets are counted as on a wire: the director's super-packets are cut before its link, as for most network
-	// cards.
+func (b *bed) measure(ctx context.Context, o Options, r *results) error {
+	return inTurn(
+		func() error { return b.measureNewConnections(ctx, o, r) },
+		func() error { return b.uncut(func() error { return b.measureFloods(ctx, o, r) }) },
+		func() error { return b.measureStreams(ctx, o, r) },
+		func() error { return b.measureTrips(ctx, o, r) },
+		func() error {
+			if o.Against != "" {
+				return nil
+			}
+			return b.measureRequests(ctx, o, r)
+		},
+		// The last: the director's process looks after all these flows for a while.
+		func() error { return b.uncut(func() error { return b.measureMost(ctx, o, r) }) },
+	)
+}
+
+// uncut calls fn while packets are counted as on a wire: the directors' super-packets are cut before their links, as
+// for most network cards.
+func (b *bed) uncut(fn func() error) (err error) {
 	const cut = "tx-udp-segmentation"
-	if err := b.lab.Director.Offload(cut, false); err != nil {
-		return nil, err
+	for _, in := range append([]*bed{b}, b.labs...) {
+		if err := in.lab.Director.Offload(cut, false); err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, in.lab.Director.Offload(cut, true)) }()
+	}
+	return fn()
+}
+
+// flooded is a path that is flooded, and its lab.
+type flooded struct {
+	*path
+	in *bed
+}
+
+// allFlooded returns the paths that are flooded. The fast path comes next to plain forwarding.
+func (b *bed) allFlooded() (all []flooded) {
+	for _, w := range b.paths {
+		all = append(all, flooded{w, b})
+		if w.name == pathPlain && b.fast != nil {
+			all = append(all, flooded{b.fast.findPath(pathFast), b.fast})
+		}
+	}
+	return all
+}
+
+// measureFloods measures floods of packets.
+func (b *bed) measureFloods(ctx context.Context, o Options, r *results) error {
+	t := *o.timing
+	if b.fast != nil {
+		if err := b.fast.measureMaps(ctx, r); err != nil {
+			return err
+		}
 	}
 	o.status("does each path deliver?")
-	for _, w := range b.paths {
-		if err := b.prove(ctx, w, t.flows); err != nil {
-			return nil, err
+	for _, w := range b.allFlooded() {
+		if err := w.in.prove(ctx, w.path, t.flows); err != nil {
+			return err
 		}
 	}
 	for round := range t.floods {
 		o.status("packets, round %d of %d", round+1, t.floods)
 		for _, flows := range []int{1, t.flows} {
-			for _, w := range b.paths {
-				k := floodKey{w.name, flows}
-				if r.floods[k] == nil {
-					r.floods[k] = &flood{}
-				}
-				measure := func() error { return b.flood(ctx, w, flows, t, r.floods[k]) }
-				if err := r.repeat(ctx, o, measure); err != nil {
-					return nil, err
+			for _, w := range b.allFlooded() {
+				if err := w.in.floodOnce(ctx, o, r, w.path, flows); err != nil {
+					return err
 				}
 			}
 		}
 	}
-	if err := b.lab.Director.Offload(cut, true); err != nil {
-		return nil, err
+	if b.fast == nil {
+		return nil
 	}
-	if err := b.measureStreams(ctx, o, r); err != nil {
-		return nil, err
+	return b.fast.measureMaps(ctx, r)
+}
+
+// floodOnce adds a flood to r.
+func (b *bed) floodOnce(ctx context.Context, o Options, r *results, w *path, flows int) error {
+	k := floodKey{w.name, flows}
+	if r.floods[k] == nil {
+		r.floods[k] = &flood{}
 	}
-	return r, b.measureTrips(ctx, o, r)
+	return r.repeat(ctx, o, func() error { return b.flood(ctx, w, flows, flows, *o.timing, r.floods[k]) })
 }
 
 // measureStreams measures TCP, unless iperf3 is missing.
 func (b *bed) measureStreams(ctx context.Context, o Options, r *results) error {
 	if _, err := exec.LookPath("iperf3"); err != nil {
-		r.skipped = append(r.skipped, "TCP upload and download: iperf3 is not installed (make deps installs it)")
-		o.status("SKIPPED: %s", r.skipped[0])
+		r.skip(o, "TCP upload and download: iperf3 is not installed (make deps installs it)")
 		return nil
 	}
 	for round := range o.timing.rounds {
@@ -240,13 +331,12 @@ func (b *bed) measureStreams(ctx context.Context, o Options, r *results) error {
 					continue
 				}
 				measure := func() error {
-					rate, err := p.bed.iperf(ctx, p.addr, p.port, download, o.timing.stream)
-					if err != nil {
-						return fmt.Errorf("%s: %w%s", p.name, err, p.lastWords())
+					rate, err := p.iperf(ctx, download, o.timing.stream)
+					if err == nil {
+						k := streamKey{p.name, download}
+						r.streams[k] = append(r.streams[k], rate)
 					}
-					k := streamKey{p.name, download}
-					r.streams[k] = append(r.streams[k], rate)
-					return nil
+					return err
 				}
 				if err := r.repeat(ctx, o, measure); err != nil {
 					return err
@@ -254,21 +344,37 @@ func (b *bed) measureStreams(ctx context.Context, o Options, r *results) error {
 			}
 		}
 	}
-	return nil
+	if o.Against != "" {
+		return nil
+	}
+	if b.fast != nil {
+		if err := b.fast.firstFlows(ctx, o, r); err != nil {
+			return err
+		}
+		r.notes = append(r.notes, b.fast.doubtAgent(ctx)...)
+	}
+	return b.measureLoads(ctx, o, r)
 }
 
 // measureTrips measures latency.
 func (b *bed) measureTrips(ctx context.Context, o Options, r *results) error {
-	e, err := startEcho(b.web)
-	if err != nil {
-		return err
+	paths, hosts := b.tcpPaths(), []*lab.Host{b.web}
+	if b.fast != nil {
+		paths = append(paths, tcpPath{path: b.fast.findPath(pathFast), bed: b.fast})
+		hosts = append(hosts, b.fast.web)
 	}
-	defer e.close()
+	for _, h := range hosts {
+		e, err := startEcho(h)
+		if err != nil {
+			return err
+		}
+		defer e.close()
+	}
 	o.status("round trips, %d rounds", o.timing.rounds)
 	for range o.timing.rounds {
-		for _, p := range b.tcpPaths() {
+		for _, p := range paths {
 			measure := func() error {
-				p50, p99, err := b.roundTrips(ctx, p.addr, o.timing.trips)
+				p50, p99, err := p.roundTrips(ctx, o.timing.trips)
 				if err != nil {
 					return fmt.Errorf("%s: %w%s", p.name, err, p.lastWords())
 				}
@@ -288,29 +394,35 @@ func (b *bed) measureTrips(ctx context.Context, o Options, r *results) error {
 	return nil
 }
 
-// tcpPaths returns the paths of TCP: the kernel's, to an address of web1, and the director's as users run it, by both
-// tunnels. With Against it returns them for both versions.
-func (b *bed) tcpPaths() []*path {
+// tcpPaths returns the TCP paths of this lab: the kernel's, to an address of web1, and the director's as users run it
+// but for the fast path, by both tunnels. With Against it returns them for both versions.
+func (b *bed) tcpPaths() []tcpPath {
 	paths := []*path{{name: pathPlain, addr: plainTCP}, b.findPath(pathDirectorAll), b.findPath(pathGUEAll)}
 	if b.against != "" {
 		paths = append(paths, b.findPath(pathOldAll), b.findPath(pathOldGUEAll))
 	}
-	return paths
+	var all []tcpPath
+	for _, w := range paths {
+		all = append(all, tcpPath{path: w, bed: b, port: iperfPort})
+	}
+	return all
 }
 
 // tcpPath is a path of TCP streams.
 type tcpPath struct {
 	*path
 	bed     *bed
-	port    int  // of web1's server
+	port    int  // of the web server's server
 	uploads bool // no downloads: replies take the path of plain forwarding
 }
 
-// allTCPPaths returns the TCP paths of this lab, and those of the methods' labs.
-func (b *bed) allTCPPaths() []tcpPath {
-	var all []tcpPath
-	for _, w := range b.tcpPaths() {
-		all = append(all, tcpPath{path: w, bed: b, port: iperfPort})
+// server returns the host with the server.
+func (p *tcpPath) server() *lab.Host {
+	if p.name == pathFastDirector {
+		return p.bed.lab.Webs[1]
 	}
-	return append(all, b.methods...)
+	return p.bed.web
 }
+
+// allTCPPaths returns the TCP paths of this lab, and those of the others.
+func (b *bed) allTCPPaths() []tcpPath { return append(b.tcpPaths(), b.methods...) }

@@ -64,7 +64,7 @@ func options(t *testing.T, name string) Options {
 	}
 	o := Options{Bin: t.TempDir(), Prefix: fmt.Sprintf("benchtest%d-%s", os.Getpid(), name),
 		timing: &timing{floods: 1, rounds: 1, flows: 100, settle: 50 * time.Millisecond, window: 200 * time.Millisecond,
-			stream: 1, trips: 50}}
+			stream: 1, trips: 50, most: 1000, mostRounds: 1, loads: 1, conns: 500, first: 1}}
 	for _, program := range []string{"director", "realserver", "lab"} {
 		if err := os.Symlink(self, filepath.Join(o.Bin, program)); err != nil {
 			t.Fatal(err)
@@ -105,35 +105,67 @@ func TestEveryVariantDelivers(t *testing.T) {
 			}
 		}
 	}
-	for _, path := range []string{pathPlain, pathDirectorAll, pathGUEAll} {
+	for _, path := range []string{pathPlain, pathDirectorAll, pathGUEAll, pathFast} {
 		want = append(want, "round trip, median, "+path, "round trip, 99th percentile, "+path)
-		if len(r.Skipped) == 0 {
+	}
+	skipped := strings.Join(r.Skipped, "\n")
+	missing := func(tool string) bool {
+		_, err := exec.LookPath(tool)
+		if (err != nil) != strings.Contains(skipped, tool) {
+			t.Errorf("%s: %v, but skipped: %q", tool, err, skipped)
+		}
+		return err != nil
+	}
+	if strings.Contains(skipped, "fast path: ") {
+		t.Skip("SKIPPED: " + skipped)
+	}
+	bars := 12 // without TCP streams and HTTP
+	if !missing("iperf3") {
+		bars += 9
+		for _, path := range []string{pathPlain, pathDirectorAll, pathGUEAll, pathFast, pathPlainNAT, pathNATAll,
+			pathNATOff} {
 			want = append(want, "TCP upload, "+path, "TCP download, "+path)
 		}
+		for _, path := range []string{pathFastGUE, pathFastDirector, pathFastAgent, pathPlainLAN, pathDRAll,
+			pathDROff} {
+			want = append(want, "TCP upload, "+path)
+		}
+		for _, name := range []string{"upload", "ACKs of a download"} {
+			want = append(want, "CPU at 1 Gbit/s, "+name+", "+pathPlain+": machine",
+				"CPU at 1 Gbit/s, "+name+", "+pathDirectorAll+": process",
+				"CPU at 1 Gbit/s, "+name+", "+pathFast+": machine")
+		}
+		want = append(want, "time until a connection is in the fast path")
 	}
-	if len(r.Skipped) == 0 {
-		want = append(want, "TCP upload, "+pathPlainLAN, "TCP upload, "+pathDRAll, "TCP upload, "+pathPlainNAT,
-			"TCP upload, "+pathNATAll, "TCP download, "+pathPlainNAT, "TCP download, "+pathNATAll)
+	if !missing("wrk") && !missing("nginx") {
+		bars++
+		for _, path := range []string{pathPlain, pathDirectorAll, pathFast} {
+			want = append(want, "HTTP, 64 connections, "+path)
+		}
 	}
-	if _, err := exec.LookPath("iperf3"); (err != nil) != (len(r.Skipped) > 0) {
-		t.Errorf("iperf3: %v, but skipped: %q", err, r.Skipped)
-	}
+	want = append(want, pathFast+", 1 flow", pathFast+", 100 flows", pathFast+", 1,000 flows",
+		"connections in the fast path, of 1,000 flows", "new connection, with fast path",
+		"new connection, without fast path", "BPF maps of an idle director",
+		"BPF maps, for each connection in the fast path")
 	for _, name := range want {
 		if figures[name] <= 0 {
 			t.Errorf("%s: %v", name, figures[name])
 		}
 	}
-	bars := 0
+	got := 0
 	for _, row := range r.Ratios {
 		if row.Median <= 0 {
 			t.Errorf("%s: %v", row.Name, row.Median)
 		}
 		if row.Bar != nil {
-			bars++
+			got++
 		}
 	}
-	if want := 13 - 6*len(r.Skipped); bars != want {
-		t.Errorf("%d bars, want %d", bars, want)
+	if got != bars {
+		t.Errorf("%d bars, want %d", got, bars)
+	}
+	if n := figures["connections in the fast path, of 1,000 flows"]; n < 1000 {
+		t.Errorf("%v of 1,000 flows were in the fast path", n)
 	}
 }
 
@@ -319,7 +351,7 @@ func TestDatagrams(t *testing.T) {
 		if packet.Checksum(ip.Contents) != 0 {
 			t.Errorf("frame %d: checksum %#x", i, ip.Checksum)
 		}
-		if int(udp.SrcPort) != firstPort+i || udp.DstPort != udpPort || udp.Length != 26 || len(udp.Payload) != 18 {
+		if int(udp.SrcPort) != firstPort+i || udp.DstPort != discardPort || udp.Length != 26 || len(udp.Payload) != 18 {
 			t.Errorf("frame %d: %+v", i, udp)
 		}
 	}
@@ -336,6 +368,69 @@ func TestIperfRate(t *testing.T) {
 		if _, err := iperfRate([]byte(out)); err == nil {
 			t.Errorf("%q: no error", out)
 		}
+	}
+}
+
+func TestWrkRate(t *testing.T) {
+	rate, err := wrkRate([]byte("  65210 requests in 1.10s, 9.95MB read\nRequests/sec:  59283.50\nTransfer/sec: 9MB\n"))
+	if err != nil || rate != 59283.5 {
+		t.Errorf("%v, %v", rate, err)
+	}
+	for _, out := range []string{"", "Requests/sec:      0.00\n",
+		"  Socket errors: connect 0, read 0, write 0, timeout 1\nRequests/sec:  59283.50\n",
+		"  Non-2xx or 3xx responses: 7\nRequests/sec:  59283.50\n"} {
+		if _, err := wrkRate([]byte(out)); err == nil {
+			t.Errorf("%q: no error", out)
+		}
+	}
+}
+
+// Every flow has another source, in the client's subnet.
+func TestFlowSource(t *testing.T) {
+	seen := map[netip.AddrPort]bool{}
+	from := netip.MustParseAddr("10.0.1.2")
+	for i := range fastRoom {
+		a, port := flowSource(from, i)
+		seen[netip.AddrPortFrom(a, port)] = true
+		if !netip.MustParsePrefix("10.0.1.0/24").Contains(a) {
+			t.Fatalf("flow %d comes from %v", i, a)
+		}
+	}
+	if len(seen) != fastRoom {
+		t.Errorf("%d sources of %d flows", len(seen), fastRoom)
+	}
+}
+
+// gopacket checks the segments independently.
+func TestSegments(t *testing.T) {
+	from, to := netip.MustParseAddr("10.0.1.7"), netip.MustParseAddr("198.51.100.80")
+	f := segment(net.HardwareAddr{2, 0, 0, 0, 0, 2}, net.HardwareAddr{2, 0, 0, 0, 0, 3}, to)
+	for stage, flags := range []string{"S", "A", "PA", "PA", "FA", "A"} {
+		setSegment(f, from, 1234, stage)
+		p := gopacket.NewPacket(f, layers.LayerTypeEthernet, gopacket.Default)
+		if p.ErrorLayer() != nil {
+			t.Fatal(p.ErrorLayer().Error())
+		}
+		ip := p.Layer(layers.LayerTypeIPv4).(*layers.IPv4)
+		tcp := p.Layer(layers.LayerTypeTCP).(*layers.TCP)
+		if ip.SrcIP.String() != from.String() || ip.DstIP.String() != to.String() ||
+			packet.Checksum(ip.Contents) != 0 || tcp.SrcPort != 1234 || tcp.DstPort != discardPort ||
+			len(tcp.Payload) > 0 || len(f) != frameLen {
+			t.Errorf("stage %d: %+v, %+v", stage, ip, tcp)
+		}
+		if tcp.SYN != (flags == "S") || tcp.ACK != strings.Contains(flags, "A") ||
+			tcp.FIN != strings.Contains(flags, "F") {
+			t.Errorf("stage %d: %+v", stage, tcp)
+		}
+	}
+}
+
+func TestThisMachineHasUsedCPU(t *testing.T) {
+	if used, err := machineTime(); err != nil || used <= 0 {
+		t.Errorf("%v, %v", used, err)
+	}
+	if bytes, err := privateMemory(os.Getpid()); err != nil || bytes < 1<<20 {
+		t.Errorf("%v bytes of memory, %v", bytes, err)
 	}
 }
 

@@ -20,14 +20,16 @@ func Command() *cobra.Command {
 			"kernel, against the\n" +
 			"least loop that a director behind a TUN device can be, and against a naive one: 60-byte packets, TCP " +
 			"streams (with\n" +
-			"iperf3) and round trips, everything in several rounds. It takes under ten minutes, in which the " +
-			"machine should have\n" +
-			"nothing else to do, and leaves nothing behind. A bar that is missed is in the table, and no failure.",
+			"iperf3), HTTP requests (with wrk and nginx) and round trips, with the fast path and without, " +
+			"everything in several\n" +
+			"rounds. It takes under twelve minutes, in which the machine should have nothing else to do, and leaves " +
+			"nothing behind.\n" +
+			"A bar that is missed is in the table, and no failure.",
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error { return Run(c.Context(), c.OutOrStdout(), o) },
 	}
 	c.Flags().BoolVar(&o.JSON, "json", false, "print data, with the values of each round")
-	c.Flags().BoolVar(&o.Quick, "quick", false, "a minute's check that everything works; the figures are rough")
+	c.Flags().BoolVar(&o.Quick, "quick", false, "two minutes' check that everything works; the figures are rough")
 	c.Flags().StringVar(&o.Against, "against", "", "`DIR` of the programs of another version: measure both in "+
 		"alternation, and print new : old")
 	c.Flags().StringVar(&o.Bin, "bin", "", "`DIR` of the programs director, realserver and lab (default: where lab "+

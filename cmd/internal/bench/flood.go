@@ -22,6 +22,7 @@ type flood struct {
 	offered   Sample // packets a second
 	cpu       Sample // nanoseconds of the program's CPU time per delivered packet; empty for the kernel
 	share     Sample // CPUs that the program used: about 1 if it had one for itself; empty for the kernel
+	fast      Sample // flows that the kernel forwards instead of the program; empty without a fast path
 }
 
 // cost returns the time per delivered packet, in nanoseconds, over the whole path.
@@ -52,11 +53,23 @@ func (w *path) read(s *stream) (r reading, err error) {
 	return r, err
 }
 
-// flood measures one path for one window and adds the result to f.
-func (b *bed) flood(ctx context.Context, w *path, flows int, t timing, f *flood) (err error) {
+// flood measures one path for one window and adds the result to f. On a fast path the kernel forwards at least this
+// number of flows before.
+func (b *bed) flood(ctx context.Context, w *path, flows, fastFlows int, t timing, f *flood) (err error) {
 	g := generator{host: b.lab.Client, cpu: b.machine.GeneratorCPU, source: b.lab.Client.Addr}
 	s := g.start(w.mac, w.addr, flows)
 	defer func() { err = errors.Join(err, s.end()) }()
+	select {
+	case <-s.begun: // many frames take their time
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	fast := 0
+	if w.fast {
+		if fast, err = w.awaitFlows(ctx, fastFlows); err != nil {
+			return err
+		}
+	}
 	if err := pause(ctx, t.settle); err != nil {
 		return err
 	}
@@ -78,6 +91,9 @@ func (b *bed) flood(ctx context.Context, w *path, flows int, t timing, f *flood)
 	}
 	f.delivered = append(f.delivered, packets/seconds)
 	f.offered = append(f.offered, float64(last.sent-first.sent)/seconds)
+	if w.fast {
+		f.fast = append(f.fast, float64(fast))
+	}
 	if w.process != nil {
 		used := last.cpu - first.cpu
 		f.cpu = append(f.cpu, float64(used.Nanoseconds())/packets)
@@ -103,25 +119,27 @@ func (b *bed) prove(ctx context.Context, w *path, flows int) error {
 		if err := g.trickle(ctx, w.mac, w.addr, flows, flows); err != nil {
 			return err
 		}
-		// The last datagrams may still be in flight.
-		for deadline := time.Now().Add(time.Second); ; {
-			now, err := w.host.Received(w.link)
-			if err != nil {
-				return err
-			}
-			if arrived = now - before; arrived >= uint64(flows) {
-				return nil
-			}
-			if time.Now().After(deadline) {
-				break
-			}
-			if err := pause(ctx, pollEvery); err != nil {
-				return err
-			}
+		arrived, err = w.awaitDelivered(ctx, before, uint64(flows))
+		if err != nil || arrived >= uint64(flows) {
+			return err
 		}
 	}
 	return fmt.Errorf("%s: of %d packets, sent slowly, %d arrived at %s%s", w.name, flows, arrived, w.host.Name,
 		w.lastWords())
+}
+
+// awaitDelivered waits for packets in flight, until their number since the count before is at least want, or a second
+// is over. It returns their number.
+func (w *path) awaitDelivered(ctx context.Context, before, want uint64) (uint64, error) {
+	for deadline := time.Now().Add(time.Second); ; {
+		now, err := w.host.Received(w.link)
+		if err != nil || now-before >= want || time.Now().After(deadline) {
+			return now - before, err
+		}
+		if err := pause(ctx, pollEvery); err != nil {
+			return 0, err
+		}
+	}
 }
 
 // lastWords returns, for an error, a director's counters and the end of the program's output.
@@ -137,8 +155,8 @@ func (w *path) lastWords() string {
 		if err := api.Get(ctx, w.socket, "/status", &st); err != nil {
 			words = fmt.Sprintf("; its status: %v", err)
 		} else {
-			words = fmt.Sprintf("; it has read %d packets, sent %d, dropped %v, and the kernel refused with %q",
-				st.In.Packets, st.Out.Packets, st.Drops, st.SendError)
+			words = fmt.Sprintf("; it has read %d packets, sent %d, dropped %v, and the kernel refused with %q; its "+
+				"fast path: %+v", st.In.Packets, st.Out.Packets, st.Drops, st.SendError, st.FastPath)
 		}
 	}
 	if text := strings.TrimSpace(w.process.Output()); text != "" {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -15,12 +16,13 @@ import (
 // The generator's frames: Ethernet 14 + IPv4 20 + UDP 8 + payload 18 bytes = 60, Ethernet's minimum without the
 // checksum.
 const (
-	frameLen   = 60
-	ipLen      = packet.IPv4HeaderLen
-	manyFlows  = 10_000
-	firstPort  = 1024 // source port of flow 0; further flows have the ports above it
-	udpPort    = 9    // destination port
-	pacedEvery = 2 * time.Millisecond
+	frameLen    = 60
+	ipLen       = packet.IPv4HeaderLen
+	manyFlows   = 10_000
+	firstPort   = 1024   // source port of flow 0; further flows have the ports above it
+	ports       = 60_000 // flows of a source address; further flows have the addresses above it
+	discardPort = 9      // destination port
+	pacedEvery  = 2 * time.Millisecond
 )
 
 // generator sends UDP datagrams of many flows, round robin, by a packet socket of a host. They bypass that host's IP
@@ -30,19 +32,23 @@ type generator struct {
 	host   *lab.Host
 	cpu    int
 	source netip.Addr
+	row    int // successive datagrams of a flow; 0: one
 }
 
 // stream is a running flow of datagrams.
 type stream struct {
-	stop atomic.Bool
-	sent atomic.Uint64
-	done chan error
+	stop  atomic.Bool
+	sent  atomic.Uint64
+	begun chan struct{} // closed once all frames are made, or that has failed
+	done  chan error
 }
 
 // start sends as fast as one CPU can, until end is called.
 func (g *generator) start(mac net.HardwareAddr, to netip.Addr, flows int) *stream {
-	s := &stream{done: make(chan error, 1)}
+	s := &stream{begun: make(chan struct{}), done: make(chan error, 1)}
 	go func() {
+		begin := sync.OnceFunc(func() { close(s.begun) })
+		defer begin()
 		s.done <- g.host.Do(func() error {
 			if err := pin(g.cpu); err != nil {
 				return err
@@ -52,6 +58,8 @@ func (g *generator) start(mac net.HardwareAddr, to netip.Addr, flows int) *strea
 				return err
 			}
 			defer b.Close()
+			b.row = max(1, g.row)
+			begin()
 			for !s.stop.Load() {
 				n, err := b.send(lab.Burst)
 				if err != nil {
@@ -101,7 +109,8 @@ func (g *generator) trickle(ctx context.Context, mac net.HardwareAddr, to netip.
 type blaster struct {
 	*lab.Blaster
 	frames [][]byte
-	next   int // flow of the next frame
+	row    int // times that a frame is sent before the next one
+	next   int // the next frame is this one divided by row
 }
 
 // newBlaster opens the packet socket in this thread's namespace.
@@ -110,7 +119,14 @@ func newBlaster(mac net.HardwareAddr, from, to netip.Addr, flows int) (*blaster,
 	if err != nil {
 		return nil, fmt.Errorf("generator: %w", err)
 	}
-	return &blaster{Blaster: b, frames: datagrams(b.MAC(), mac, from, to, flows)}, nil
+	return &blaster{Blaster: b, frames: datagrams(b.MAC(), mac, from, to, flows), row: 1}, nil
+}
+
+// flowSource returns address and port of flow i. from is the address of flow 0.
+func flowSource(from netip.Addr, i int) (netip.Addr, uint16) {
+	a := from.As4()
+	a[3] += byte(i / ports)
+	return netip.AddrFrom4(a), uint16(firstPort + i%ports)
 }
 
 // datagrams makes one frame for each flow. UDP checksum 0 means none (RFC 768).
@@ -124,14 +140,15 @@ func datagrams(source, mac net.HardwareAddr, from, to netip.Addr, flows int) [][
 		ether.SetSrc([6]byte(source))
 		ether.SetType(packet.EtherTypeIPv4)
 		ip := packet.IPv4(ether.Payload())
+		source, port := flowSource(from, i)
 		ip.Encode(packet.IPv4Fields{
-			TotalLen: len(ip), TTL: 64, Protocol: packet.ProtoUDP, Src: from.As4(), Dst: to.As4(),
+			TotalLen: len(ip), TTL: 64, Protocol: packet.ProtoUDP, Src: source.As4(), Dst: to.As4(),
 		})
 		ip.SetID(uint16(i))
 		ip.SetChecksum()
 		udp := packet.UDP(ip[packet.IPv4HeaderLen:])
-		udp.SetSrcPort(uint16(firstPort + i))
-		udp.SetDstPort(udpPort)
+		udp.SetSrcPort(port)
+		udp.SetDstPort(discardPort)
 		udp.SetLen(len(udp))
 		frames[i] = f
 	}
@@ -140,10 +157,10 @@ func datagrams(source, mac net.HardwareAddr, from, to netip.Addr, flows int) [][
 
 // send sends the next frames, at most lab.Burst, and returns how many went out.
 func (b *blaster) send(count int) (int, error) {
-	n, err := b.Send(count, func(i int) []byte { return b.frames[(b.next+i)%len(b.frames)] })
+	n, err := b.Send(count, func(i int) []byte { return b.frames[(b.next+i)/b.row%len(b.frames)] })
 	if err != nil {
 		return 0, fmt.Errorf("generator: %w", err)
 	}
-	b.next = (b.next + n) % len(b.frames)
+	b.next = (b.next + n) % (len(b.frames) * b.row)
 	return n, nil
 }

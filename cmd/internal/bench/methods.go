@@ -14,22 +14,37 @@ import (
 const (
 	pathPlainLAN = "plain forwarding in a LAN"
 	pathDRAll    = "director, dr, all CPUs"
+	pathDROff    = "director, dr, without fast path"
 	pathPlainNAT = "plain forwarding by a gateway"
 	pathNATAll   = "director, nat, all CPUs"
+	pathNATOff   = "director, nat, without fast path"
 )
 
-// maskedPort is the port of web1's server with nat. Replies from the port of plain forwarding's server do not pass the
-// program.
-const maskedPort = iperfPort + 1
+// Ports of web1's server with nat. Replies from the port of plain forwarding's server do not pass a program.
+const (
+	maskedPort    = iperfPort + 1
+	maskedPortOff = maskedPort + 1
+)
+
+// secondTable is the routing table of replies to the second director on a host.
+const secondTable = 30326
 
 // openMethods builds the labs of VS/DR and VS/NAT and starts their programs.
 func (b *bed) openMethods(ctx context.Context, o Options) error {
 	lan := lab.Spec{Prefix: o.Prefix + "-lan", Webs: 1, Network: lab.LAN}
-	if _, err := layBed(o, b.machine, lan, func(in *bed) error { return b.openDR(ctx, in) }); err != nil {
-		return err
-	}
 	masked := lab.Spec{Prefix: o.Prefix + "-nat", Webs: 1, Network: lab.NAT}
-	_, err := layBed(o, b.machine, masked, func(in *bed) error { return b.openNAT(ctx, in) })
+	return inTurn(
+		func() error { return b.open(o, lan, func(in *bed) error { return b.openDR(ctx, in) }) },
+		func() error { return b.open(o, masked, func(in *bed) error { return b.openNAT(ctx, in) }) },
+	)
+}
+
+// open builds a further lab, which ends with b. start starts its programs.
+func (b *bed) open(o Options, spec lab.Spec, start func(in *bed) error) error {
+	in, err := layBed(o, b.machine, spec, start)
+	if err == nil {
+		b.labs = append(b.labs, in)
+	}
 	return err
 }
 
@@ -44,27 +59,33 @@ func (b *bed) openDR(ctx context.Context, in *bed) error {
 	if err != nil {
 		return err
 	}
-	w := &path{name: pathDRAll, addr: firstVIP, tcp: true, fast: true}
-	in.paths = []*path{w}
-	if err := in.startAgent(ctx, "encap = []"); err != nil {
+	in.paths = []*path{{name: pathDRAll, addr: firstVIP, tcp: true, fast: true},
+		{name: pathDROff, addr: firstVIP.Next(), tcp: true}}
+	if err := in.startAgent(ctx, in.web, in.paths, "encap = []"); err != nil {
 		return err
 	}
-	if err := b.openTCPPath(ctx, in, w, dr.keys, realserver(in.web.Addr, 0)); err != nil {
-		return err
+	b.methods = append(b.methods, tcpPath{&path{name: pathPlainLAN, addr: plainTCP}, in, iperfPort, true})
+	for _, w := range in.paths {
+		if err := b.openTCPPath(ctx, in, w, dr.keys, realserver(in.web.Addr, 0)); err != nil {
+			return err
+		}
+		b.methods = append(b.methods, tcpPath{w, in, iperfPort, true})
 	}
-	b.methods = append(b.methods, tcpPath{&path{name: pathPlainLAN, addr: plainTCP}, in, iperfPort, true},
-		tcpPath{w, in, iperfPort, true})
 	return nil
 }
 
-// openNAT opens the TCP paths of VS/NAT in its lab. The director's policy rules are there during plain forwarding, too.
+// openNAT opens the TCP paths of VS/NAT in its lab. The directors' policy rules are there during plain forwarding, too.
 func (b *bed) openNAT(ctx context.Context, in *bed) error {
-	w := &path{name: pathNATAll, addr: firstVIP, fast: true}
-	if err := b.openTCPPath(ctx, in, w, nat.keys, realserver(in.web.Addr, maskedPort)); err != nil {
-		return err
+	b.methods = append(b.methods, tcpPath{&path{name: pathPlainNAT, addr: in.web.Addr}, in, iperfPort, false})
+	for _, to := range []tcpPath{
+		{&path{name: pathNATAll, addr: firstVIP, fast: true}, in, maskedPort, false},
+		{&path{name: pathNATOff, addr: firstVIP.Next(), table: secondTable}, in, maskedPortOff, false},
+	} {
+		if err := b.openTCPPath(ctx, in, to.path, nat.keys, realserver(in.web.Addr, to.port)); err != nil {
+			return err
+		}
+		b.methods = append(b.methods, to)
 	}
-	b.methods = append(b.methods, tcpPath{&path{name: pathPlainNAT, addr: in.web.Addr}, in, iperfPort, false},
-		tcpPath{w, in, maskedPort, false})
 	return nil
 }
 

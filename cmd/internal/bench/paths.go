@@ -30,6 +30,8 @@ type path struct {
 	tcp     bool             // the director has TCP services, for which web1 has an agent
 	private bool             // the director's connection table is in private memory
 	fast    bool             // the director has its fast path; false: it is switched off
+	room    int              // connections in the director's table; 0: the default
+	table   int              // the director's routing table; 0: the default
 }
 
 // Names of the paths.
@@ -119,8 +121,11 @@ type bed struct {
 	paths   []*path
 	web     *lab.Host
 	tables  []string // that outlive the directors
+	opened  int      // connections of newConnections
 
-	methods []tcpPath // in labs of their own, which end with this one
+	labs    []*bed    // further ones, which end with this one
+	methods []tcpPath // in labs of their own
+	fast    *bed      // with the fast path; nil: not measured
 }
 
 // newBed builds the lab, opens all paths and starts their programs. On an error it leaves nothing behind.
@@ -164,7 +169,7 @@ func (b *bed) start(ctx context.Context) error {
 		b.paths = append(b.paths, w)
 		addr = addr.Next()
 	}
-	return b.startAgent(ctx, noFastPath+`encap = ["ipip", "gue"]`)
+	return b.startAgent(ctx, b.web, b.paths, noFastPath+tunnels)
 }
 
 // prepare sets up what all paths need: forwarding without ICMP redirects on the director, the sinks, and plain TCP's
@@ -244,13 +249,21 @@ func throughDirector(f forwarding, queues int, programs func(*bed) string) func(
 		if err := b.lab.Router.Route(w.addr, b.lab.Director.Addr); err != nil {
 			return err
 		}
-		services := service("udp", w.addr, udpPort, f.keys, realserver(f.sink, 0))
+		services := service("udp", w.addr, discardPort, f.keys, realserver(f.sink, 0))
 		if w.tcp = f.tcp; w.tcp {
-			services += service("tcp", w.addr, iperfPort, f.keys, realserver(b.web.Addr, 0))
-			services += service("tcp", w.addr, echoPort, f.keys, realserver(b.web.Addr, 0))
+			services += tcpServices(w.addr, f, b.web)
 		}
 		return b.startDirector(ctx, w, queues, programs(b), services)
 	}
+}
+
+// tcpServices returns the services of TCP at an address. web has their servers.
+func tcpServices(vip netip.Addr, f forwarding, web *lab.Host) string {
+	services := service("tcp", vip, discardPort, f.keys, realserver(f.sink, 0))
+	for _, port := range []int{iperfPort, echoPort, httpPort} {
+		services += service("tcp", vip, port, f.keys, realserver(web.Addr, 0))
+	}
+	return services
 }
 
 // withoutKeep opens a path whose director has its connection table in private memory.
@@ -268,9 +281,10 @@ func (b *bed) startDirector(ctx context.Context, w *path, queues int, programs, 
 	config := fmt.Sprintf("tun = %q\nqueues = %d\ncontrol = %q\n", fmt.Sprintf("vs-%d", w.addr.As4()[3]), queues,
 		w.socket)
 	b.tables = append(b.tables, keep.Path(w.socket, ".table"))
-	if w.private {
-		config += "[connections]\nkeep = \"\"\n"
+	if w.table != 0 {
+		config += fmt.Sprintf("table = %d\n", w.table)
 	}
+	config += w.connections()
 	cmd, err := b.director(ctx, w, programs, name, config+services)
 	if err != nil {
 		return err
@@ -284,6 +298,18 @@ func (b *bed) startDirector(ctx context.Context, w *path, queues int, programs, 
 		return err
 	}
 	return await(ctx, w.process, "answers on "+w.socket, answers(ctx, w.socket))
+}
+
+// connections returns the section of the connection table, in TOML.
+func (w *path) connections() string {
+	config := "[connections]\n"
+	if w.private {
+		config += "keep = \"\"\n"
+	}
+	if w.room != 0 {
+		config += fmt.Sprintf("max = %d\n", w.room)
+	}
+	return config
 }
 
 // director writes the configuration of a path's director, and returns the command that runs it. Another version may not
@@ -308,8 +334,8 @@ const noFastPath = "fast_path = \"off\"\n"
 
 // service returns a service in TOML. keys say how it forwards.
 func service(protocol string, vip netip.Addr, port int, keys, realserver string) string {
-	return fmt.Sprintf("\n[[service]]\nname = \"%s%d\"\nvip = %q\nprotocol = %q\nport = %d\nscheduler = "+
-		"\"rr\"\n%s\n%s", protocol, port, vip, protocol, port, keys, realserver)
+	return fmt.Sprintf("\n[[service]]\nname = \"%s%d-%d\"\nvip = %q\nprotocol = %q\nport = %d\nscheduler = "+
+		"\"rr\"\n%s\n%s", protocol, port, vip.As4()[3], vip, protocol, port, keys, realserver)
 }
 
 // realserver returns a service's realserver in TOML. port is its own one, of VS/NAT; 0: the service's.
@@ -321,27 +347,33 @@ func realserver(addr netip.Addr, port int) string {
 	return text
 }
 
-// startAgent starts the realserver of web1, which has the addresses of all directors with TCP services. keys are its
+// tunnels is the key of an agent that takes the tunnels of tcpServices, in TOML.
+const tunnels = `encap = ["ipip", "gue"]`
+
+// startAgent starts the realserver of a host, which has the addresses of the TCP services of these paths. keys are its
 // further keys, in TOML.
-func (b *bed) startAgent(ctx context.Context, keys string) error {
+func (b *bed) startAgent(ctx context.Context, web *lab.Host, paths []*path, keys string) error {
 	var vips []string
-	for _, w := range b.paths {
+	for _, w := range paths {
 		if w.tcp {
 			vips = append(vips, fmt.Sprintf("%q", w.addr))
 		}
 	}
-	socket := filepath.Join(b.dir, "realserver.sock")
-	cmd, err := b.command(b.bin, "realserver", "realserver", fmt.Sprintf("[realserver]\nvips = [%s]\ndirectors = "+
+	socket := b.agentSocket(web)
+	cmd, err := b.command(b.bin, "realserver", web.Name, fmt.Sprintf("[realserver]\nvips = [%s]\ndirectors = "+
 		"[%q]\n%s\ncontrol = %q\n", strings.Join(vips, ", "), b.lab.Director.Addr, keys, socket))
 	if err != nil {
 		return err
 	}
-	p, err := b.web.Start(cmd)
+	p, err := web.Start(cmd)
 	if err != nil {
 		return err
 	}
 	return await(ctx, p, "answers on "+socket, answers(ctx, socket))
 }
+
+// agentSocket returns the control socket of a host's agent.
+func (b *bed) agentSocket(web *lab.Host) string { return filepath.Join(b.dir, web.Name+".sock") }
 
 // command writes a program's configuration and returns the command that runs it.
 func (b *bed) command(programs, program, name, config string) (*exec.Cmd, error) {
@@ -391,10 +423,8 @@ func await(ctx context.Context, p *lab.Process, what string, up func() bool) err
 // close ends everything.
 func (b *bed) close() error {
 	err := b.lab.Close()
-	for _, r := range b.methods {
-		if r.process != nil { // each lab has one director
-			err = errors.Join(err, r.bed.close())
-		}
+	for _, in := range b.labs {
+		err = errors.Join(err, in.close())
 	}
 	for _, path := range b.tables {
 		err = errors.Join(err, keep.Remove(path))

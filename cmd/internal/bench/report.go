@@ -89,6 +89,7 @@ func newReport(o Options, m Machine, res *results) *Report {
 	if res.disturbed > 0 {
 		r.Notes = append(r.Notes, fmt.Sprintf("measurements that were disturbed and repeated: %d", res.disturbed))
 	}
+	r.Notes = append(r.Notes, res.notes...)
 	if o.Against != "" {
 		r.against(res, o.timing.flows)
 		return r
@@ -96,6 +97,7 @@ func newReport(o Options, m Machine, res *results) *Report {
 	r.floods(res, o.timing.flows)
 	r.streams(res)
 	r.trips(res)
+	r.fastPath(res, *o.timing)
 	return r
 }
 
@@ -128,7 +130,11 @@ func flowCount(n int) string {
 	case n < 1000:
 		return fmt.Sprintf("%d flows", n)
 	}
-	return fmt.Sprintf("%d,%03d flows", n/1000, n%1000)
+	text := fmt.Sprintf("%03d flows", n%1000)
+	for n /= 1000; n >= 1000; n /= 1000 {
+		text = fmt.Sprintf("%03d,%s", n%1000, text)
+	}
+	return fmt.Sprintf("%d,%s", n, text)
 }
 
 // floods adds the rows of 60-byte packets.
@@ -170,7 +176,7 @@ func (r *Report) floods(res *results, many int) {
 			}
 		}
 		hop := each(res.floods[floodKey{pathPlain, n}].cost(), res.floods[floodKey{pathAtDirector, n}].cost(),
-			func(a, b float64) float64 { return a - b })
+			minus)
 		r.figure(fmt.Sprintf("plain forwarding, %s: from the director on", flowCount(n)), "ns/packet", hop)
 	}
 }
@@ -197,20 +203,27 @@ func (r *Report) streams(res *results) {
 	r.ratio("TCP upload, director with gue : plain forwarding", rate(pathGUEAll, false), rate(pathPlain, false),
 		atLeast(0.70))
 	r.ratio("TCP download, director with gue : plain forwarding", rate(pathGUEAll, true), rate(pathPlain, true), nil)
-	r.ratio("TCP upload, dr : plain forwarding", rate(pathDRAll, false), rate(pathPlainLAN, false), atLeast(0.90))
-	r.ratio("TCP upload, nat : plain forwarding", rate(pathNATAll, false), rate(pathPlainNAT, false), atLeast(0.80))
-	r.ratio("TCP download, nat : plain forwarding", rate(pathNATAll, true), rate(pathPlainNAT, true), atLeast(0.80))
+	for _, m := range []struct {
+		name           string
+		on, off, plain string
+		download       bool
+		bar            float64
+	}{
+		{"TCP upload, dr", pathDRAll, pathDROff, pathPlainLAN, false, 0.90},
+		{"TCP upload, nat", pathNATAll, pathNATOff, pathPlainNAT, false, 0.80},
+		{"TCP download, nat", pathNATAll, pathNATOff, pathPlainNAT, true, 0.80},
+	} {
+		plain := rate(m.plain, m.download)
+		r.ratio(m.name+" : plain forwarding", rate(m.on, m.download), plain, atLeast(m.bar))
+		r.ratio(m.name+", without fast path : plain forwarding", rate(m.off, m.download), plain, nil)
+	}
 	for _, d := range []struct {
 		name     string
 		download bool
 	}{{"TCP upload", false}, {"TCP download", true}} {
-		for _, path := range []string{pathPlain, pathDirectorAll, pathGUEAll, pathPlainLAN, pathDRAll, pathPlainNAT,
-			pathNATAll} {
-			mega := Sample{}
-			for _, v := range rate(path, d.download) {
-				mega = append(mega, v/1e6)
-			}
-			r.figure(d.name+", "+path, "Mbit/s", mega)
+		for _, path := range []string{pathPlain, pathDirectorAll, pathGUEAll, pathFast, pathFastGUE, pathFastDirector,
+			pathFastAgent, pathPlainLAN, pathDRAll, pathDROff, pathPlainNAT, pathNATAll, pathNATOff} {
+			r.figure(d.name+", "+path, "Mbit/s", rate(path, d.download).times(1e-6))
 		}
 	}
 }
@@ -223,16 +236,13 @@ func (r *Report) trips(res *results) {
 	for _, w := range []struct {
 		name string
 		t    *trips
-	}{{pathPlain, plain}, {pathDirectorAll, ours}, {pathGUEAll, res.trips[pathGUEAll]}} {
-		micro := func(s Sample) Sample {
-			out := make(Sample, len(s))
-			for i, v := range s {
-				out[i] = v / 1e3
-			}
-			return out
+	}{{pathPlain, plain}, {pathDirectorAll, ours}, {pathGUEAll, res.trips[pathGUEAll]},
+		{pathFast, res.trips[pathFast]}} {
+		if w.t == nil {
+			continue
 		}
-		r.figure("round trip, median, "+w.name, "µs", micro(w.t.p50))
-		r.figure("round trip, 99th percentile, "+w.name, "µs", micro(w.t.p99))
+		r.figure("round trip, median, "+w.name, "µs", w.t.p50.times(1e-3))
+		r.figure("round trip, 99th percentile, "+w.name, "µs", w.t.p99.times(1e-3))
 	}
 }
 
@@ -250,7 +260,7 @@ func (r *Report) writeTable(out io.Writer) error {
 		"packets, %d of TCP, %.0f s\n\n", r.Version, r.Machine.Kernel,
 		r.Machine.CPUs, r.Machine.Processor, r.Machine.GeneratorCPU, r.Machine.DirectorCPU, r.Floods, r.Rounds,
 		r.Seconds)
-	fmt.Fprintf(&b, "%-60s %8s   %-17s %s\n", "Ratio", "median", "spread", "bar")
+	fmt.Fprintf(&b, "%-64s %8s   %-17s %s\n", "Ratio", "median", "spread", "bar")
 	met, barred := 0, 0
 	for _, row := range r.Ratios {
 		bar := ""
@@ -266,18 +276,18 @@ func (r *Report) writeTable(out io.Writer) error {
 			}
 			bar = fmt.Sprintf("%s %.2f  %s", sign, row.Bar.Limit, verdict)
 		}
-		line := fmt.Sprintf("%-60s %8.3f   %-17s %s", row.Name, row.Median, fmt.Sprintf("%.3f … %.3f", row.Least,
+		line := fmt.Sprintf("%-64s %8.3f   %-17s %s", row.Name, row.Median, fmt.Sprintf("%.3f … %.3f", row.Least,
 			row.Most), bar)
 		b.WriteString(strings.TrimRight(line, " ") + "\n")
 	}
-	fmt.Fprintf(&b, "\n%-60s %10s   %-23s %s\n", "Figure (60-byte frames, TCP, one byte there and back)", "median",
+	fmt.Fprintf(&b, "\n%-64s %10s   %-23s %s\n", "Figure (60-byte frames, TCP, one byte there and back)", "median",
 		"spread", "unit")
 	for _, row := range r.Figures {
 		digits := 0
 		if row.Median < 1000 {
 			digits = 1
 		}
-		fmt.Fprintf(&b, "%-60s %10.*f   %-23s %s\n", row.Name, digits, row.Median, fmt.Sprintf("%.*f … %.*f", digits,
+		fmt.Fprintf(&b, "%-64s %10.*f   %-23s %s\n", row.Name, digits, row.Median, fmt.Sprintf("%.*f … %.*f", digits,
 			row.Least, digits, row.Most), row.Unit)
 	}
 	b.WriteString("\n")

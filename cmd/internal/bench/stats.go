@@ -43,6 +43,17 @@ func each(a, b Sample, f func(a, b float64) float64) Sample {
 // over returns the ratio of a to b for each round.
 func over(a, b Sample) Sample { return each(a, b, func(a, b float64) float64 { return a / b }) }
 
+func minus(a, b float64) float64 { return a - b }
+
+// times returns all values multiplied by f.
+func (s Sample) times(f float64) Sample {
+	out := make(Sample, len(s))
+	for i, v := range s {
+		out[i] = f * v
+	}
+	return out
+}
+
 // percentile returns the value at the share p of the sorted values (nearest rank).
 func percentile[T any](sorted []T, p float64) T {
 	rank := int(math.Ceil(p * float64(len(sorted))))

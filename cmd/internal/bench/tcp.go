@@ -11,6 +11,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"vstun/cmd/internal/lab"
 )
 
 const (
@@ -19,13 +21,29 @@ const (
 	serverGrace = time.Second // for the server to end after its client
 )
 
-// iperf measures one TCP stream between the client and an address of web1 and returns the receiver's bits a second.
-// port is the server's port. Each stream has a new server: a server may still be busy with the previous stream.
-func (b *bed) iperf(ctx context.Context, to netip.Addr, port int, download bool, seconds int) (rate float64,
-	err error) {
+// iperf measures one TCP stream between the client and the path's web server, and returns the receiver's bits a second.
+// Each stream has a new server: a server may still be busy with the previous stream. On a fast path the stream must
+// have got there.
+func (p *tcpPath) iperf(ctx context.Context, download bool, seconds int, more ...string) (rate float64, err error) {
+	promotion, err := p.watchPromotion(ctx)
+	if err != nil {
+		return 0, err
+	}
+	if rate, err = p.bed.iperf(ctx, p.server(), p.addr, p.port, download, seconds, more); err == nil {
+		err = promotion.done(ctx, 1)
+	}
+	if err != nil {
+		return 0, fmt.Errorf("%s: %w%s", p.name, err, p.lastWords())
+	}
+	return rate, nil
+}
+
+// iperf measures one TCP stream between the client and an address of the host web. port is the server's port.
+func (b *bed) iperf(ctx context.Context, web *lab.Host, to netip.Addr, port int, download bool, seconds int,
+	more []string) (rate float64, err error) {
 	ctx, cancel := context.WithTimeout(ctx, time.Duration(seconds)*time.Second+upTimeout)
 	defer cancel()
-	server, err := b.web.Start(exec.Command("iperf3", "-s", "-1", "-p", strconv.Itoa(port), "--forceflush"))
+	server, err := web.Start(exec.Command("iperf3", "-s", "-1", "-p", strconv.Itoa(port), "--forceflush"))
 	if err != nil {
 		return 0, err
 	}
@@ -44,7 +62,7 @@ func (b *bed) iperf(ctx context.Context, to netip.Addr, port int, download bool,
 	}
 	args := []string{"-c", to.String(), "-p", strconv.Itoa(iperfPort), "-t", strconv.Itoa(seconds), "-J",
 		"--connect-timeout", "3000"}
-	if download {
+	if args = append(args, more...); download {
 		args = append(args, "-R")
 	}
 	out, err := b.lab.Client.Run(exec.CommandContext(ctx, "iperf3", args...))

@@ -1,0 +1,56 @@
+package bench
+
+import (
+	"bufio"
+	"bytes"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+)
+
+// mapMemory returns the bytes that the BPF maps of a process use. Linux says since 6.4 what is used, before that what
+// could be.
+func mapMemory(pid int) (bytes float64, err error) {
+	files, err := filepath.Glob(fmt.Sprintf("/proc/%d/fdinfo/*", pid))
+	if err != nil {
+		return 0, err
+	}
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil || !strings.Contains(string(text), "map_type:") { // or the descriptor has just been closed
+			continue
+		}
+		n, err := field(text, "memlock:")
+		if err != nil {
+			return 0, fmt.Errorf("%s: %w", file, err)
+		}
+		bytes += n
+	}
+	return bytes, nil
+}
+
+// privateMemory returns the bytes of a process's memory that belong to no file.
+func privateMemory(pid int) (bytes float64, err error) {
+	file := fmt.Sprintf("/proc/%d/status", pid)
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return 0, err
+	}
+	kilo, err := field(text, "RssAnon:")
+	if err != nil {
+		return 0, fmt.Errorf("%s: %w", file, err)
+	}
+	return kilo * 1024, nil
+}
+
+// field returns the number behind a name, of a file in /proc.
+func field(text []byte, name string) (float64, error) {
+	for lines := bufio.NewScanner(bytes.NewReader(text)); lines.Scan(); {
+		if words := strings.Fields(lines.Text()); len(words) > 1 && words[0] == name {
+			return strconv.ParseFloat(words[1], 64)
+		}
+	}
+	return 0, fmt.Errorf("no line %s", name)
+}
