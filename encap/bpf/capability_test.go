@@ -2,10 +2,14 @@ package bpf
 
 import (
 	"errors"
+	"fmt"
+	"net/netip"
 	"runtime"
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"vstun/encap/packet"
 )
 
 func TestOlderThan(t *testing.T) {
@@ -17,7 +21,8 @@ func TestOlderThan(t *testing.T) {
 	}
 }
 
-// TestLeastCapabilities: CAP_BPF and CAP_NET_ADMIN suffice to load both programs. No capability is needed afterwards.
+// TestLeastCapabilities: CAP_BPF and CAP_NET_ADMIN suffice to load both programs. No capability is needed afterwards,
+// not even where a map is full or lacks a flow.
 func TestLeastCapabilities(t *testing.T) {
 	needRoot(t)
 	failed := make(chan error)
@@ -38,7 +43,7 @@ func TestLeastCapabilities(t *testing.T) {
 			err = haveOnly(0)
 			if !NeedsCapability() {
 				rules, _ := rulesOf()
-				err = errors.Join(err, r.Set(rules), r.Pause())
+				err = errors.Join(err, r.Set(rules), r.Pause(), fillDirector(d, 1<<10))
 			}
 			return errors.Join(err, d.Close(), r.Close())
 		}()
@@ -46,6 +51,20 @@ func TestLeastCapabilities(t *testing.T) {
 	if err := <-failed; err != nil {
 		t.Error(err)
 	}
+}
+
+// fillDirector sets more flows than d has room for, and deletes them and one more without reading them.
+func fillDirector(d *Director, room int) error {
+	flows, all := make([]Flow, room+1), make([]packet.Flow, room+1)
+	for i := range flows {
+		all[i] = packet.Flow{Src: netip.AddrFrom4([4]byte{192, 0, 2, 1}),
+			Dst: netip.AddrFrom4([4]byte{198, 51, 100, 80}), SrcPort: uint16(i), DstPort: 80, Proto: packet.ProtoTCP}
+		flows[i].Flow = all[i]
+	}
+	if n, err := d.Set(flows); n != room || !errors.Is(err, ErrFull) {
+		return fmt.Errorf("set %d flows: %w, want %d and ErrFull", n, err, room)
+	}
+	return d.Delete(all, nil)
 }
 
 // haveOnly leaves the calling thread these effective capabilities.

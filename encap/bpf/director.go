@@ -74,6 +74,11 @@ func newDirector(spec *ebpf.CollectionSpec, c DirectorConfig) (*Director, error)
 		"vips": maxVIPs}, &d.objects, func() clock { return clock{d.objects.Clock} }); err != nil {
 		return nil, errors.Join(err, d.objects.Close())
 	}
+	// The library's first failed batch makes a map to find out whether the kernel has batches. It needs the
+	// capabilities. This batch fails, since no flow is set.
+	if _, err := d.objects.Flows4.BatchDelete([]flow4{{}}, nil); !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return nil, errors.Join(fmt.Errorf("the director's BPF maps have no batches: %w", err), d.objects.Close())
+	}
 	for i := len(d.paths) - 1; i >= 0; i-- {
 		d.free = append(d.free, uint32(i))
 	}
