@@ -80,6 +80,16 @@ func (b *bed) flood(ctx context.Context, w *path, flows, fastFlows int, t timing
 	if err := pause(ctx, t.window); err != nil {
 		return err
 	}
+	if flows > t.flows { // the window has a packet of each, those in the kernel and those that are not
+		for deadline := first.at.Add(fastTimeout); s.sent.Load() < first.sent+uint64(flows); {
+			if err := pause(ctx, pollEvery); err != nil {
+				return err
+			}
+			if time.Now().After(deadline) {
+				break
+			}
+		}
+	}
 	last, err := w.read(s)
 	if err != nil {
 		return err
