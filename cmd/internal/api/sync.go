@@ -15,7 +15,8 @@ type Sync struct {
 	// records that the mode ipvs has no form for
 	Inexpressible uint64            `json:"inexpressible"`
 	SendErrors    uint64            `json:"send_errors"`
-	Error         string            `json:"error,omitempty"`   // the last one of the sockets
+	Error         string            `json:"error,omitempty"` // the last one of the sockets
+	ErrorAge      float64           `json:"error_seconds_ago,omitempty"`
 	Refused       map[string]uint64 `json:"refused,omitempty"` // datagrams and records, by reason
 	Peers         []SyncPeer        `json:"peers,omitempty"`
 	Senders       []SyncSender      `json:"refused_senders,omitempty"` // of refused datagrams

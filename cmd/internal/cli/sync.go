@@ -37,7 +37,7 @@ func printSync(out io.Writer, s *api.Sync) error {
 		fmt.Fprintf(w, "refused: %s\t%d\n", reason, s.Refused[reason])
 	}
 	if s.Error != "" {
-		fmt.Fprintf(w, "last error\t%s\n", s.Error)
+		fmt.Fprintf(w, "last error\t%s, %v ago\n", s.Error, uptime(s.ErrorAge))
 	}
 	for _, r := range s.Senders {
 		fmt.Fprintf(w, "refused from %s\t%s, last %v ago: %s: %s\n", r.Address, words.Count(r.Count, "datagram"),

@@ -225,7 +225,8 @@ func (s *peerSync) status() *api.Sync {
 	st := s.Sync.Status()
 	out := &api.Sync{Mode: s.mode, Ready: st.Ready, Sending: st.Sending, Sent: syncTraffic(st.Sent),
 		Received: syncTraffic(st.Received), Lost: st.Lost, Resent: st.Resent, ChangesLost: st.ChangesLost,
-		Inexpressible: st.Inexpressible, SendErrors: st.SendErrors, Error: st.LastError, Refused: st.Refused}
+		Inexpressible: st.Inexpressible, SendErrors: st.SendErrors, Error: st.LastError,
+		ErrorAge: st.ErrorAge.Seconds(), Refused: st.Refused}
 	for _, r := range st.Senders {
 		out.Senders = append(out.Senders, api.SyncSender{Address: r.Addr.String(), Reason: r.Fault.String(), Count: r.N,
 			Last: r.Age.Seconds(), Fix: s.remedy(r.Fault)})
