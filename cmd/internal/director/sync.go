@@ -1,6 +1,7 @@
 package director
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -25,6 +26,8 @@ type peerSync struct {
 	rejoined chan struct{}       // see rejoin
 	minute   time.Time           // in which new peers have been counted
 	heard    int                 // their number
+	warned   time.Time           // when the log got the last line of logRefused
+	refused  uint64              // datagrams that had been refused by then
 }
 
 // open opens the sockets that cfg needs. Changes of connections are noted from here on.
@@ -132,6 +135,7 @@ func (s *peerSync) run(ctx context.Context, follow syncing) error {
 		}
 		if n%int(time.Second/lookEvery) == 0 {
 			s.logPeers()
+			s.logRefused()
 		}
 	}
 }
@@ -167,6 +171,32 @@ func (s *peerSync) logPeers() {
 	maps.DeleteFunc(s.alive, func(a netip.Addr, _ bool) bool {
 		return !slices.ContainsFunc(peers, func(p connsync.PeerStatus) bool { return p.Addr == a })
 	})
+}
+
+// lasting are the faults of datagrams that another configuration makes, or a forger. Single datagrams have other faults
+// at each start of a director.
+var lasting = []connsync.Fault{connsync.BadHeader, connsync.OldVersion, connsync.OtherID, connsync.Stranger,
+	connsync.Forged}
+
+// logRefused logs that datagrams are refused: at first, then once a minute while they come. A line has the sender of the
+// last one: anyone can send from many addresses.
+func (s *peerSync) logRefused() {
+	now, st := time.Now(), s.Sync.Status()
+	var n uint64
+	for _, f := range lasting {
+		n += st.Refused[f.String()]
+	}
+	if n == s.refused || !s.warned.IsZero() && now.Sub(s.warned) < time.Minute {
+		return
+	}
+	senders := slices.DeleteFunc(st.Senders, func(r connsync.Refused) bool { return !slices.Contains(lasting, r.Fault) })
+	if len(senders) == 0 {
+		return
+	}
+	last := slices.MinFunc(senders, func(a, b connsync.Refused) int { return cmp.Compare(a.Age, b.Age) })
+	s.log.Warn("sync datagrams are refused: "+s.remedy(last.Fault), "peer", last.Addr, "refused", last.Fault,
+		"datagrams", n-s.refused)
+	s.warned, s.refused = now, n
 }
 
 // mayLog counts a new peer, and reports whether the log has it.
