@@ -9,6 +9,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"vstun/balancer/connsync"
@@ -22,6 +23,8 @@ type peerSync struct {
 	*connsync.Sync
 	log      *slog.Logger
 	mode     string
+	peers    []netip.Addr        // the configured ones; none: multicast
+	held     atomic.Bool         // the connections of the peers are awaited: see syncing.hold
 	alive    map[netip.Addr]bool // peers that the log has as heard
 	rejoined chan struct{}       // see rejoin
 	minute   time.Time           // in which new peers have been counted
@@ -49,6 +52,8 @@ func (s *peerSync) open(cfg *config.Sync, p *dataPlane, log *slog.Logger) error 
 		c.Key = []byte(cfg.Key)
 	}
 	s.Sync, s.log, s.mode = connsync.New(c, link, p.table, p.balancer, p.now), log, cfg.Mode()
+	s.peers = peers
+	s.held.Store(true)
 	s.alive, s.rejoined = map[netip.Addr]bool{}, make(chan struct{}, 1)
 	return nil
 }
@@ -105,14 +110,16 @@ func (s *peerSync) run(ctx context.Context, follow syncing) error {
 	go func() { ended <- s.Run(ctx) }()
 	look := time.NewTicker(lookEvery)
 	defer look.Stop()
-	held, since, least := true, time.Now(), time.Duration(0)
+	since, least := time.Now(), time.Duration(0)
+	s.held.Store(true)
 	ready, complete := false, false
 	for n := 1; ; n++ {
 		select {
 		case err := <-ended:
 			return err
 		case <-s.rejoined:
-			held, since, least = true, time.Now(), rejoinLeast
+			since, least = time.Now(), rejoinLeast
+			s.held.Store(true)
 			follow.hold(true)
 			continue
 		case <-look.C:
@@ -122,9 +129,10 @@ func (s *peerSync) run(ctx context.Context, follow syncing) error {
 			follow.complete(is)
 		}
 		waited := time.Since(since)
+		held := s.held.Load()
 		has := held && complete && waited >= least && s.has(follow.backup)
 		if held && (has || waited >= readyAtMost) {
-			held = false
+			s.held.Store(false)
 			if !has {
 				s.log.Warn("connections of peers are not complete", "waited", readyAtMost)
 			}
@@ -253,13 +261,18 @@ func (s *peerSync) status() *api.Sync {
 		return nil
 	}
 	st := s.Sync.Status()
-	out := &api.Sync{Mode: s.mode, Ready: st.Ready, Sending: st.Sending, Sent: syncTraffic(st.Sent),
+	out := &api.Sync{Mode: s.mode, Ready: !s.held.Load(), Sending: st.Sending, Sent: syncTraffic(st.Sent),
 		Received: syncTraffic(st.Received), Lost: st.Lost, Resent: st.Resent, ChangesLost: st.ChangesLost,
 		Inexpressible: st.Inexpressible, SendErrors: st.SendErrors, Error: st.LastError,
 		ErrorAge: st.ErrorAge.Seconds(), Refused: st.Refused}
 	for _, r := range st.Senders {
 		out.Senders = append(out.Senders, api.SyncSender{Address: r.Addr.String(), Reason: r.Fault.String(), Count: r.N,
 			Last: r.Age.Seconds(), Fix: s.remedy(r.Fault)})
+	}
+	for _, a := range s.peers {
+		if !slices.ContainsFunc(st.Peers, func(p connsync.PeerStatus) bool { return p.Addr == a }) {
+			out.Unheard = append(out.Unheard, a.String())
+		}
 	}
 	for _, p := range st.Peers {
 		peer := api.SyncPeer{Address: p.Addr.String(), State: "silent", Heard: p.Heard.Seconds(),

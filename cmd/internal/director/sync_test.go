@@ -167,7 +167,12 @@ func hold(t *testing.T, rate int, master bool, during func(w *cable, s *peerSync
 	all.Go(func() {
 		if err := s.run(ctx, syncing{ready: func() { note("ready") }, backup: func() bool { return master },
 			complete: func(is bool) { note(map[bool]string{true: "complete", false: "incomplete"}[is]) },
-			hold:     func(is bool) { note(fmt.Sprint("hold ", is)) }}); err != nil {
+			hold: func(is bool) {
+				note(fmt.Sprint("hold ", is))
+				if s.status().Ready == is {
+					t.Errorf("hold %v, and the status says the reverse", is)
+				}
+			}}); err != nil {
 			t.Error(err)
 		}
 	})
@@ -279,6 +284,31 @@ func TestRefusedInLog(t *testing.T) {
 		time.Sleep(5 * time.Minute)
 		if is := lines(); is > was+1 {
 			t.Errorf("%d lines more without datagrams", is-was)
+		}
+		cancel()
+		running.Wait()
+	})
+}
+
+// TestUnheardPeers: the status names each configured peer that has not been heard yet.
+func TestUnheardPeers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newCable()
+		own, _ := newSync(t, &w.ends[0], 0)
+		peer, _ := newSync(t, &w.ends[1], 0)
+		s := peerSync{Sync: own, mode: "vstun", peers: []netip.Addr{netip.MustParseAddr("10.0.2.1"),
+			netip.MustParseAddr("10.0.2.9")}}
+		ctx, cancel := context.WithCancel(t.Context())
+		var running sync.WaitGroup
+		running.Go(func() { _ = own.Run(ctx) })
+		time.Sleep(5 * time.Second)
+		if got := s.status().Unheard; !slices.Equal(got, []string{"10.0.2.1", "10.0.2.9"}) {
+			t.Errorf("alone: %q", got)
+		}
+		running.Go(func() { _ = peer.Run(ctx) })
+		time.Sleep(5 * time.Second)
+		if got := s.status().Unheard; !slices.Equal(got, []string{"10.0.2.9"}) {
+			t.Errorf("with a peer: %q", got)
 		}
 		cancel()
 		running.Wait()
