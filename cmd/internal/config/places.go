@@ -1,7 +1,7 @@
 package config
 
-// Places are the places of values that may not fit the host. Each is the beginning of a line of Errors: "file:line: path
-// of the key: ".
+// Places are the places of values that may not fit the host. Each is the beginning of a line of Errors: "file:line:
+// path of the key: ".
 type Places map[Place]string
 
 // Place names a value.

@@ -26,7 +26,7 @@ func TestChangesOfInstances(t *testing.T) {
 		want    []string
 	}{
 		{"nothing", []config.VRRP{instance("VI_1", "p", "k")}, []config.VRRP{instance("VI_1", "p", "k")}, nil},
-		{"another key", []config.VRRP{instance("VI_1", "", "11111111")}, []config.VRRP{instance("VI_1", "", "22222222")},
+		{"another key", []config.VRRP{instance("VI_1", "", "111111")}, []config.VRRP{instance("VI_1", "", "222222")},
 			[]string{"vrrp VI_1: key changed"}},
 		{"a longer key", []config.VRRP{instance("VI_1", "", "1")}, []config.VRRP{instance("VI_1", "", "22")},
 			[]string{"vrrp VI_1: key changed"}},

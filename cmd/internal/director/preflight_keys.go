@@ -54,8 +54,8 @@ func unreadable(cfg *config.Director, account reader, known bool) (all []string)
 		if !known {
 			add = "useradd --system " + unitUser + "; "
 		}
-		all = append(all, fmt.Sprintf("%sthe unit's user %s cannot read %s, at the start and at a reload: %schgrp %s %s; "+
-			"chmod 640 %s", cfg.Places.At(f.label, "key", ""), unitUser, f.path, add, unitUser, f.path, f.path))
+		all = append(all, fmt.Sprintf("%sthe unit's user %s cannot read %s, at the start and at a reload: %schgrp %s "+
+			"%s; chmod 640 %s", cfg.Places.At(f.label, "key", ""), unitUser, f.path, add, unitUser, f.path, f.path))
 	}
 	return all
 }

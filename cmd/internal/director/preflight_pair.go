@@ -67,8 +67,8 @@ func checkOwn(cfg *config.Director, devices []query.Device) error {
 			if slices.Contains(owner.Excluded, a) {
 				key = "excluded"
 			}
-			errs = append(errs, fmt.Errorf("%s%v is the own address of this host on %s, which has no other one to send "+
-				"from: want one that may move, and leave the host's own address out",
+			errs = append(errs, fmt.Errorf("%s%v is the own address of this host on %s, which has no other one to "+
+				"send from: want one that may move, and leave the host's own address out",
 				cfg.Places.At(instanceLabel(owner), key, a.String()), a, v.Device))
 		}
 	}
@@ -85,7 +85,8 @@ func mover(cfg *config.Director, a netip.Addr) *config.VRRP {
 	return nil
 }
 
-// sources returns the addresses of d of the family in which an instance sends; IPv6 multicast goes from link-local ones.
+// sources returns the addresses of d from which an instance can send, by their family. IPv6 multicast goes from
+// link-local ones.
 func sources(v *config.VRRP, d *query.Device) (all []netip.Addr) {
 	for _, p := range d.Addrs {
 		a, six := p.Addr(), v.Addrs[0].Is6()

@@ -51,11 +51,11 @@ func TestCheckOfPair(t *testing.T) {
 		name, text   string
 		errs, warned []string
 	}{
-		{"a good pair", instance("eth0", vip, `source = "10.9.0.2"`) + exchange(`peers = ["10.9.0.2", "10.9.0.3"]`), nil,
-			nil},
+		{"a good pair", instance("eth0", vip, `source = "10.9.0.2"`) + exchange(`peers = ["10.9.0.2", "10.9.0.3"]`),
+			nil, nil},
 		{"no device", instance("eth9", vip, "") + exchange(`interface = "eth8"`), nil, []string{
-			`:10: vrrp "VI_1": interface: there is no device eth9, and without it the instance has a fault: want eth0 ` +
-				`or eth1`,
+			`:10: vrrp "VI_1": interface: there is no device eth9, and without it the instance has a fault: want ` +
+				`eth0 or eth1`,
 			`:16: sync: interface: there is no device eth8, and without it the director does not start: want eth0 or ` +
 				`eth1`}},
 		{"another source", instance("eth0", vip, `source = "10.9.0.9"`), nil, []string{
@@ -65,8 +65,8 @@ func TestCheckOfPair(t *testing.T) {
 			`:13: vrrp "VI_1": source: 10.9.1.2 is no address of eth0, and without it the instance has a fault: want ` +
 				`10.9.0.2`}},
 		{"its own address", instance("eth0", "[\"10.9.0.80\",\n\"10.9.0.2\"]", ""), []string{
-			`:13: vrrp "VI_1": addresses: 10.9.0.2 is the own address of this host on eth0, which has no other one to ` +
-				`send from: want one that may move, and leave the host's own address out`}, nil},
+			`:13: vrrp "VI_1": addresses: 10.9.0.2 is the own address of this host on eth0, which has no other one ` +
+				`to send from: want one that may move, and leave the host's own address out`}, nil},
 		{"its own address in excluded", instance("eth0", vip, `excluded = ["10.9.0.2/24"]`), []string{
 			`:13: vrrp "VI_1": excluded: 10.9.0.2 is the own address of this host on eth0, which has no other one to ` +
 				`send from: want one that may move, and leave the host's own address out`}, nil},
@@ -148,8 +148,8 @@ func TestUnreadableKeys(t *testing.T) {
 		if known := c.user.uid != 0; !c.reads {
 			add := map[bool]string{false: "useradd --system vstun; "}[known]
 			for _, place := range []string{`vrrp "VI_1": key: `, "x.toml:7: sync: key: "} {
-				want = append(want, fmt.Sprintf("%sthe unit's user vstun cannot read %s, at the start and at a reload: %s"+
-					mend, place, path, add, path, path))
+				want = append(want, fmt.Sprintf("%sthe unit's user vstun cannot read %s, at the start and at a "+
+					"reload: %s"+mend, place, path, add, path, path))
 			}
 		}
 		if diff := cmp.Diff(want, unreadable(cfg, c.user, c.user.uid != 0)); diff != "" {

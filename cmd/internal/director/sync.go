@@ -186,8 +186,8 @@ func (s *peerSync) logPeers() {
 var lasting = []connsync.Fault{connsync.BadHeader, connsync.OldVersion, connsync.OtherID, connsync.Stranger,
 	connsync.Forged}
 
-// logRefused logs that datagrams are refused: at first, then once a minute while they come. A line has the sender of the
-// last one: anyone can send from many addresses.
+// logRefused logs that datagrams are refused: at first, then once a minute while they come. A line has the sender of
+// the last one: anyone can send from many addresses.
 func (s *peerSync) logRefused() {
 	now, st := time.Now(), s.Sync.Status()
 	var n uint64
@@ -197,7 +197,9 @@ func (s *peerSync) logRefused() {
 	if n == s.refused || !s.warned.IsZero() && now.Sub(s.warned) < time.Minute {
 		return
 	}
-	senders := slices.DeleteFunc(st.Senders, func(r connsync.Refused) bool { return !slices.Contains(lasting, r.Fault) })
+	senders := slices.DeleteFunc(st.Senders, func(r connsync.Refused) bool {
+		return !slices.Contains(lasting, r.Fault)
+	})
 	if len(senders) == 0 {
 		return
 	}
