@@ -87,7 +87,7 @@ func (o *outgoing) transmit(b []byte) {
 	c := &o.sync.counts
 	if err := o.sync.link.Send(b); err != nil {
 		c.sendErrors++
-		c.failed(err)
+		c.failed(err, o.sync.latest)
 		return
 	}
 	c.sent.Datagrams++

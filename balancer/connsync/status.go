@@ -20,12 +20,13 @@ type counts struct {
 	lost, resent, bulks uint64
 	inexpressible       uint64
 	sendErrors          uint64
-	lastError           string
+	lastError           string // at failedAt
+	failedAt            conntab.Ticks
 }
 
 func (c *counts) refuse(f Fault) { c.refused[f]++ }
 
-func (c *counts) failed(err error) { c.lastError = err.Error() }
+func (c *counts) failed(err error, now conntab.Ticks) { c.lastError, c.failedAt = err.Error(), now }
 
 // Refused is the datagrams of a sender that are refused.
 type Refused struct {
@@ -67,10 +68,11 @@ type Status struct {
 	// Inexpressible are records that the mode IPVS has no form for.
 	Inexpressible uint64
 	SendErrors    uint64
-	LastError     string // of the link
-	Bulks         uint64 // bulk transfers that were sent
-	Sending       bool   // a bulk transfer is going on
-	Ready         bool   // see Sync.Ready
+	LastError     string        // of the link; "": none
+	ErrorAge      time.Duration // since LastError
+	Bulks         uint64        // bulk transfers that were sent
+	Sending       bool          // a bulk transfer is going on
+	Ready         bool          // see Sync.Ready
 	Peers         []PeerStatus
 }
 
@@ -99,6 +101,9 @@ func (s *Sync) Status() Status {
 	st := Status{Sent: c.sent, Received: c.received, Lost: c.lost, Resent: c.resent, Inexpressible: c.inexpressible,
 		SendErrors: c.sendErrors, LastError: c.lastError, Bulks: c.bulks, Sending: s.bulk != nil, Ready: s.isReady,
 		ChangesLost: s.feed.Lost(), Refused: map[string]uint64{}}
+	if c.lastError != "" {
+		st.ErrorAge = since(c.failedAt, now)
+	}
 	for f, n := range c.refused {
 		if n > 0 {
 			st.Refused[Fault(f).String()] = n

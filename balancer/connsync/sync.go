@@ -260,7 +260,7 @@ func (s *Sync) receive() {
 			return
 		case err != nil:
 			s.mu.Lock()
-			s.counts.failed(err)
+			s.counts.failed(err, s.tick(s.now()))
 			s.mu.Unlock()
 			time.Sleep(bulkEvery) // the link's error may last
 		default:

@@ -277,13 +277,13 @@ func (e *Election) yield(i *instance, now Moment, reason string) {
 }
 
 // sent takes note of the kernel's answer to a packet of an instance.
-func (e *Election) sent(name string, err error) {
+func (e *Election) sent(now Moment, name string, err error) {
 	for _, i := range e.all {
 		if i.Name != name {
 			continue
 		}
 		if err != nil {
-			i.sendErr = err
+			i.sendErr, i.failedAt = err, now.Boot
 			i.counts.Failed++
 		}
 	}

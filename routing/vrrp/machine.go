@@ -30,7 +30,8 @@ type instance struct {
 	masterInterval time.Duration
 
 	lastSeq  sequence // of the last HMAC
-	sendErr  error    // of a packet of the last advertisement
+	sendErr  error    // of a packet of the last advertisement, at failedAt
+	failedAt time.Duration
 	replays  replays
 	peers    map[netip.Addr]*peer
 	rival    rival

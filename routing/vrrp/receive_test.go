@@ -317,10 +317,14 @@ func TestSendErrors(t *testing.T) {
 	for _, c := range []struct{ first, second, want error }{{unix.EPERM, nil, unix.EPERM},
 		{nil, unix.EPERM, unix.EPERM}, {nil, nil, nil}} {
 		a.send(a.all[0], a.moment(), 100)
-		a.sent("VI", c.first)
-		a.sent("VI", c.second)
+		a.sent(a.moment(), "VI", c.first)
+		a.sent(a.moment(), "VI", c.second)
 		if got := a.status("VI").SendError; got != c.want {
 			t.Errorf("%v, want %v", got, c.want)
+		}
+		w.now += 7 * time.Second
+		if got, want := a.status("VI").SendErrorAge, 7*time.Second; c.want != nil && got != want {
+			t.Errorf("%v ago, want %v", got, want)
 		}
 	}
 }

@@ -67,7 +67,7 @@ func (r *Router) do(fn func(e *Election, now Moment)) {
 func (r *Router) flush() {
 	packets, events := r.election.Take()
 	for _, p := range packets {
-		r.election.sent(p.Instance, r.send(p))
+		r.election.sent(now(), p.Instance, r.send(p))
 	}
 	for _, v := range events {
 		r.events(v)

@@ -36,8 +36,9 @@ type Status struct {
 	Peers          []PeerStatus
 	// Rival is another master beside this one; the zero Addr: there is none.
 	Rival        netip.Addr
-	RivalRefused Refusal // why its packets are refused; Accepted: they are not
-	SendError    error   // of a packet of the last advertisement; nil: all were sent
+	RivalRefused Refusal       // why its packets are refused; Accepted: they are not
+	SendError    error         // of a packet of the last advertisement; nil: all were sent
+	SendErrorAge time.Duration // since SendError
 	Counts       Counts
 }
 
@@ -57,6 +58,9 @@ func (e *Election) Status(now Moment) []Status {
 		s := Status{Instance: i.Instance, Role: i.role, Since: now.Boot - i.since.Boot, Reason: i.reason,
 			Fault: i.fault, Standby: e.standby, Held: e.held, InForce: i.priority(), MasterInterval: i.masterInterval,
 			Tracks: e.tracks[i.Name], SendError: i.sendErr, Counts: i.counts}
+		if i.sendErr != nil {
+			s.SendErrorAge = now.Boot - i.failedAt
+		}
 		if i.rival.reported {
 			s.Rival, s.RivalRefused = i.rival.addr, i.rival.refusal
 		}

@@ -2,8 +2,9 @@ package api
 
 // Sync is the exchange of connections with other directors.
 type Sync struct {
-	Mode  string `json:"mode"` // "vstun" or "ipvs"
-	Ready bool   `json:"ready"`
+	Mode string `json:"mode"` // "vstun" or "ipvs"
+	// false: the director waits for the connections of its peers, for 30 s at most, and takes no role from another one
+	Ready bool `json:"ready"`
 	// a transfer of the whole table to the peers is going on
 	Sending  bool        `json:"sending_table"`
 	Sent     SyncTraffic `json:"sent"`
@@ -15,10 +16,13 @@ type Sync struct {
 	// records that the mode ipvs has no form for
 	Inexpressible uint64            `json:"inexpressible"`
 	SendErrors    uint64            `json:"send_errors"`
-	Error         string            `json:"error,omitempty"`   // the last one of the sockets
+	Error         string            `json:"error,omitempty"` // the last one of the sockets
+	ErrorAge      float64           `json:"error_seconds_ago,omitempty"`
 	Refused       map[string]uint64 `json:"refused,omitempty"` // datagrams and records, by reason
 	Peers         []SyncPeer        `json:"peers,omitempty"`
-	Senders       []SyncSender      `json:"refused_senders,omitempty"` // of refused datagrams
+	// addresses of configured peers of which nothing has come since the start, or for ten minutes
+	Unheard []string     `json:"unheard_peers,omitempty"`
+	Senders []SyncSender `json:"refused_senders,omitempty"` // of refused datagrams
 }
 
 // SyncSender is a sender whose datagrams are refused.

@@ -36,6 +36,8 @@ type VRRP struct {
 	Paused    uint64 `json:"paused"`
 	Failed    uint64 `json:"failed"` // packets that the kernel refused to send
 	SendError string `json:"send_error,omitempty"`
+	// since the last packet that the kernel refused to send
+	SendErrorAge float64 `json:"send_error_seconds_ago,omitempty"`
 }
 
 // Track is something that an instance depends on.

@@ -44,6 +44,18 @@ func TestPrintPeers(t *testing.T) {
 			"sent      0 datagrams  0 records  0 bytes\n" +
 			"received  0 datagrams  0 records  0 bytes\n" +
 			"no peer has been heard\n"},
+		"one is not heard": {&api.Sync{Mode: "vstun", Ready: true, Unheard: []string{"10.0.2.3"}},
+			"sync vstun, NO PEER is heard\n" +
+				"sent           0 datagrams  0 records  0 bytes\n" +
+				"received       0 datagrams  0 records  0 bytes\n" +
+				"peer 10.0.2.3  not heard\n"},
+		"an error": {&api.Sync{Mode: "vstun", Ready: true, SendErrors: 2, Error: "no such device", ErrorAge: 61},
+			"sync vstun, NO PEER is heard\n" +
+				"sent         0 datagrams  0 records  0 bytes\n" +
+				"received     0 datagrams  0 records  0 bytes\n" +
+				"send errors  2 datagrams\n" +
+				"last error   no such device, 1m1s ago\n" +
+				"no peer has been heard\n"},
 		"ipvs": {&api.Sync{Mode: "ipvs", Ready: true}, "sync ipvs, without authentication\n" +
 			"sent      0 datagrams  0 records  0 bytes\n" +
 			"received  0 datagrams  0 records  0 bytes\n" +

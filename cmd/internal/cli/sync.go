@@ -37,7 +37,7 @@ func printSync(out io.Writer, s *api.Sync) error {
 		fmt.Fprintf(w, "refused: %s\t%d\n", reason, s.Refused[reason])
 	}
 	if s.Error != "" {
-		fmt.Fprintf(w, "last error\t%s\n", s.Error)
+		fmt.Fprintf(w, "last error\t%s, %v ago\n", s.Error, uptime(s.ErrorAge))
 	}
 	for _, r := range s.Senders {
 		fmt.Fprintf(w, "refused from %s\t%s, last %v ago: %s: %s\n", r.Address, words.Count(r.Count, "datagram"),
@@ -46,9 +46,7 @@ func printSync(out io.Writer, s *api.Sync) error {
 	for i := range s.Peers {
 		printSyncPeer(w, &s.Peers[i], s.Mode)
 	}
-	if len(s.Peers) == 0 {
-		fmt.Fprintln(w, "no peer has been heard")
-	}
+	printUnheard(w, s, "no peer has been heard")
 	return w.Flush()
 }
 
@@ -76,8 +74,16 @@ func printSyncLine(w io.Writer, s *api.Sync) {
 	for i := range s.Peers {
 		printSyncPeer(w, &s.Peers[i], s.Mode)
 	}
-	if len(s.Peers) == 0 {
-		fmt.Fprintln(w, "no sync peer has been heard")
+	printUnheard(w, s, "no sync peer has been heard")
+}
+
+// printUnheard writes the configured peers of which nothing has come; without any, the text if there is no peer at all.
+func printUnheard(w io.Writer, s *api.Sync, none string) {
+	for _, a := range s.Unheard {
+		fmt.Fprintf(w, "peer %s\tnot heard\n", a)
+	}
+	if len(s.Peers)+len(s.Unheard) == 0 {
+		fmt.Fprintln(w, none)
 	}
 }
 

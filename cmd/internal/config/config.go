@@ -55,6 +55,7 @@ type Director struct {
 	Notify      Notify
 	Sync        Sync
 	Warnings    []string // keys without their apparent effect, one line each in the form of Errors
+	Places      Places   // of values in VRRP and Sync, and of VIPs
 }
 
 // LocalTUN returns the name of the TUN device for the host's own packets to VIPs. The name begins with TUN and differs

@@ -46,14 +46,14 @@ func ParseDirector(name string, text []byte) (*Director, error) {
 	services.checkSource(t, d.Source)
 	warnUnhashed(t, d)
 	d.VRRP = readVRRP(root, d.Services, d.TAP)
-	d.Notify = readNotify(root, d.Services)
+	d.Notify = readNotify(root, d)
 	d.Sync = readSync(root)
 	root.finish()
 
 	if len(root.file.faults) > 0 {
 		return nil, &root.file.faults
 	}
-	d.Warnings = root.file.warnings
+	d.Warnings, d.Places = root.file.warnings, root.file.places
 	return d, nil
 }
 

@@ -25,7 +25,7 @@ const (
 )
 
 // readMail reads the table mail of [notify], t. It returns nil if there is none.
-func readMail(t *table, services []Service) *Mail {
+func readMail(t *table, d *Director) *Mail {
 	if _, written := t.value("mail"); !written {
 		return nil
 	}
@@ -43,7 +43,10 @@ func readMail(t *table, services []Service) *Mail {
 	m.Helo = t.graphic("helo", "", `this host's name for the server, such as "lb.example.com"`)
 	kinds, _ := t.array("kinds", "an array of "+words.OneOf(notify.Kinds()))
 	m.Kinds = t.once("kinds", kinds, func(v any) (string, bool) { return t.choice("kinds", v, notify.Kinds()) })
-	m.Services = readMailServices(t, services)
+	if len(d.VRRP) == 0 && slices.Contains(m.Kinds, notify.KindVRRP) {
+		t.warnAt("kinds", "there is no [[vrrp]], so that no role changes: leave \"vrrp\" out, or add [[vrrp]]")
+	}
+	m.Services = readMailServices(t, d.Services)
 	m.Gather = t.duration("gather", 5*time.Second, 100*time.Millisecond, 5*time.Minute, "100ms to 5m")
 	t.finish()
 	return m

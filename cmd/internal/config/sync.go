@@ -42,6 +42,9 @@ func readSync(root *table) (s Sync) {
 	s.IPVS = t.oneOf("mode", "vstun", "ipvs") == "ipvs"
 	s.Interface = readSyncInterface(t)
 	s.Peers = readSyncPeers(t)
+	for _, key := range []string{"interface", "peers", "key"} {
+		t.mark(key, "")
+	}
 	s.Group = readSyncGroup(t)
 	least := unprivilegedPort()
 	s.Port = t.integer("port", 8848, 1, 65535, "1 to 65535")

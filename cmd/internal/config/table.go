@@ -37,6 +37,7 @@ type file struct {
 	name     string
 	faults   Errors
 	warnings []string
+	places   Places
 }
 
 // maxNesting is more than a configuration needs. Far deeper nesting overflows the stack of the TOML parser, which ends
@@ -60,7 +61,7 @@ func nesting(text []byte) int {
 
 // parse decodes a file into its top-level table. A fault in the syntax makes it an empty table.
 func parse(name string, text []byte) (*table, bool) {
-	t := &table{file: &file{name: name}, values: map[string]any{}, at: &place{line: 1}}
+	t := &table{file: &file{name: name, places: Places{}}, values: map[string]any{}, at: &place{line: 1}}
 	if nesting(text) > maxNesting {
 		t.fault("more than %d brackets are open at once: close them", maxNesting)
 		return t, false

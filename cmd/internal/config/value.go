@@ -169,6 +169,7 @@ func (t *table) addresses(key string, values []any) []netip.Addr {
 			t.faultAt(key, "%s is there twice: want each address once", show(v))
 		default:
 			seen[a] = true
+			t.mark(key, a.String())
 			list = append(list, a)
 		}
 	}

@@ -18,6 +18,7 @@ type VRRP struct {
 	VIPs          []netip.Addr // that a service has: announced while master
 	Owned         []Owned      // the other addresses: this host has them while master
 	Track         []Track
+	KeyFile       string // from which Key is; "": none
 }
 
 // Owned is an address of the directors themselves, such as realservers' next hop.
@@ -110,6 +111,7 @@ func (r *vrrpReader) read(root *table, position int, written row) VRRP {
 	const wantDevice = `the name of a device, such as "eth0"`
 	if value, ok := t.required("interface", wantDevice); ok {
 		v.Device = readDeviceName(t, "interface", value, wantDevice)
+		t.mark("interface", "")
 	}
 	const wantID = "1 to 255, the same as the peers'"
 	if _, ok := t.required("router_id", wantID); ok {
@@ -236,6 +238,7 @@ func (r *vrrpReader) readAddress(t *table, key string, value any, v *VRRP, label
 		t.faultAt(key, "%v is the source of %s: want one that may move", addr, r.sources[addr])
 	default:
 		r.addrs[addr] = label
+		t.mark(key, addr.String())
 		if r.vips[addr] {
 			v.VIPs = append(v.VIPs, addr)
 		} else {
@@ -268,6 +271,7 @@ func (r *vrrpReader) readSource(t *table, v *VRRP, label string) {
 			"peers", a)
 	default:
 		v.Source, r.sources[a] = a, label
+		t.mark("source", "")
 	}
 }
 
@@ -324,6 +328,8 @@ func readVRRPAuth(t *table, v *VRRP) {
 	if v.Password != "" {
 		t.faultAt("password", "there is a key, too: want one of them")
 	}
+	v.KeyFile = path
+	t.mark("key", "")
 	v.Key = &vrrp.Key{ID: uint8(id), Bytes: text, Permissive: permissive}
 }
 
@@ -340,6 +346,7 @@ func (r *vrrpReader) readPeers(t *table, v *VRRP) {
 		return
 	}
 	v.Peers = t.addresses("peers", list)
+	t.mark("peers", "")
 	for _, a := range v.Peers {
 		switch {
 		case slices.Contains(v.Addrs, a):

@@ -79,7 +79,8 @@ key_mode = "permissive"`)))
 			Excluded: []netip.Addr{a("2001:db8::80")}, Source: a("fe80::2"),
 			PreemptDelay: time.Minute,
 			Key:          &vrrp.Key{ID: 9, Bytes: strings.Repeat("\n", 32), Permissive: true}},
-			VIPs: []netip.Addr{a("2001:db8::80")}, Owned: []Owned{{"eth0", prefix("fe80::80/128")}}},
+			VIPs: []netip.Addr{a("2001:db8::80")}, Owned: []Owned{{"eth0", prefix("fe80::80/128")}},
+			KeyFile: key},
 	}
 	if !reflect.DeepEqual(d.VRRP, want) {
 		t.Errorf("got  %+v\nwant %+v", d.VRRP, want)

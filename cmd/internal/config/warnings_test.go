@@ -48,6 +48,12 @@ func TestWarnings(t *testing.T) {
 		{"hash of none", served + "[director]\nunknown_flows = \"hash\"", []string{`x.toml:8: director: ` +
 			`unknown_flows: no service over tcp has a scheduler that hashes: leave it out, or use dh, sh or mh there`}},
 		{"hash of sh", served + "scheduler = \"sh\"\n[director]\nunknown_flows = \"hash\"", nil},
+		{"mail about roles without [[vrrp]]", served + "[notify.mail]\nto = \"a@b\"\nfrom = \"a@b\"\nserver = " +
+			"\"c:25\"\nkinds = [\"service\", \"vrrp\"]", []string{`x.toml:11: notify: mail: kinds: there is no ` +
+			`[[vrrp]], so that no role changes: leave "vrrp" out, or add [[vrrp]]`}},
+		{"mail about roles", served + "[[vrrp]]\nname = \"V\"\ninterface = \"eth0\"\nrouter_id = 1\naddresses = " +
+			"[\"198.51.100.80\"]\n[notify.mail]\nto = \"a@b\"\nfrom = \"a@b\"\nserver = \"c:25\"\nkinds = " +
+			"[\"vrrp\"]", nil},
 		{"STARTTLS at a port of TLS", served + "[notify.mail]\nto = \"a@b\"\nfrom = \"a@b\"\nserver = \"c:465\"\n" +
 			"tls = \"starttls\"", []string{`x.toml:11: notify: mail: tls: a server at port 465 begins with TLS (RFC ` +
 			`8314) and offers no STARTTLS: want tls = "tls"`}},

@@ -84,12 +84,61 @@ func (l difference) compare(key string, was, is any) {
 	}
 }
 
-// note notes a change. The key "" is the service or realserver itself, the value nil is an absent one.
-func (l difference) note(key string, was, is any) {
-	if l.table != "" {
-		key = l.table + "." + key
+// secret notes that a secret has another value, without its characters; "" is none.
+func (l difference) secret(key, was, is string) {
+	name := func(s string) string {
+		if s == "" {
+			return none("")
+		}
+		return words.Count(len(s), "character")
 	}
-	c := api.Change{Service: l.service, Realserver: l.realserver, Key: key, Old: jsonValue(was), New: jsonValue(is)}
+	switch {
+	case was == is:
+	case was == "" || is == "":
+		l.note(key, name(was), name(is))
+	default:
+		l.add(key, name(was), name(is), l.name(key)+" changed")
+	}
+}
+
+// note notes a change. The key "" is the service, the realserver or the table itself, the value nil is an absent one.
+func (l difference) note(key string, was, is any) {
+	var parts []string
+	if name := l.name(key); name != "" {
+		parts = append(parts, name)
+	}
+	switch {
+	case key == "" && was == nil:
+		parts = append(parts, fmt.Sprintf("added: %v", is))
+	case key == "":
+		parts = append(parts, "removed")
+	case was == nil:
+		parts[0] += fmt.Sprintf(" added: %v", is)
+	case is == nil:
+		parts[0] += " removed"
+	default:
+		parts[0] += fmt.Sprintf(" %v -> %v", was, is)
+	}
+	l.add(key, was, is, strings.Join(parts, ": "))
+}
+
+// name returns the name of a key in texts, with its table.
+func (l difference) name(key string) string {
+	return strings.ReplaceAll(l.path(key), ".", ": ")
+}
+
+// path returns the name of a key in JSON, with its table; "" is the table itself.
+func (l difference) path(key string) string {
+	if l.table == "" || key == "" {
+		return l.table + key
+	}
+	return l.table + "." + key
+}
+
+// add adds a change. text says what has changed of the service or realserver.
+func (l difference) add(key string, was, is any, text string) {
+	c := api.Change{Service: l.service, Realserver: l.realserver, Key: l.path(key), Old: jsonValue(was),
+		New: jsonValue(is)}
 	var parts []string
 	if c.Service != "" {
 		parts = append(parts, fmt.Sprintf("service %q", c.Service))
@@ -97,20 +146,7 @@ func (l difference) note(key string, was, is any) {
 	if c.Realserver != "" {
 		parts = append(parts, "realserver "+c.Realserver)
 	}
-	name := strings.ReplaceAll(key, ".", ": ")
-	switch {
-	case key == "" && was == nil:
-		parts = append(parts, fmt.Sprintf("added: %v", is))
-	case key == "":
-		parts = append(parts, "removed")
-	case was == nil:
-		parts = append(parts, fmt.Sprintf("%s added: %v", name, is))
-	case is == nil:
-		parts = append(parts, name+" removed")
-	default:
-		parts = append(parts, fmt.Sprintf("%s %v -> %v", name, was, is))
-	}
-	c.Text = strings.Join(parts, ": ")
+	c.Text = strings.Join(append(parts, text), ": ")
 	*l.list = append(*l.list, c)
 }
 

@@ -20,7 +20,7 @@ func (l difference) vrrp(was, is []config.VRRP) {
 		l := l.in("vrrp " + v.Name)
 		old := former[v.Name]
 		if delete(former, v.Name); old == nil {
-			l.note("name", nil, v.Name)
+			l.note("", nil, fmt.Sprintf("interface %s, router_id %d, priority %d", v.Device, v.RouterID, v.Priority))
 			continue
 		}
 		l.compare("interface", old.Device, v.Device)
@@ -33,9 +33,7 @@ func (l difference) vrrp(was, is []config.VRRP) {
 		l.compare("source", addressName(old.Source), addressName(v.Source))
 		l.compare("preempt", old.Preempt, v.Preempt)
 		l.compare("preempt_delay", old.PreemptDelay, v.PreemptDelay)
-		if old.Password != v.Password {
-			l.note("password", secretName(old.Password), secretName(v.Password))
-		}
+		l.secret("password", old.Password, v.Password)
 		l.key(old.Key, v.Key)
 		l.compare("peers", none(names(old.Peers).String()), none(names(v.Peers).String()))
 		l.compare("group", none(old.Group), none(v.Group))
@@ -44,36 +42,26 @@ func (l difference) vrrp(was, is []config.VRRP) {
 	}
 	for i := range was {
 		if v := &was[i]; former[v.Name] != nil {
-			l.in("vrrp "+v.Name).note("name", v.Name, nil)
+			l.in("vrrp "+v.Name).note("", v.Name, nil)
 		}
 	}
 }
 
 // key compares the keys of an HMAC, without their bytes.
 func (l difference) key(was, is *vrrp.Key) {
-	name := func(k *vrrp.Key) string {
+	content := func(k *vrrp.Key) string {
 		if k == nil {
-			return "none"
+			return ""
 		}
-		return secretName(k.Bytes)
+		return k.Bytes
 	}
-	if name(was) != name(is) || was != nil && is != nil && was.Bytes != is.Bytes {
-		l.note("key", name(was), name(is))
-	}
+	l.secret("key", content(was), content(is))
 	if was == nil || is == nil {
 		return
 	}
 	mode := map[bool]string{false: "enforce", true: "permissive"}
 	l.compare("key_id", was.ID, is.ID)
 	l.compare("key_mode", mode[was.Permissive], mode[is.Permissive])
-}
-
-// secretName stands for a secret.
-func secretName(s string) string {
-	if s == "" {
-		return "none"
-	}
-	return fmt.Sprintf("%d characters", len(s))
 }
 
 // addressName returns an address, or "none" for the zero value.

@@ -5,6 +5,7 @@ package director
 import (
 	"context"
 	"errors"
+	"slices"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -17,6 +18,7 @@ import (
 	"vstun/cmd/internal/doctor"
 	"vstun/cmd/internal/words"
 	"vstun/routing"
+	"vstun/routing/query"
 )
 
 // Command is the director's command line.
@@ -87,10 +89,15 @@ func check(file string) (cli.Checked, error) {
 	if err != nil {
 		return cli.Checked{}, err
 	}
-	if err := errors.Join(checkVIPs(cfg), checkListed(cfg), checkSubnets(file, cfg)); err != nil {
+	devices, err := query.Devices()
+	if err != nil {
 		return cli.Checked{}, err
 	}
-	warnings := cfg.Warnings
+	if err := errors.Join(checkVIPs(cfg), checkListed(cfg), checkPeers(cfg), checkOwn(cfg, devices),
+		checkSubnets(file, cfg)); err != nil {
+		return cli.Checked{}, err
+	}
+	warnings := slices.Concat(cfg.Warnings, pairWarnings(cfg, devices), keyWarnings(cfg))
 	if warn, err := warning(file, cfg); err != nil {
 		return cli.Checked{}, err
 	} else if warn != "" {

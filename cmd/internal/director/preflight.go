@@ -43,6 +43,18 @@ func preflight(cfg *config.Director, adopted bool) error {
 		return fmt.Errorf("connections.max = %d needs up to %d MB of memory, and this machine has %d MB to spare: "+
 			"set a smaller one", cfg.Connections.Max, need>>20, have>>20)
 	}
+	if len(cfg.VRRP) > 0 || cfg.Sync.On {
+		devices, err := query.Devices()
+		if err != nil {
+			return err
+		}
+		if text := noSyncDevice(cfg, devices); text != "" {
+			return errors.New(text)
+		}
+		if err := checkOwn(cfg, devices); err != nil && !adopted {
+			return err
+		}
+	}
 	return checkAddresses(cfg)
 }
 
@@ -71,7 +83,7 @@ func checkAddresses(cfg *config.Director) error {
 	local, broadcast := on.local, on.broadcast
 	var errs []error
 	fault := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
-	errs = append(errs, checkListed(cfg))
+	errs = append(errs, checkListed(cfg), checkPeers(cfg))
 	six := query.HasIPv6()
 	hasRules := map[bool]bool{false: query.HasRules(false), true: query.HasRules(true)}
 	for _, a := range cfg.Source.List() {
@@ -164,10 +176,20 @@ func checkListed(cfg *config.Director) error {
 	var errs []error
 	vips, on := plan.Unlisted(cfg, devices)
 	for n, vip := range vips {
-		errs = append(errs, fmt.Errorf("VIP %v is in a subnet of %s, and no [[vrrp]] has it, so that every director "+
-			"would answer for it: add it to the addresses of one", vip, on[n]))
+		errs = append(errs, fmt.Errorf("%sVIP %v is in a subnet of %s, and no [[vrrp]] has it, so that every director "+
+			"would answer for it: add it to the addresses of one", placeOf(cfg, vip), vip, on[n]))
 	}
 	return errors.Join(errs...)
+}
+
+// placeOf returns the beginning of a line about a VIP: the first service has it.
+func placeOf(cfg *config.Director, vip netip.Addr) string {
+	for i := range cfg.Services {
+		if s := &cfg.Services[i]; slices.Contains(s.VIPs, vip) {
+			return cfg.Places.At(fmt.Sprintf("service %q", s.Name), "vip", vip.String())
+		}
+	}
+	return ""
 }
 
 // checkSubnets refuses realservers of VS/DR that are in no subnet of this host. A running director has them down, since

@@ -281,7 +281,7 @@ func vrrpStatus(s *vrrp.Status) api.VRRP {
 		}
 	})
 	if s.SendError != nil {
-		v.SendError = s.SendError.Error()
+		v.SendError, v.SendErrorAge = s.SendError.Error(), s.SendErrorAge.Seconds()
 	}
 	for _, t := range s.Tracks {
 		v.Tracks = append(v.Tracks, api.Track{Name: t.Name, Up: t.Up, Weight: t.Weight})

@@ -1,6 +1,7 @@
 package director
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"vstun/balancer/connsync"
@@ -21,10 +23,14 @@ type peerSync struct {
 	*connsync.Sync
 	log      *slog.Logger
 	mode     string
+	peers    []netip.Addr        // the configured ones; none: multicast
+	held     atomic.Bool         // the connections of the peers are awaited: see syncing.hold
 	alive    map[netip.Addr]bool // peers that the log has as heard
 	rejoined chan struct{}       // see rejoin
 	minute   time.Time           // in which new peers have been counted
 	heard    int                 // their number
+	warned   time.Time           // when the log got the last line of logRefused
+	refused  uint64              // datagrams that had been refused by then
 }
 
 // open opens the sockets that cfg needs. Changes of connections are noted from here on.
@@ -46,6 +52,8 @@ func (s *peerSync) open(cfg *config.Sync, p *dataPlane, log *slog.Logger) error 
 		c.Key = []byte(cfg.Key)
 	}
 	s.Sync, s.log, s.mode = connsync.New(c, link, p.table, p.balancer, p.now), log, cfg.Mode()
+	s.peers = peers
+	s.held.Store(true)
 	s.alive, s.rejoined = map[netip.Addr]bool{}, make(chan struct{}, 1)
 	return nil
 }
@@ -102,14 +110,16 @@ func (s *peerSync) run(ctx context.Context, follow syncing) error {
 	go func() { ended <- s.Run(ctx) }()
 	look := time.NewTicker(lookEvery)
 	defer look.Stop()
-	held, since, least := true, time.Now(), time.Duration(0)
+	since, least := time.Now(), time.Duration(0)
+	s.held.Store(true)
 	ready, complete := false, false
 	for n := 1; ; n++ {
 		select {
 		case err := <-ended:
 			return err
 		case <-s.rejoined:
-			held, since, least = true, time.Now(), rejoinLeast
+			since, least = time.Now(), rejoinLeast
+			s.held.Store(true)
 			follow.hold(true)
 			continue
 		case <-look.C:
@@ -119,9 +129,10 @@ func (s *peerSync) run(ctx context.Context, follow syncing) error {
 			follow.complete(is)
 		}
 		waited := time.Since(since)
+		held := s.held.Load()
 		has := held && complete && waited >= least && s.has(follow.backup)
 		if held && (has || waited >= readyAtMost) {
-			held = false
+			s.held.Store(false)
 			if !has {
 				s.log.Warn("connections of peers are not complete", "waited", readyAtMost)
 			}
@@ -132,6 +143,7 @@ func (s *peerSync) run(ctx context.Context, follow syncing) error {
 		}
 		if n%int(time.Second/lookEvery) == 0 {
 			s.logPeers()
+			s.logRefused()
 		}
 	}
 }
@@ -167,6 +179,34 @@ func (s *peerSync) logPeers() {
 	maps.DeleteFunc(s.alive, func(a netip.Addr, _ bool) bool {
 		return !slices.ContainsFunc(peers, func(p connsync.PeerStatus) bool { return p.Addr == a })
 	})
+}
+
+// lasting are the faults of datagrams that another configuration makes, or a forger. Single datagrams have other faults
+// at each start of a director.
+var lasting = []connsync.Fault{connsync.BadHeader, connsync.OldVersion, connsync.OtherID, connsync.Stranger,
+	connsync.Forged}
+
+// logRefused logs that datagrams are refused: at first, then once a minute while they come. A line has the sender of
+// the last one: anyone can send from many addresses.
+func (s *peerSync) logRefused() {
+	now, st := time.Now(), s.Sync.Status()
+	var n uint64
+	for _, f := range lasting {
+		n += st.Refused[f.String()]
+	}
+	if n == s.refused || !s.warned.IsZero() && now.Sub(s.warned) < time.Minute {
+		return
+	}
+	senders := slices.DeleteFunc(st.Senders, func(r connsync.Refused) bool {
+		return !slices.Contains(lasting, r.Fault)
+	})
+	if len(senders) == 0 {
+		return
+	}
+	last := slices.MinFunc(senders, func(a, b connsync.Refused) int { return cmp.Compare(a.Age, b.Age) })
+	s.log.Warn("sync datagrams are refused: "+s.remedy(last.Fault), "peer", last.Addr, "refused", last.Fault,
+		"datagrams", n-s.refused)
+	s.warned, s.refused = now, n
 }
 
 // mayLog counts a new peer, and reports whether the log has it.
@@ -223,12 +263,18 @@ func (s *peerSync) status() *api.Sync {
 		return nil
 	}
 	st := s.Sync.Status()
-	out := &api.Sync{Mode: s.mode, Ready: st.Ready, Sending: st.Sending, Sent: syncTraffic(st.Sent),
+	out := &api.Sync{Mode: s.mode, Ready: !s.held.Load(), Sending: st.Sending, Sent: syncTraffic(st.Sent),
 		Received: syncTraffic(st.Received), Lost: st.Lost, Resent: st.Resent, ChangesLost: st.ChangesLost,
-		Inexpressible: st.Inexpressible, SendErrors: st.SendErrors, Error: st.LastError, Refused: st.Refused}
+		Inexpressible: st.Inexpressible, SendErrors: st.SendErrors, Error: st.LastError,
+		ErrorAge: st.ErrorAge.Seconds(), Refused: st.Refused}
 	for _, r := range st.Senders {
 		out.Senders = append(out.Senders, api.SyncSender{Address: r.Addr.String(), Reason: r.Fault.String(), Count: r.N,
 			Last: r.Age.Seconds(), Fix: s.remedy(r.Fault)})
+	}
+	for _, a := range s.peers {
+		if !slices.ContainsFunc(st.Peers, func(p connsync.PeerStatus) bool { return p.Addr == a }) {
+			out.Unheard = append(out.Unheard, a.String())
+		}
 	}
 	for _, p := range st.Peers {
 		peer := api.SyncPeer{Address: p.Addr.String(), State: "silent", Heard: p.Heard.Seconds(),

@@ -167,7 +167,12 @@ func hold(t *testing.T, rate int, master bool, during func(w *cable, s *peerSync
 	all.Go(func() {
 		if err := s.run(ctx, syncing{ready: func() { note("ready") }, backup: func() bool { return master },
 			complete: func(is bool) { note(map[bool]string{true: "complete", false: "incomplete"}[is]) },
-			hold:     func(is bool) { note(fmt.Sprint("hold ", is)) }}); err != nil {
+			hold: func(is bool) {
+				note(fmt.Sprint("hold ", is))
+				if s.status().Ready == is {
+					t.Errorf("hold %v, and the status says the reverse", is)
+				}
+			}}); err != nil {
 			t.Error(err)
 		}
 	})
@@ -236,6 +241,74 @@ func TestForgedPeersInLog(t *testing.T) {
 		}
 		if s.logPeers(); len(s.alive) != len(peers) {
 			t.Errorf("%d addresses are kept of %d peers", len(s.alive), len(peers))
+		}
+		cancel()
+		running.Wait()
+	})
+}
+
+// TestRefusedInLog: the log has the sender of refused datagrams, with what to do, at once and each minute while they
+// come. Datagrams that a start makes are no line.
+func TestRefusedInLog(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newCable()
+		own, _ := newSync(t, &w.ends[0], 0)
+		var log strings.Builder
+		s := peerSync{Sync: own, mode: "vstun", alive: map[netip.Addr]bool{}, rejoined: make(chan struct{}, 1),
+			log: slog.New(slog.NewTextHandler(&log, nil))}
+		ctx, cancel := context.WithCancel(t.Context())
+		var running sync.WaitGroup
+		running.Go(func() {
+			if err := s.run(ctx, syncing{ready: func() {}, backup: func() bool { return false },
+				complete: func(bool) {}, hold: func(bool) {}}); err != nil {
+				t.Error(err)
+			}
+		})
+		lines := func() int { return strings.Count(log.String(), "sync datagrams are refused") }
+		var forged [56]byte // an envelope without a valid HMAC
+		forged[2], forged[3], forged[5] = 0xff, 0xff, 2
+		for second := 1; second <= 125; second++ {
+			_ = w.ends[1].Send(forged[:])
+			time.Sleep(time.Second)
+			synctest.Wait()
+			if want := (second-2)/60 + 1; second > 2 && second%60 > 3 && lines() != want {
+				t.Fatalf("%d lines after %d s, want %d:\n%s", lines(), second, want, &log)
+			}
+		}
+		for _, want := range []string{"copy the file key of [sync]", "peer=10.0.2.1 ", "refused=forged datagrams="} {
+			if !strings.Contains(log.String(), want) {
+				t.Errorf("no %q in\n%s", want, &log)
+			}
+		}
+		was := lines()
+		time.Sleep(5 * time.Minute)
+		if is := lines(); is > was+1 {
+			t.Errorf("%d lines more without datagrams", is-was)
+		}
+		cancel()
+		running.Wait()
+	})
+}
+
+// TestUnheardPeers: the status names each configured peer that has not been heard yet.
+func TestUnheardPeers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newCable()
+		own, _ := newSync(t, &w.ends[0], 0)
+		peer, _ := newSync(t, &w.ends[1], 0)
+		s := peerSync{Sync: own, mode: "vstun", peers: []netip.Addr{netip.MustParseAddr("10.0.2.1"),
+			netip.MustParseAddr("10.0.2.9")}}
+		ctx, cancel := context.WithCancel(t.Context())
+		var running sync.WaitGroup
+		running.Go(func() { _ = own.Run(ctx) })
+		time.Sleep(5 * time.Second)
+		if got := s.status().Unheard; !slices.Equal(got, []string{"10.0.2.1", "10.0.2.9"}) {
+			t.Errorf("alone: %q", got)
+		}
+		running.Go(func() { _ = peer.Run(ctx) })
+		time.Sleep(5 * time.Second)
+		if got := s.status().Unheard; !slices.Equal(got, []string{"10.0.2.9"}) {
+			t.Errorf("with a peer: %q", got)
 		}
 		cancel()
 		running.Wait()

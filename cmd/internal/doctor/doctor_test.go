@@ -228,3 +228,28 @@ func TestSilent(t *testing.T) {
 		}
 	}
 }
+
+// TestTitle: the title of a finding has the name of its check once. JSON has the whole place.
+func TestTitle(t *testing.T) {
+	for where, want := range map[string]string{
+		"sync":               "warning: sync\n",
+		"sync with 10.0.2.3": "warning: sync: with 10.0.2.3\n",
+		"syncope":            "warning: sync: syncope\n",
+		"":                   "warning: sync\n",
+	} {
+		r := newReport("director", "/etc/vstun/director.toml", true)
+		r.run(t.Context(), check{"sync", func(_ context.Context, res *result) {
+			res.find(Finding{Severity: Warning, Where: where, What: "it is silent"})
+		}})
+		var text strings.Builder
+		if err := r.finish().print(&text, 0, false); err != nil {
+			t.Fatal(err)
+		}
+		if !strings.Contains(text.String(), want) {
+			t.Errorf("%q: %s, want %q", where, &text, want)
+		}
+		if got := r.Findings[0].Where; got != where {
+			t.Errorf("%q: JSON has %q", where, got)
+		}
+	}
+}

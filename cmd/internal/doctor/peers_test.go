@@ -37,7 +37,10 @@ func TestVRRPFindings(t *testing.T) {
 		{"other addresses", api.VRRP{Role: "backup", Peers: []api.Peer{{Address: "10.0.2.4", Differs: true}}}, "",
 			[]string{"warning vrrp VI_1: 10.0.2.4 has other addresses [write the same addresses at both]"}},
 		{"cannot send", api.VRRP{Role: "backup", SendError: "operation not permitted"}, "",
-			[]string{"error vrrp VI_1: its advertisements cannot be sent: operation not permitted []"}},
+			[]string{"error vrrp VI_1: its advertisements cannot be sent: operation not permitted " +
+				"[the last one failed 0 s ago]"}},
+		{"could not send long ago", api.VRRP{Role: "backup", SendError: "operation not permitted",
+			SendErrorAge: 601}, "", nil},
 		{"an address is missing", api.VRRP{Role: "master"}, "",
 			[]string{"error vrrp VI_1: it is the master, and this host does not have the address 10.0.3.10/24 []"}},
 		{"an address is left", api.VRRP{Role: "backup"}, "eth1",
@@ -112,8 +115,11 @@ func TestSyncFindings(t *testing.T) {
 			{Address: "10.0.2.9", Reason: "replayed", Fix: "look"}}},
 			[]string{"warning sync with 10.0.2.9: its datagrams are refused: replayed " +
 				"[look the last one was refused 0 s ago]"}},
-		{"cannot send", &api.Sync{Mode: "vstun", Peers: []api.SyncPeer{alive}, SendErrors: 3, Error: "no such device"},
-			[]string{"error sync: its datagrams cannot be sent: no such device []"}},
+		{"cannot send", &api.Sync{Mode: "vstun", Peers: []api.SyncPeer{alive}, SendErrors: 3, Error: "no such device",
+			ErrorAge: 2}, []string{"error sync: its datagrams cannot be sent: no such device " +
+			"[the last one failed 2 s ago]"}},
+		{"could not send long ago", &api.Sync{Mode: "vstun", Peers: []api.SyncPeer{alive}, SendErrors: 3,
+			Error: "no such device", ErrorAge: 601}, nil},
 		{"other services", &api.Sync{Mode: "vstun", Peers: []api.SyncPeer{alive},
 			Refused: map[string]uint64{"unknown_service": 4}}, []string{"hint sync: 4 records of peers refused since " +
 			"the start: unknown_service [configure the same services and realservers at all directors]"}},

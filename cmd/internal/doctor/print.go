@@ -82,11 +82,11 @@ func printGroup(line func(string), group []Finding, verbose bool) {
 	if verbose {
 		most = len(group)
 	}
-	where := fmt.Sprintf("%s: %s", f.Severity, f.Check)
+	title := fmt.Sprintf("%s: %s", f.Severity, f.Check)
 	if len(group) == 1 {
-		where = strings.TrimSuffix(where+": "+f.Where, ": ")
+		title = strings.TrimSuffix(title+": "+within(f.Check, f.Where), ": ")
 	}
-	line(where)
+	line(title)
 	if len(group) > 1 {
 		for _, f := range group[:min(most, len(group))] {
 			line(indent + "at " + f.Where)
@@ -116,6 +116,14 @@ func printGroup(line func(string), group []Finding, verbose bool) {
 	for _, remark := range f.Remarks {
 		line(indent + "note: " + remark)
 	}
+}
+
+// within returns a place without the name of its check, which is before it in the title.
+func within(check, where string) string {
+	if rest, ok := strings.CutPrefix(where, check); ok && (rest == "" || rest[0] == ' ') {
+		return strings.TrimSpace(rest)
+	}
+	return where
 }
 
 // fixes returns the commands of a group, each once, with the hosts to run it on.

@@ -16,9 +16,10 @@ func (res *result) sync(cfg *config.Sync, others []netip.Addr, s *api.Sync) {
 	if s == nil {
 		return
 	}
-	if s.SendErrors > 0 && s.Error != "" {
+	if s.SendErrors > 0 && s.Error != "" && s.ErrorAge <= recent {
 		res.find(Finding{Severity: Error, Where: "sync", What: "its datagrams cannot be sent: " + s.Error,
-			Why: "connections end when another director takes over", Fix: "director peers"})
+			Why: "connections end when another director takes over", Fix: "director peers",
+			Remarks: []string{lastFailed(s.ErrorAge)}})
 	}
 	refused := map[string]bool{} // nothing is taken from these, and the causes of unheard are not theirs
 	for _, r := range s.Senders {
@@ -64,6 +65,9 @@ func (res *result) sync(cfg *config.Sync, others []netip.Addr, s *api.Sync) {
 		res.fine("%s, and %s lost", words.Count(len(s.Peers), "peer"), words.Count(s.Lost, "datagram"))
 	}
 }
+
+// lastFailed says how old an error of sending is, in seconds.
+func lastFailed(age float64) string { return fmt.Sprintf("the last one failed %.0f s ago", age) }
 
 // usual reports whether a refusal of the sender's datagrams is no fault: datagrams that come twice or late, of a peer
 // whose others are taken, or that come before it is known.

@@ -28,9 +28,9 @@ func (res *result) vrrp(st *api.DirectorStatus, cfg []config.VRRP, have map[neti
 			find(Finding{Severity: Error, Where: where, What: o.Address + " is master, too",
 				Why: "neighbours may send the VIPs' packets to either", Remarks: []string{o.Fix}})
 		}
-		if v.SendError != "" {
+		if v.SendError != "" && v.SendErrorAge <= recent {
 			find(Finding{Severity: Error, Where: where, What: "its advertisements cannot be sent: " + v.SendError,
-				Why: "another director will be master, too"})
+				Why: "another director will be master, too", Remarks: []string{lastFailed(v.SendErrorAge)}})
 		}
 		for _, p := range v.Peers {
 			switch {

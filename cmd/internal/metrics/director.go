@@ -174,7 +174,7 @@ func (c *director) Describe(ch chan<- *prometheus.Desc) {
 	describe(ch, syncSeries)
 	describe(ch, syncPeerSeries)
 	for _, d := range []*prometheus.Desc{buildDesc, directorDrops, directorBatches, serviceInfo, current, vrrpRefused,
-		syncRefused, syncTableAge} {
+		syncRefused, syncTableAge, syncHeard} {
 		ch <- d
 	}
 }

@@ -11,7 +11,8 @@ import (
 
 // syncSeries is the metrics of the exchange of connections with other directors. There are none without it.
 var syncSeries = []series[api.Sync]{
-	gauge(nil, "vstun_director_sync_ready", "Whether the connections of the peers are there: 1 or 0.",
+	gauge(nil, "vstun_director_sync_ready", "0 while the director waits for the connections of "+
+		"its peers; else 1.",
 		func(s *api.Sync) float64 { return boolean(s.Ready) }),
 	gauge(nil, "vstun_director_sync_peers", "Directors that have been heard within three seconds.",
 		func(s *api.Sync) (n float64) {
@@ -62,6 +63,9 @@ var ofPeer = []string{"peer"}
 var syncTableAge = prometheus.NewDesc("vstun_director_sync_peer_table_age_seconds", "Time since its whole table came. "+
 	"Absent while that is missing.", ofPeer, nil)
 
+var syncHeard = prometheus.NewDesc("vstun_director_sync_peer_heard", "Whether the director has been heard within ten "+
+	"minutes: 1 or 0.", ofPeer, nil)
+
 // sendSync sends the metrics of s, none if s is nil.
 func sendSync(ch chan<- prometheus.Metric, s *api.Sync) {
 	if s == nil {
@@ -79,7 +83,23 @@ func sendSync(ch chan<- prometheus.Metric, s *api.Sync) {
 			ch <- prometheus.MustNewConstMetric(syncTableAge, gaugeValue, *p.Bulk, p.Address)
 		}
 	}
+	sendHeard(ch, s)
 	for _, reason := range slices.Sorted(slices.Values(connsync.FaultNames())) {
 		ch <- prometheus.MustNewConstMetric(syncRefused, prometheus.CounterValue, float64(s.Refused[reason]), reason)
+	}
+}
+
+// sendHeard sends whether each peer has been heard. An idle kernel director sends nothing: the mode ipvs has no such
+// metric.
+func sendHeard(ch chan<- prometheus.Metric, s *api.Sync) {
+	if s.Mode != "vstun" {
+		return
+	}
+	for i := range s.Peers {
+		ch <- prometheus.MustNewConstMetric(syncHeard, gaugeValue, 1, s.Peers[i].Address)
+	}
+	for _, address := range s.Unheard {
+		ch <- prometheus.MustNewConstMetric(syncHeard, gaugeValue, 0, address)
+		syncPeerSeries[0].send(ch, &api.SyncPeer{}, address)
 	}
 }

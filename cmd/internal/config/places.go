@@ -1,0 +1,25 @@
+package config
+
+// Places are the places of values that may not fit the host. Each is the beginning of a line of Errors: "file:line:
+// path of the key: ".
+type Places map[Place]string
+
+// Place names a value.
+type Place struct {
+	Table   string // its label in messages, such as `vrrp "VI_1"`
+	Key     string
+	Element string // of the key's array; "": the value is none, or all of it
+}
+
+// At returns the beginning of a line about a value. It has no file if the value is in none.
+func (p Places) At(table, key, element string) string {
+	if at, ok := p[Place{table, key, element}]; ok {
+		return at
+	}
+	return table + ": " + key + ": "
+}
+
+// mark notes the place of a key of t, or of the element of its array that is being read.
+func (t *table) mark(key, element string) {
+	t.file.places[Place{t.label, key, element}] = t.about(key, "")
+}
