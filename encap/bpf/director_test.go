@@ -435,6 +435,35 @@ func TestRemove(t *testing.T) {
 	}
 }
 
+// TestRemoveTurned: a flow that a packet has ended stays out of the fast path when its path is removed, and when another
+// path takes the place of that one.
+func TestRemoveTurned(t *testing.T) {
+	d := newTestDirector(t)
+	s := request(false, packet.ProtoTCP)
+	p := tunnelPath(t, tunnels(false)[0], false)
+	ref := add(t, d, p, s, Flow{})
+	end := s
+	end.flags = packet.FlagFIN | packet.FlagACK
+	left := func(when string, s spec) {
+		t.Helper()
+		f := frame(s.bytes())
+		if action, got := run(t, d.objects.Director, f); action != next || !bytes.Equal(got, f) {
+			t.Errorf("%s: action %d", when, action)
+		}
+	}
+	left("the end", end)
+	left("behind the end", s)
+	if err := d.Remove(ref); err != nil {
+		t.Fatal(err)
+	}
+	left("after Remove", s)
+	again, err := d.Add(p)
+	if err != nil || again.index != ref.index {
+		t.Fatalf("%v, %v after %v", again, err, ref)
+	}
+	left("with another path", s)
+}
+
 // TestCounts: packets, bytes and idle times come back by Read and Delete, for more flows than one batch has.
 func TestCounts(t *testing.T) {
 	needRoot(t)
