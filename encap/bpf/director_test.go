@@ -571,6 +571,33 @@ func TestFull(t *testing.T) {
 	}
 }
 
+// TestManyVIPs: a configuration of thousands of VIPs has room. One VIP more is no room, as one flow more is: the fast
+// path goes on for the others.
+func TestManyVIPs(t *testing.T) {
+	needRoot(t)
+	d, err := LoadDirector(DirectorConfig{Flows4: 2 * maxVIPs, Flows6: 8, Paths: 1})
+	must(t, err)
+	defer d.Close()
+	ref, err := d.Add(Path{Kind: NAT, Device: loopback, MTU: 1500, Realserver: netip.AddrPortFrom(realservers[0], 80)})
+	must(t, err)
+	s := request(false, packet.ProtoUDP)
+	var flows []Flow
+	for i := range 10_000 {
+		f := Flow{Flow: s.flow(), Path: ref, VIP: netip.AddrFrom4([4]byte{198, 18, byte(i >> 8), byte(i)})}
+		f.SrcPort = uint16(i)
+		flows = append(flows, f)
+	}
+	if n, err := d.Set(flows); n != len(flows) || err != nil {
+		t.Fatalf("%d of %d flows: %v", n, len(flows), err)
+	}
+	for i := range flows {
+		flows[i].VIP = netip.AddrFrom4([4]byte{198, 19, byte(i >> 8), byte(i)})
+	}
+	if n, err := d.Set(flows); n != maxVIPs-1-len(flows) || err != ErrFull {
+		t.Errorf("%d flows beside %d VIPs: %v", n, len(flows), err)
+	}
+}
+
 // TestRefused: paths and flows that contradict themselves are refused.
 func TestRefused(t *testing.T) {
 	d := newTestDirector(t)
