@@ -181,8 +181,7 @@ func (f *fastPath) capture(c *forward.Capture) (end func()) {
 	if f.cache == nil {
 		return func() {}
 	}
-	f.cache.Exclude(c.Selects)
-	return func() { f.cache.Exclude(nil) }
+	return f.cache.Exclude(c.Selects)
 }
 
 // has reports whether the kernel forwards a connection.
