@@ -30,6 +30,8 @@ type fastPath struct {
 	kernel *bpf.Director   // nil: none is loaded
 	cache  *fastpath.Cache // nil, too
 	routes *query.RouteWatch
+	ask    func([]netip.Addr) (map[netip.Addr]query.Path, error) // query.Paths
+	again  chan struct{}                                         // followWays asks again when it gets a value
 
 	mu      sync.Mutex
 	reason  string // why it is off
@@ -72,6 +74,7 @@ func (f *fastPath) open(cfg *config.Director, p *dataPlane, log *slog.Logger) {
 		return
 	}
 	f.kernel, f.devices = kernel, ingress.New(kernel)
+	f.ask, f.again = query.Paths, make(chan struct{}, 1)
 	f.cache = fastpath.New(fastpath.Config{Kernel: kernel, Table: p.table, Clock: p.now, Worker: len(p.workers),
 		Ports: p.udpPorts, Failed: f.failed})
 }
@@ -99,6 +102,7 @@ func (f *fastPath) follow(st *state) {
 	if paths := st.inputs.Paths; !maps.Equal(paths, f.paths) { // otherwise followWays may know more
 		f.paths = paths
 		f.cache.SetWays(ways(paths))
+		f.askAgain() // followWays may have asked before, for other addresses, and answer later
 	}
 	f.mu.Unlock()
 	f.attach(&st.inputs)
@@ -130,29 +134,48 @@ func (f *fastPath) run(ctx context.Context) error {
 	return daemon.Run(ctx, f.cache.Run, f.routes.Run, f.followWays)
 }
 
+// waysRetry is the pause after a question about ways that the kernel has not answered.
+const waysRetry = time.Second
+
+// askAgain lets followWays ask once more.
+func (f *fastPath) askAgain() {
+	select {
+	case f.again <- struct{}{}:
+	default:
+	}
+}
+
 // followWays asks the kernel for the ways to realservers at once when its routes have changed: packets in the fast path
 // do not look them up. The next look is behind a pause of pathsShare times the duration of this one.
 func (f *fastPath) followWays(ctx context.Context) error {
+	var failed error
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-f.routes.Changed():
+		case <-f.again:
 		}
 		begin := time.Now()
 		f.mu.Lock()
 		to := slices.Collect(maps.Keys(f.paths))
 		f.mu.Unlock()
-		paths, err := query.Paths(to)
+		paths, err := f.ask(to)
+		f.cache.SetWays(ways(paths))
+		pause := min(pathsShare*time.Since(begin), pathsEvery)
 		if err != nil {
+			f.askAgain()
+			pause = waysRetry
+		}
+		if err != nil && failed == nil {
 			f.log.Error("cannot ask the kernel for the ways to realservers: there is no fast path until it answers",
 				"error", err)
 		}
-		f.cache.SetWays(ways(paths))
+		failed = err
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-time.After(min(pathsShare*time.Since(begin), pathsEvery)):
+		case <-time.After(pause):
 		}
 	}
 }
@@ -208,14 +231,13 @@ func (f *fastPath) read(t *stats.Tally) {
 
 // status returns the fast path's state.
 func (f *fastPath) status() api.FastPath {
-	st := api.FastPath{Reason: f.reason}
-	if f.cache == nil {
-		return st
-	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.cache == nil {
+		return api.FastPath{Reason: f.reason}
+	}
 	s := f.cache.Stats()
-	st = api.FastPath{Reason: f.reason, Devices: f.devices.Names(), Connections: s.Connections, Promoted: s.Promoted,
+	st := api.FastPath{Reason: f.reason, Devices: f.devices.Names(), Connections: s.Connections, Promoted: s.Promoted,
 		Taken: api.Traffic{Packets: s.InPackets, Bytes: s.InBytes}}
 	switch {
 	case st.Reason != "":
