@@ -6,7 +6,9 @@ import (
 	"log/slog"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -26,7 +28,10 @@ type wayQuestions struct {
 	mu     sync.Mutex
 	all    [][]netip.Addr
 	answer func(to []netip.Addr) error
+	ipsec  atomic.Bool
 }
+
+func (q *wayQuestions) hasIPsec() (bool, error) { return q.ipsec.Load(), nil }
 
 func (q *wayQuestions) ask(to []netip.Addr) (map[netip.Addr]query.Path, error) {
 	q.mu.Lock()
@@ -56,7 +61,7 @@ func newFastPath(t *testing.T, q *wayQuestions) *fastPath {
 		t.Fatal(err)
 	}
 	f := &fastPath{log: slog.New(slog.DiscardHandler), routes: routes, ask: q.ask, again: make(chan struct{}, 1),
-		devices: ingress.New(nil), cache: fastpath.New(fastpath.Config{Table: conntab.New(conntab.Config{Max: 64})})}
+		secure: q.hasIPsec, devices: ingress.New(nil), cache: fastpath.New(fastpath.Config{Table: conntab.New(conntab.Config{Max: 64})})}
 	ctx, cancel := context.WithCancel(context.Background())
 	var tasks sync.WaitGroup
 	tasks.Go(func() { _ = f.followWays(ctx) })
@@ -104,4 +109,20 @@ func TestWaysOfNewRealserver(t *testing.T) {
 	f = newFastPath(t, q)
 	f.knows(one)
 	testkit.Within(t, "a question about both", 10*time.Second, func() bool { return q.about(2) > 0 })
+}
+
+// TestIPsec: an IPsec policy that comes later ends the fast path, and status says so.
+func TestIPsec(t *testing.T) {
+	q := &wayQuestions{answer: func([]netip.Addr) error { return nil }}
+	f := newFastPath(t, q)
+	f.knows(netip.MustParseAddr("10.0.11.2"))
+	off := func() bool { return strings.Contains(f.status().Reason, "IPsec") }
+	if off() {
+		t.Error("there is no policy")
+	}
+	for _, has := range []bool{true, false} {
+		q.ipsec.Store(has)
+		f.askAgain() // as a change of routes does
+		testkit.Within(t, "it is noticed", 10*time.Second, func() bool { return off() == has })
+	}
 }
