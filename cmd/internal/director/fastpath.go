@@ -32,7 +32,7 @@ type fastPath struct {
 	routes *query.RouteWatch
 	ask    func([]netip.Addr) (map[netip.Addr]query.Path, error) // query.Paths
 	again  chan struct{}                                         // followWays asks again when it gets a value
-	secure func() (bool, error)                                  // query.HasIPsec
+	secure func() (in, out bool, err error)                      // query.HasIPsec
 
 	mu      sync.Mutex
 	reason  string // why it is off
@@ -133,7 +133,7 @@ func (f *fastPath) attach(in *plan.Inputs) {
 // followIPsec keeps all connections out of the kernel while there is an IPsec policy: the program would send packets
 // on without it. f.mu is held.
 func (f *fastPath) followIPsec() {
-	has, err := f.secure()
+	_, has, err := f.secure()
 	if err != nil && !f.unasked {
 		f.log.Warn("cannot ask for IPsec policies: the fast path goes on as if there were none", "error", err)
 	}

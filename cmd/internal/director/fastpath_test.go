@@ -31,7 +31,7 @@ type wayQuestions struct {
 	ipsec  atomic.Bool
 }
 
-func (q *wayQuestions) hasIPsec() (bool, error) { return q.ipsec.Load(), nil }
+func (q *wayQuestions) hasIPsec() (in, out bool, err error) { return true, q.ipsec.Load(), nil }
 
 func (q *wayQuestions) ask(to []netip.Addr) (map[netip.Addr]query.Path, error) {
 	q.mu.Lock()
