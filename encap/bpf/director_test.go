@@ -435,8 +435,8 @@ func TestRemove(t *testing.T) {
 	}
 }
 
-// TestRemoveTurned: a flow that a packet has ended stays out of the fast path when its path is removed, and when another
-// path takes the place of that one.
+// TestRemoveTurned: a flow that a packet has ended stays out of the fast path when its path is removed, and when
+// another path takes the place of that one.
 func TestRemoveTurned(t *testing.T) {
 	d := newTestDirector(t)
 	s := request(false, packet.ProtoTCP)
