@@ -56,7 +56,7 @@ func (s *shard[A]) leave(e *entry[A]) {
 
 // Refresh counts n packets of f from the client that the fast path has forwarded. The last packet, in either direction,
 // was forwarded at the time last. The connection's timeout begins again at last. Its state stays. A connection that had
-// ended before last stays ended. Refresh reports whether the connection is in the fast path.
+// ended before last stays ended. Refresh reports whether the connection is in the fast path, and may stay there.
 func (t *Table) Refresh(f packet.Flow, n uint32, last Ticks) bool {
 	return t.of(f.Src, false).refresh(f, n, last, t.rules.Load())
 }
@@ -72,13 +72,16 @@ func (s *store[A]) refresh(f packet.Flow, n uint32, last Ticks, by *rules) bool 
 	}
 	e := &sh.slots[i]
 	e.value += n
-	e.flags &^= reported
 	if e.state == Pinned {
 		return false
 	}
-	if end := last + by.times[e.state]; e.expires.reached(end) {
-		e.expires = end
-		sh.noteExpiry(end)
+	newer := int32(last+by.times[e.state]-e.expires) > 0
+	if newer {
+		e.expires = last + by.times[e.state]
+		sh.noteExpiry(e.expires)
 	}
-	return e.flags&fast != 0
+	if newer || n > 0 { // otherwise its packets pass the other director that has reported it
+		e.flags &^= reported
+	}
+	return e.flags&fast != 0 && e.canBeFast(by)
 }

@@ -160,3 +160,49 @@ func TestLeft(t *testing.T) {
 		})
 	}
 }
+
+// TestRefreshOfReported: a connection whose packets pass another director stays that director's until the fast path has
+// a packet of it.
+func TestRefreshOfReported(t *testing.T) {
+	table := newSmall(Config{})
+	p := tcp(1, 1, packet.FlagSYN)
+	table.Insert(&p, 1, 0, 0)
+	p.TCPFlags = packet.FlagACK
+	table.Packet(&p, FromClient, 0)
+	table.SetFast(p.Flow, true, 0)
+	report := func(now Ticks) {
+		table.Report(Conn{Flow: p.Flow, State: Established, Dest: 1, Expires: 900 * time.Second}, Ordered, now)
+	}
+	check := func(when string, reported bool) {
+		t.Helper()
+		if c, ok := table.Lookup(p.Flow, 20*PerSecond); !ok || c.Reported != reported {
+			t.Errorf("%s: %+v, %v", when, c, ok)
+		}
+	}
+	report(10 * PerSecond)
+	check("reported", true)
+	table.Refresh(p.Flow, 0, 0)
+	check("no packet", true)
+	table.Refresh(p.Flow, 0, 11*PerSecond)
+	check("a reply", false)
+	report(15 * PerSecond)
+	check("reported again", true)
+	table.Refresh(p.Flow, 1, 14*PerSecond)
+	check("a packet", false)
+}
+
+// TestShorterTimeout: a connection leaves the fast path when its timeout becomes too short for late reports.
+func TestShorterTimeout(t *testing.T) {
+	table := newSmall(Config{})
+	p := tcp(1, 1, packet.FlagSYN)
+	table.Insert(&p, 1, 0, 0)
+	p.TCPFlags = packet.FlagACK
+	table.Packet(&p, FromClient, 0)
+	table.SetFast(p.Flow, true, 0)
+	for seconds, stays := range map[time.Duration]bool{10: true, 9: false} {
+		table.Configure(Config{Timeouts: Timeouts{TCP: seconds * time.Second}})
+		if table.Refresh(p.Flow, 1, PerSecond) != stays {
+			t.Errorf("timeout %d s: it stays: %v", seconds, !stays)
+		}
+	}
+}

@@ -26,17 +26,29 @@ func (c *Cache) account() {
 	c.passes.Lock()
 	defer c.passes.Unlock()
 	begin, now := time.Now(), c.Clock()
+	c.mu.Lock()
+	c.pass++
+	pass := c.pass
+	c.mu.Unlock()
 	var out []key
-	sum, n := uint64(0), uint64(0)
+	var sum, n [2]uint64 // by family
 	err := c.Kernel.Read(func(f packet.Flow, s bpf.State, live bool) {
 		c.mu.Lock() // not longer: a change of realservers must not wait for a million flows
 		defer c.mu.Unlock()
-		k, packets, stays := c.count(f, s, now)
-		if !live || !stays {
+		k, at, reply, known := c.find(f)
+		switch {
+		case !known:
 			out = append(out, k)
-			return
+		case at.pass == pass: // it has got there since, and s may be of an earlier connection
+		default:
+			packets, stays := c.count(k, at, reply, s, now)
+			if !live || !stays {
+				out = append(out, k)
+				return
+			}
+			sum[k.family()] += packets
+			n[k.family()]++
 		}
-		sum, n = sum+packets, n+1
 	})
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -44,36 +56,45 @@ func (c *Cache) account() {
 		c.fail(err)
 		return
 	}
-	if c.full {
-		out = append(out, c.quiet(sum/max(n, 1))...)
-		c.full = false
+	for family := range c.full {
+		if c.full[family] {
+			out = append(out, c.quiet(family, sum[family]/max(n[family], 1))...)
+			c.full[family] = false
+		}
 	}
 	c.release(out)
 	c.took.Store(int64(time.Since(begin)))
 }
 
-// quiet returns the connections that have much less than the mean number of packets: others are to have their places.
-func (c *Cache) quiet(mean uint64) (all []key) {
+// quiet returns the connections of a family that have much less than the mean number of packets: others are to have
+// their places.
+func (c *Cache) quiet(family int, mean uint64) (all []key) {
 	for k, at := range c.conns {
-		if uint64(at.recent) <= mean/4 {
+		if k.family() == family && uint64(at.recent) <= mean/4 {
 			all = append(all, k)
 		}
 	}
 	return all
 }
 
-// count takes the counts of one of the kernel's flows. It returns the flow's connection, the packets since the last
-// count, and whether the connection may stay. The caller holds c.mu.
-func (c *Cache) count(f packet.Flow, s bpf.State, now conntab.Ticks) (k key, packets uint64, stays bool) {
+// find returns the connection of f, one of the kernel's flows, and whether f is its replies. If there is none, k is f.
+// The caller holds c.mu.
+func (c *Cache) find(f packet.Flow) (k key, at conn, reply, known bool) {
 	k = keyOf(f)
 	of, reply := c.replies[k]
 	if reply {
-		k = of
+		if at, known = c.conns[of]; known {
+			return of, at, true, true
+		}
+		return k, at, true, false
 	}
-	at, known := c.conns[k]
-	if !known {
-		return keyOf(f), 0, false
-	}
+	at, known = c.conns[k]
+	return k, at, false, known
+}
+
+// count takes the counts s of the requests, or the replies, of the connection k. It returns the packets since the last
+// count, and whether the connection may stay. The caller holds c.mu.
+func (c *Cache) count(k key, at conn, reply bool, s bpf.State, now conntab.Ticks) (packets uint64, stays bool) {
 	var bytes uint64
 	if reply {
 		packets, bytes = s.Count.Since(at.replys)
@@ -91,7 +112,8 @@ func (c *Cache) count(f packet.Flow, s bpf.State, now conntab.Ticks) (k key, pac
 	if reply {
 		requests = 0
 	}
-	if d := c.snapshot.Dest(at.dest); d != nil && packets > 0 {
+	d := c.snapshot.Dest(at.dest)
+	if d != nil && packets > 0 {
 		if reply {
 			d.CountReplies(c.Worker, packets, bytes)
 		} else {
@@ -103,5 +125,8 @@ func (c *Cache) count(f packet.Flow, s bpf.State, now conntab.Ticks) (k key, pac
 		c.out.bytes.Add(bytes + packets*uint64(d.Overhead()))
 	}
 	stays = c.Table.Refresh(k.flow(), requests, at.seen) && int32(now-at.seen) < idle
-	return k, packets, stays
+	if reply && d != nil && !c.snapshot.OnlyFrontend(d, k.flow()) { // another VIP leads there by now
+		stays = false
+	}
+	return packets, stays
 }

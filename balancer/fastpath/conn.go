@@ -42,6 +42,7 @@ type conn struct {
 	seen             conntab.Ticks // its last packet, as far as the last account knows
 	recent           uint32        // packets between the last two accounts
 	requests, replys bpf.Count     // up to the last account
+	pass             uint32        // the last account before it got there
 }
 
 // seed is of the choice of source ports.
@@ -66,6 +67,14 @@ func (c *Cache) current(k *key, at conn) bool {
 	return ok && p.ref == at.ref
 }
 
+// family is the index of the family of the connection k.
+func (k *key) family() int {
+	if k.six {
+		return 1
+	}
+	return 0
+}
+
 // promote gives connections to the kernel. The caller holds c.mu.
 func (c *Cache) promote(busy []conntab.Conn) {
 	var flows []bpf.Flow
@@ -84,7 +93,7 @@ func (c *Cache) promote(busy []conntab.Conn) {
 	for i := range busy {
 		f := busy[i].Flow
 		k := keyOf(f)
-		if _, known := c.conns[k]; known {
+		if _, known := c.conns[k]; known || c.full[k.family()] {
 			continue
 		}
 		d, ref, ok := c.admit(&busy[i])
@@ -99,7 +108,7 @@ func (c *Cache) promote(busy []conntab.Conn) {
 		if !ok {
 			continue
 		}
-		c.conns[k] = conn{ref: ref, dest: is.Dest, seen: now}
+		c.conns[k] = conn{ref: ref, dest: is.Dest, seen: now, pass: c.pass}
 		flows, keys = append(flows, bpf.Flow{Flow: f, Path: ref, Port: c.port(&k)}), append(keys, k)
 		if d.Back != nil {
 			reply := d.Real(f).Reverse()
@@ -129,19 +138,33 @@ func (c *Cache) admit(b *conntab.Conn) (d *balancer.Dest, ref bpf.Ref, ok bool) 
 // set writes flows of the connections keys. Those for which there is no room stay out.
 func (c *Cache) set(flows []bpf.Flow, keys []key) {
 	defer func() { c.flows.Store(int64(len(c.conns))) }()
-	if len(flows) == 0 {
-		return
+	for len(flows) > 0 {
+		n, err := c.Kernel.Set(flows)
+		if err != nil && !errFull(err) {
+			c.fail(err)
+			return
+		}
+		c.promoted.Add(uint64(len(slices.Compact(slices.Clone(keys[:n])))))
+		if flows, keys = flows[n:], keys[n:]; len(flows) > 0 {
+			flows, keys = c.noRoom(flows, keys)
+		}
 	}
-	n, err := c.Kernel.Set(flows)
-	if err != nil && !errFull(err) {
-		c.fail(err)
-		return
+}
+
+// noRoom takes those flows, and their connections, out that are of the first one's family. It returns the others.
+func (c *Cache) noRoom(flows []bpf.Flow, keys []key) (others []bpf.Flow, of []key) {
+	family := keys[0].family()
+	c.full[family] = true
+	var out []key
+	for i := range keys {
+		if keys[i].family() == family {
+			out = append(out, keys[i])
+		} else {
+			others, of = append(others, flows[i]), append(of, keys[i])
+		}
 	}
-	if n < len(flows) {
-		c.full = true
-		c.release(keys[n:])
-	}
-	c.promoted.Add(uint64(len(slices.Compact(keys[:n]))))
+	c.release(out)
+	return others, of
 }
 
 // release is drop for connections that the table still has in the fast path.
@@ -169,7 +192,11 @@ func (c *Cache) drop(keys []key) {
 	}
 	if len(flows) > 0 {
 		now := c.Clock()
-		c.fail(c.Kernel.Delete(flows, func(f packet.Flow, s bpf.State) { c.count(f, s, now) }))
+		c.fail(c.Kernel.Delete(flows, func(f packet.Flow, s bpf.State) {
+			if k, at, reply, known := c.find(f); known {
+				c.count(k, at, reply, s, now)
+			}
+		}))
 	}
 	for i := range keys {
 		delete(c.conns, keys[i])

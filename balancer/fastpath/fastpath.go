@@ -54,10 +54,12 @@ type Cache struct {
 	snapshot *balancer.Snapshot
 	ways     Ways
 	excluded func(packet.Flow, *balancer.Dest) bool // connections that stay out; nil: none
+	excludes int                                    // calls of Exclude
 	paths    map[pathID]path
 	conns    map[key]conn
 	replies  map[key]key // connections of VS/NAT, by the flow of their replies
-	full     bool        // since the last account there was no room
+	full     [2]bool     // by family: since the last account there was no room
+	pass     uint32      // of account
 
 	passes   sync.Mutex // held by account
 	took     atomic.Int64
@@ -87,12 +89,19 @@ func New(c Config) *Cache {
 }
 
 // The periods of looks at the feed, and of accounts. An account in which there is much to read is followed by a pause
-// of accountShare times its duration: it never takes more than that share of a CPU.
+// of accountShare times its duration, but of no more than accountMost: the shortest timeout of a connection in the fast
+// path is 10 seconds, and an account has to come before.
 const (
 	lookEvery    = 10 * time.Millisecond
 	accountEvery = time.Second
+	accountMost  = 5 * time.Second
 	accountShare = 20
 )
+
+// pause is the time between an account of the duration took and the next one.
+func pause(took time.Duration) time.Duration {
+	return min(max(accountEvery, accountShare*took), accountMost)
+}
 
 // Run fills the cache until ctx is cancelled.
 func (c *Cache) Run(ctx context.Context) error {
@@ -108,7 +117,7 @@ func (c *Cache) Run(ctx context.Context) error {
 			c.look(changes)
 			if now.After(next) {
 				c.account()
-				next = time.Now().Add(max(accountEvery, accountShare*time.Duration(c.took.Load())))
+				next = time.Now().Add(pause(time.Duration(c.took.Load())))
 			}
 		}
 	}
@@ -171,14 +180,23 @@ func (c *Cache) Pause(is bool) {
 	c.revise()
 }
 
-// Exclude keeps connections for which fn is true out of the kernel from now on; nil: none. When it returns, no such
-// connection is there. The flow is the connection's, from client to VIP.
-func (c *Cache) Exclude(fn func(packet.Flow, *balancer.Dest) bool) {
+// Exclude keeps connections for which fn is true out of the kernel, until the call of end or the next call of Exclude.
+// When it returns, no such connection is there. The flow is the connection's, from client to VIP.
+func (c *Cache) Exclude(fn func(packet.Flow, *balancer.Dest) bool) (end func()) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.excluded = fn
-	if fn == nil || c.snapshot == nil {
-		return
+	c.excludes++
+	mine := c.excludes
+	end = func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if c.excludes == mine {
+			c.excluded = nil
+		}
+	}
+	if c.snapshot == nil {
+		return end
 	}
 	var out []key
 	for k, at := range c.conns {
@@ -187,6 +205,7 @@ func (c *Cache) Exclude(fn func(packet.Flow, *balancer.Dest) bool) {
 		}
 	}
 	c.release(out)
+	return end
 }
 
 // Has reports whether the kernel forwards the connection f.

@@ -1,6 +1,7 @@
 package fastpath
 
 import (
+	"maps"
 	"net/netip"
 	"os"
 	"testing"
@@ -18,6 +19,13 @@ import (
 type kernel struct {
 	*bpf.Director
 	counts map[packet.Flow]bpf.State
+	behind func() // called once, when flows have been read and before they are given out
+	sets   int    // calls of Set
+}
+
+func (k *kernel) Set(flows []bpf.Flow) (int, error) {
+	k.sets++
+	return k.Director.Set(flows)
 }
 
 // pass adds packets of 100 bytes to a flow's counts.
@@ -29,7 +37,14 @@ func (k *kernel) pass(f packet.Flow, packets int, idle time.Duration) {
 }
 
 func (k *kernel) Read(fn func(packet.Flow, bpf.State, bool)) error {
-	return k.Director.Read(func(f packet.Flow, _ bpf.State, live bool) { fn(f, k.counts[f], live) })
+	read := maps.Clone(k.counts)
+	return k.Director.Read(func(f packet.Flow, _ bpf.State, live bool) {
+		if behind := k.behind; behind != nil {
+			k.behind = nil
+			behind()
+		}
+		fn(f, read[f], live)
+	})
 }
 
 func (k *kernel) Delete(flows []packet.Flow, fn func(packet.Flow, bpf.State)) error {
@@ -75,7 +90,7 @@ func newWorld(t *testing.T, room int) *world {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = d.Close() })
-	w := &world{t: t, kernel: &kernel{d, map[packet.Flow]bpf.State{}}, now: 100}
+	w := &world{t: t, kernel: &kernel{Director: d, counts: map[packet.Flow]bpf.State{}}, now: 100}
 	w.table = conntab.New(conntab.Config{Max: 4096})
 	w.balancer = balancer.New(w.table, 2)
 	w.Cache = New(Config{Kernel: w.kernel, Table: w.table, Clock: func() conntab.Ticks { return w.now }, Worker: 1,
@@ -200,6 +215,40 @@ func TestCounts(t *testing.T) {
 	}
 }
 
+// TestCountsOfPortUsedAgain: a connection ends and its client's port is used again, all between the kernel's answer and
+// its evaluation. The counts of the first one are not counted as the second one's.
+func TestCountsOfPortUsedAgain(t *testing.T) {
+	w := newWorld(t, 64)
+	w.apply(real(realA, method.TUN))
+	w.open(1)
+	w.kernel.pass(client(1), 1000, 0)
+	w.kernel.behind = func() {
+		w.send(1, packet.FlagRST, 1)
+		w.lookNow()
+		w.open(1)
+		if !w.Has(client(1)) {
+			t.Error("the second connection is not in the kernel")
+		}
+	}
+	w.account()
+	w.mustHave("after the account", 1, true)
+	w.kernel.pass(client(1), 7, 0)
+	w.account()
+	if r := w.balancer.Snapshot().Status()[0].Realservers[0]; r.Packets != 1007 {
+		t.Errorf("counted: %+v", r)
+	}
+}
+
+// TestPause: an account comes before the end of any connection in the fast path, however long it takes.
+func TestPause(t *testing.T) {
+	for took, want := range map[time.Duration]time.Duration{time.Millisecond: time.Second,
+		100 * time.Millisecond: 2 * time.Second, 3 * time.Second: 5 * time.Second} {
+		if got := pause(took); got != want {
+			t.Errorf("an account of %v: pause %v, want %v", took, got, want)
+		}
+	}
+}
+
 // TestChanges: after any change of how its packets get to their realserver, no connection is in the kernel with the old
 // one. Where the change leaves a way, the kernel gets it again.
 func TestChanges(t *testing.T) {
@@ -271,6 +320,12 @@ func TestFull(t *testing.T) {
 			quiet++
 		}
 	}
+	sets := w.kernel.sets
+	w.send(16, packet.FlagACK, 40)
+	w.lookNow()
+	if w.kernel.sets != sets {
+		t.Error("the kernel is asked again for room that it does not have")
+	}
 	w.account()
 	for f := range w.kernel.has(t) {
 		if f.SrcPort%2 != 0 {
@@ -307,15 +362,26 @@ func TestExclude(t *testing.T) {
 	w.apply(real(realA, method.TUN))
 	w.open(1)
 	w.open(2)
-	w.Exclude(func(f packet.Flow, d *balancer.Dest) bool { return f.SrcPort == 1 && d.Address == realA })
+	only := func(port uint16) (end func()) {
+		return w.Exclude(func(f packet.Flow, d *balancer.Dest) bool { return f.SrcPort == port && d.Address == realA })
+	}
+	first := only(1)
 	w.send(1, packet.FlagACK, 40)
 	w.lookNow()
 	w.mustHave("excluded", 1, false)
 	w.mustHave("excluded another", 2, true)
-	w.Exclude(nil)
-	w.send(1, packet.FlagACK, 40)
+	second := only(2)
+	first() // late: it must not end the second one
+	for port := range uint16(2) {
+		w.send(port+1, packet.FlagACK, 40)
+	}
 	w.lookNow()
-	w.mustHave("after it", 1, true)
+	w.mustHave("excluded no more", 1, true)
+	w.mustHave("excluded by the second one", 2, false)
+	second()
+	w.send(2, packet.FlagACK, 40)
+	w.lookNow()
+	w.mustHave("after it", 2, true)
 }
 
 // TestSharedServer: replies of a server that two VIPs lead to do not say which of them they come from. Their
@@ -331,5 +397,21 @@ func TestSharedServer(t *testing.T) {
 	w.Follow(w.balancer.Snapshot())
 	w.open(1)
 	w.mustHave("shared", 1, false)
+}
+
+// TestSharedLater: a connection by VS/NAT leaves the kernel when another VIP leads to its server, too.
+func TestSharedLater(t *testing.T) {
+	w := newWorld(t, 64)
 	w.apply(real(realA, method.NAT))
+	w.open(1)
+	w.mustHave("its only VIP", 1, true)
+	if err := w.balancer.Apply(balancer.Config{Services: []balancer.Service{{Name: "web",
+		VIPs: []netip.Addr{vip, netip.MustParseAddr("198.51.100.81")}, Protocol: packet.ProtoTCP,
+		Ports: []balancer.PortRange{{First: 80, Last: 80}}, Scheduler: "rr",
+		Realservers: []balancer.Realserver{real(realA, method.NAT)}}}}); err != nil {
+		t.Fatal(err)
+	}
+	w.Follow(w.balancer.Snapshot())
+	w.account()
+	w.mustHave("one of two VIPs", 1, false)
 }

@@ -20,10 +20,10 @@ type DirectorConfig struct {
 	Paths          int // most paths
 }
 
-// maxVIPs is the number of different addresses in Flow.VIP over the life of a Director.
-const maxVIPs = 1024
+// maxVIPs is one more than the number of different addresses in Flow.VIP over the life of a Director.
+const maxVIPs = 1 << 14
 
-// ErrFull is the error of Set when no room is left for a flow of its family.
+// ErrFull is the error of Set when no room is left for a flow of its family, for its VIP, or in the kernel's memory.
 var ErrFull = errors.New("no room for more flows in the BPF map")
 
 // Director is the program of a director, and its maps. Any number of goroutines may use it.
@@ -152,7 +152,7 @@ func (d *Director) vip(a netip.Addr) (uint16, error) {
 	}
 	i := uint16(len(d.vips) + 1) // 0 means none
 	if i >= maxVIPs {
-		return 0, fmt.Errorf("more than %d VIPs", maxVIPs-1)
+		return 0, ErrFull
 	}
 	var b [16]byte
 	copy(b[:], a.AsSlice())
@@ -187,13 +187,19 @@ func (d *Director) Set(flows []Flow) (n int, err error) {
 			err = failed
 		}
 	}
-	if errors.Is(err, unix.E2BIG) {
+	if full(err) {
 		return n, ErrFull
 	}
 	if err != nil {
 		return n, fmt.Errorf("fast path of %v: %w", flows[n].Flow, err)
 	}
 	return n, nil
+}
+
+// full reports whether err, of a write of flows, is one of room: in the map, for VIPs, or in the memory that the kernel
+// or the process's cgroup has for maps at this moment.
+func full(err error) bool {
+	return errors.Is(err, unix.E2BIG) || errors.Is(err, unix.ENOMEM) || errors.Is(err, ErrFull)
 }
 
 // prepare makes keys and entries of the first flows that are of one family, as many as c takes. It returns their

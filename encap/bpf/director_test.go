@@ -435,6 +435,35 @@ func TestRemove(t *testing.T) {
 	}
 }
 
+// TestRemoveTurned: a flow that a packet has ended stays out of the fast path when its path is removed, and when
+// another path takes the place of that one.
+func TestRemoveTurned(t *testing.T) {
+	d := newTestDirector(t)
+	s := request(false, packet.ProtoTCP)
+	p := tunnelPath(t, tunnels(false)[0], false)
+	ref := add(t, d, p, s, Flow{})
+	end := s
+	end.flags = packet.FlagFIN | packet.FlagACK
+	left := func(when string, s spec) {
+		t.Helper()
+		f := frame(s.bytes())
+		if action, got := run(t, d.objects.Director, f); action != next || !bytes.Equal(got, f) {
+			t.Errorf("%s: action %d", when, action)
+		}
+	}
+	left("the end", end)
+	left("behind the end", s)
+	if err := d.Remove(ref); err != nil {
+		t.Fatal(err)
+	}
+	left("after Remove", s)
+	again, err := d.Add(p)
+	if err != nil || again.index != ref.index {
+		t.Fatalf("%v, %v after %v", again, err, ref)
+	}
+	left("with another path", s)
+}
+
 // TestCounts: packets, bytes and idle times come back by Read and Delete, for more flows than one batch has.
 func TestCounts(t *testing.T) {
 	needRoot(t)
@@ -539,6 +568,33 @@ func TestFull(t *testing.T) {
 	}
 	if n, err := d.Set(flows); n != 8 || err != ErrFull {
 		t.Errorf("%d flows: %v", n, err)
+	}
+}
+
+// TestManyVIPs: a configuration of thousands of VIPs has room. One VIP more is no room, as one flow more is: the fast
+// path goes on for the others.
+func TestManyVIPs(t *testing.T) {
+	needRoot(t)
+	d, err := LoadDirector(DirectorConfig{Flows4: 2 * maxVIPs, Flows6: 8, Paths: 1})
+	must(t, err)
+	defer d.Close()
+	ref, err := d.Add(Path{Kind: NAT, Device: loopback, MTU: 1500, Realserver: netip.AddrPortFrom(realservers[0], 80)})
+	must(t, err)
+	s := request(false, packet.ProtoUDP)
+	var flows []Flow
+	for i := range 10_000 {
+		f := Flow{Flow: s.flow(), Path: ref, VIP: netip.AddrFrom4([4]byte{198, 18, byte(i >> 8), byte(i)})}
+		f.SrcPort = uint16(i)
+		flows = append(flows, f)
+	}
+	if n, err := d.Set(flows); n != len(flows) || err != nil {
+		t.Fatalf("%d of %d flows: %v", n, len(flows), err)
+	}
+	for i := range flows {
+		flows[i].VIP = netip.AddrFrom4([4]byte{198, 19, byte(i >> 8), byte(i)})
+	}
+	if n, err := d.Set(flows); n != maxVIPs-1-len(flows) || err != ErrFull {
+		t.Errorf("%d flows beside %d VIPs: %v", n, len(flows), err)
 	}
 }
 

@@ -19,7 +19,8 @@ import (
 // sockets get all other packets. Without the program they get all packets. Any goroutine may use it. The zero value has
 // no program.
 type fastPath struct {
-	log *slog.Logger
+	log    *slog.Logger
+	secure func() (in, out bool, err error) // query.HasIPsec
 
 	mu      sync.Mutex
 	program *bpf.Realserver // nil: there is none
@@ -33,6 +34,7 @@ type fastPath struct {
 	full    bool                     // the program takes no more of them
 	refused string                   // why the program has no rules
 	strict  []string                 // devices that it is not at, and why
+	unasked bool                     // the last question for IPsec policies had no answer
 	past    map[netip.Addr]bpf.Taken // of a program that has been closed
 }
 
@@ -45,6 +47,7 @@ const (
 	offNoTunnel = "encap is empty: there is no tunnel"
 	offNoDevice = "no device: packets come by none, or fast_path_devices names none that is up"
 	offDown     = "the agent's device is down"
+	offIPsec    = "this host has IPsec policies, which the fast path cannot obey"
 )
 
 // noFastPath is the log's line for a fast path that does not work.
@@ -52,7 +55,7 @@ const noFastPath = "no fast path: the sockets take all packets"
 
 // load loads the program if cfg allows it. It takes no packet before enforce. A failure is one line of the log.
 func (f *fastPath) load(log *slog.Logger, cfg *config.Realserver) {
-	f.log = log
+	f.log, f.secure = log, query.HasIPsec
 	if cfg.FastPath.Off {
 		f.off = offByKey
 		return

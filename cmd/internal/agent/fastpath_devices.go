@@ -15,6 +15,9 @@ import (
 // followPace is the least time between two looks at this host's devices.
 const followPace = 100 * time.Millisecond
 
+// ipsecEvery is the period of looks for IPsec policies, of which the kernel reports no change here.
+const ipsecEvery = 10 * time.Second
+
 // run attaches the program to devices that come, until ctx is cancelled.
 func (f *fastPath) run(ctx context.Context) error {
 	f.mu.Lock()
@@ -42,6 +45,7 @@ func (f *fastPath) run(ctx context.Context) error {
 			case <-ctx.Done():
 				return
 			case <-watch.Changed():
+			case <-time.After(ipsecEvery):
 			}
 		}
 	}()
@@ -81,7 +85,9 @@ func (f *fastPath) update() {
 	}
 	var at []query.Device
 	if f.strict = nil; f.rules.Device != 0 && len(f.cfg.Encaps) > 0 {
-		at = slices.DeleteFunc(ingress.Select(all, f.cfg.FastPath.Devices), f.filtered)
+		if at = slices.DeleteFunc(ingress.Select(all, f.cfg.FastPath.Devices), f.filtered); f.protected() {
+			at, f.strict = nil, []string{offIPsec}
+		}
 	}
 	was := f.devices.Names()
 	if err := f.devices.Follow(at); err != nil {
@@ -90,6 +96,17 @@ func (f *fastPath) update() {
 	if is := f.devices.Names(); !slices.Equal(is, was) {
 		f.log.Info("fast path", "devices", is)
 	}
+}
+
+// protected reports whether this host has IPsec policies for packets that come: the program would take those that a
+// policy refuses. f.mu is held.
+func (f *fastPath) protected() bool {
+	in, _, err := f.secure()
+	if err != nil && !f.unasked {
+		f.log.Warn("cannot ask for IPsec policies: the fast path goes on as if there were none", "error", err)
+	}
+	f.unasked = err != nil
+	return in
 }
 
 // filtered reports whether the strict reverse-path filter of a device can drop a director's packets. The program would

@@ -3,12 +3,16 @@ package agent
 import (
 	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
 	"os"
 	"testing"
 
+	"github.com/vishvananda/netlink"
+
 	"vstun/cmd/internal/api"
 	"vstun/encap/bpf"
+	"vstun/testdata/testkit"
 )
 
 // testFastPath returns a loaded program whose device is lo.
@@ -51,6 +55,33 @@ func TestProgramAndWorkers(t *testing.T) {
 	enforce("198.51.100.80", "10.0.2.2/32", true)
 	enforce("198.51.100.80", "10.0.2.2/32 10.0.2.3/32", true)
 	enforce("198.51.100.80", "10.0.2.2/32 10.0.2.3/32", false)
+}
+
+// TestIPsec: while there is an IPsec policy for packets that come, the program is at no device.
+func TestIPsec(t *testing.T) {
+	testkit.NewNamespace(t)
+	f := testFastPath(t)
+	if err := netlink.LinkAdd(&netlink.Veth{PeerName: "peer", LinkAttrs: netlink.LinkAttrs{Name: "eth0",
+		Flags: net.FlagUp}}); err != nil {
+		t.Fatal(err)
+	}
+	lo, err := netlink.LinkByName("lo")
+	if err == nil {
+		err = netlink.LinkSetUp(lo)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := agentOf("198.51.100.80", "fd00:2::2/128", "ipip", false)
+	cfg.TUN, cfg.FastPath.Devices = "lo", []string{"eth0"}
+	for _, in := range []bool{false, true, false} {
+		f.secure = func() (bool, bool, error) { return in, true, nil }
+		f.enforce(cfg, []netip.Addr{netip.MustParseAddr("fd00:11::2")}, func() {})
+		st := f.status(bpf.Taken{})
+		if st.On == in || (st.Reason == offIPsec) != in || len(st.Devices) == 0 != in {
+			t.Errorf("a policy: %v: %+v", in, st)
+		}
+	}
 }
 
 // TestHeardDirectors: the program gets directors of prefixes alone, a bounded number of them, and only those that are

@@ -30,11 +30,17 @@ type fastPath struct {
 	kernel *bpf.Director   // nil: none is loaded
 	cache  *fastpath.Cache // nil, too
 	routes *query.RouteWatch
+	ask    func([]netip.Addr) (map[netip.Addr]query.Path, error) // query.Paths
+	again  chan struct{}                                         // followWays asks again when it gets a value
+	secure func() (in, out bool, err error)                      // query.HasIPsec
 
 	mu      sync.Mutex
 	reason  string // why it is off
 	devices *ingress.Devices
 	wanted  config.FastPath
+	unused  bool       // no device has the program
+	ipsec   bool       // see followIPsec
+	unasked bool       // the last question for it had no answer
 	paths   plan.Paths // in force
 	ended   sync.Once
 }
@@ -72,6 +78,7 @@ func (f *fastPath) open(cfg *config.Director, p *dataPlane, log *slog.Logger) {
 		return
 	}
 	f.kernel, f.devices = kernel, ingress.New(kernel)
+	f.ask, f.again, f.secure = query.Paths, make(chan struct{}, 1), query.HasIPsec
 	f.cache = fastpath.New(fastpath.Config{Kernel: kernel, Table: p.table, Clock: p.now, Worker: len(p.workers),
 		Ports: p.udpPorts, Failed: f.failed})
 }
@@ -99,6 +106,7 @@ func (f *fastPath) follow(st *state) {
 	if paths := st.inputs.Paths; !maps.Equal(paths, f.paths) { // otherwise followWays may know more
 		f.paths = paths
 		f.cache.SetWays(ways(paths))
+		f.askAgain() // followWays may have asked before, for other addresses, and answer later
 	}
 	f.mu.Unlock()
 	f.attach(&st.inputs)
@@ -115,10 +123,26 @@ func (f *fastPath) attach(in *plan.Inputs) {
 	if f.reason == "" && !f.wanted.Off {
 		devices = ingress.Select(in.Devices, f.wanted.Devices)
 	}
-	f.cache.Pause(len(devices) == 0)
+	f.unused = len(devices) == 0
+	f.followIPsec()
 	if err := f.devices.Follow(devices); err != nil {
 		f.log.Warn("packets of a device do not take the fast path", "error", err)
 	}
+}
+
+// followIPsec keeps all connections out of the kernel while there is an IPsec policy: the program would send packets
+// on without it. f.mu is held.
+func (f *fastPath) followIPsec() {
+	_, has, err := f.secure()
+	if err != nil && !f.unasked {
+		f.log.Warn("cannot ask for IPsec policies: the fast path goes on as if there were none", "error", err)
+	}
+	f.unasked = err != nil
+	if has && !f.ipsec {
+		f.log.Info("there is no fast path while this host has IPsec policies")
+	}
+	f.ipsec = has
+	f.cache.Pause(f.unused || f.ipsec)
 }
 
 // run gives connections to the kernel, and follows the ways to the realservers, until ctx is cancelled.
@@ -130,29 +154,53 @@ func (f *fastPath) run(ctx context.Context) error {
 	return daemon.Run(ctx, f.cache.Run, f.routes.Run, f.followWays)
 }
 
+// waysRetry is the pause after a question about ways that the kernel has not answered.
+const waysRetry = time.Second
+
+// askAgain lets followWays ask once more.
+func (f *fastPath) askAgain() {
+	select {
+	case f.again <- struct{}{}:
+	default:
+	}
+}
+
 // followWays asks the kernel for the ways to realservers at once when its routes have changed: packets in the fast path
-// do not look them up. The next look is behind a pause of pathsShare times the duration of this one.
+// do not look them up. The next look is behind a pause of pathsShare times the duration of this one. IPsec policies,
+// of which the kernel reports no change here, come in force with a change of routes, or every pathsEvery.
 func (f *fastPath) followWays(ctx context.Context) error {
+	var failed error
+	tick := time.NewTicker(pathsEvery)
+	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-tick.C:
 		case <-f.routes.Changed():
+		case <-f.again:
 		}
 		begin := time.Now()
 		f.mu.Lock()
+		f.followIPsec()
 		to := slices.Collect(maps.Keys(f.paths))
 		f.mu.Unlock()
-		paths, err := query.Paths(to)
+		paths, err := f.ask(to)
+		f.cache.SetWays(ways(paths))
+		pause := min(pathsShare*time.Since(begin), pathsEvery)
 		if err != nil {
+			f.askAgain()
+			pause = waysRetry
+		}
+		if err != nil && failed == nil {
 			f.log.Error("cannot ask the kernel for the ways to realservers: there is no fast path until it answers",
 				"error", err)
 		}
-		f.cache.SetWays(ways(paths))
+		failed = err
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-time.After(min(pathsShare*time.Since(begin), pathsEvery)):
+		case <-time.After(pause):
 		}
 	}
 }
@@ -181,8 +229,7 @@ func (f *fastPath) capture(c *forward.Capture) (end func()) {
 	if f.cache == nil {
 		return func() {}
 	}
-	f.cache.Exclude(c.Selects)
-	return func() { f.cache.Exclude(nil) }
+	return f.cache.Exclude(c.Selects)
 }
 
 // has reports whether the kernel forwards a connection.
@@ -209,19 +256,20 @@ func (f *fastPath) read(t *stats.Tally) {
 
 // status returns the fast path's state.
 func (f *fastPath) status() api.FastPath {
-	st := api.FastPath{Reason: f.reason}
-	if f.cache == nil {
-		return st
-	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.cache == nil {
+		return api.FastPath{Reason: f.reason}
+	}
 	s := f.cache.Stats()
-	st = api.FastPath{Reason: f.reason, Devices: f.devices.Names(), Connections: s.Connections, Promoted: s.Promoted,
+	st := api.FastPath{Reason: f.reason, Devices: f.devices.Names(), Connections: s.Connections, Promoted: s.Promoted,
 		Taken: api.Traffic{Packets: s.InPackets, Bytes: s.InBytes}}
 	switch {
 	case st.Reason != "":
 	case f.wanted.Off:
 		st.Reason = "fast_path = \"off\""
+	case f.ipsec:
+		st.Reason = "this host has IPsec policies, which the fast path cannot obey"
 	case len(st.Devices) == 0:
 		st.Reason = "no device has the program"
 	}

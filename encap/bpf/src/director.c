@@ -405,8 +405,13 @@ static __always_inline int forward(struct __sk_buff *skb, struct packet *in, str
 		return NEXT;
 	p = *live;
 	barrier();
-	/* Before and after the copy: so that it is of this generation, whole. */
-	if (p.generation != e->generation || *(const volatile __u32 *)&live->generation != e->generation)
+	__u32 generation = *(const volatile __u32 *)&e->generation;
+
+	/*
+	 * Before and after the copy: so that it is of this generation, whole. 0 is no generation: an ended flow's and a
+	 * removed path's.
+	 */
+	if (!generation || p.generation != generation || *(const volatile __u32 *)&live->generation != generation)
 		return NEXT;
 	switch (p.kind) {
 	case TUNNEL:
