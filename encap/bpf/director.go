@@ -21,9 +21,10 @@ type DirectorConfig struct {
 }
 
 // maxVIPs is the number of different addresses in Flow.VIP over the life of a Director.
-const maxVIPs = 1024
+const maxVIPs = 1 << 13
 
-// ErrFull is the error of Set when no room is left for a flow of its family.
+// ErrFull is the error of Set when no room is left for a flow of its family or for its VIP, or when the kernel has no
+// memory for it now.
 var ErrFull = errors.New("no room for more flows in the BPF map")
 
 // Director is the program of a director, and its maps. Any number of goroutines may use it.
@@ -152,7 +153,7 @@ func (d *Director) vip(a netip.Addr) (uint16, error) {
 	}
 	i := uint16(len(d.vips) + 1) // 0 means none
 	if i >= maxVIPs {
-		return 0, fmt.Errorf("more than %d VIPs", maxVIPs-1)
+		return 0, fmt.Errorf("more than %d VIPs: %w", maxVIPs-1, ErrFull)
 	}
 	var b [16]byte
 	copy(b[:], a.AsSlice())
@@ -187,7 +188,9 @@ func (d *Director) Set(flows []Flow) (n int, err error) {
 			err = failed
 		}
 	}
-	if errors.Is(err, unix.E2BIG) {
+	// The kernel allocates a flow's memory without waiting. Under pressure, or at a bound of the control group, it has
+	// none.
+	if errors.Is(err, unix.E2BIG) || errors.Is(err, unix.ENOMEM) || errors.Is(err, ErrFull) {
 		return n, ErrFull
 	}
 	if err != nil {

@@ -542,6 +542,27 @@ func TestFull(t *testing.T) {
 	}
 }
 
+// TestManyVIPs: replies of more VIPs than the program can know have no room. Other flows have.
+func TestManyVIPs(t *testing.T) {
+	d := newTestDirector(t)
+	ref, err := d.Add(Path{Kind: NAT, Device: 1, MTU: 1500, Realserver: netip.MustParseAddrPort("10.0.11.2:80")})
+	must(t, err)
+	s := request(false, packet.ProtoUDP)
+	f := s.flow()
+	var flows []Flow
+	vip := netip.MustParseAddr("198.18.0.0")
+	for range maxVIPs {
+		flows = append(flows, Flow{Flow: f, Path: ref, VIP: vip})
+		vip = vip.Next()
+	}
+	if n, err := d.Set(flows); n != maxVIPs-1 || err != ErrFull {
+		t.Errorf("%d flows of as many VIPs: %v; want %d and that there is no room", n, err, maxVIPs-1)
+	}
+	if n, err := d.Set(flows[:1]); n != 1 || err != nil {
+		t.Errorf("%d flows, %v", n, err)
+	}
+}
+
 // TestRefused: paths and flows that contradict themselves are refused.
 func TestRefused(t *testing.T) {
 	d := newTestDirector(t)
