@@ -86,13 +86,20 @@ func New(c Config) *Cache {
 		conns: map[key]conn{}, replies: map[key]key{}}
 }
 
-// The periods of looks at the feed, and of accounts. An account in which there is much to read is followed by a pause
-// of accountShare times its duration: it never takes more than that share of a CPU.
+// The periods of looks at the feed, and of accounts.
 const (
 	lookEvery    = 10 * time.Millisecond
 	accountEvery = time.Second
 	accountShare = 20
 )
+
+// accountPause returns the pause after an account. Where there is much to read, it is accountShare times the account's
+// duration, so that accounts take no more than this share of a CPU. But it is so short that no connection with packets
+// ends in the table between two accounts.
+func accountPause(took time.Duration) time.Duration {
+	const longest = conntab.LeastFast / 2 * time.Second / conntab.PerSecond
+	return min(max(accountEvery, accountShare*took), longest)
+}
 
 // Run fills the cache until ctx is cancelled.
 func (c *Cache) Run(ctx context.Context) error {
@@ -108,7 +115,7 @@ func (c *Cache) Run(ctx context.Context) error {
 			c.look(changes)
 			if now.After(next) {
 				c.account()
-				next = time.Now().Add(max(accountEvery, accountShare*time.Duration(c.took.Load())))
+				next = time.Now().Add(accountPause(time.Duration(c.took.Load())))
 			}
 		}
 	}

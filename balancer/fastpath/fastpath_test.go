@@ -301,6 +301,27 @@ func TestIdle(t *testing.T) {
 	w.mustHave("busy again", 1, true)
 }
 
+// TestSlowAccounts: a connection with packets stays in the table, however long an account takes and however short its
+// timeout is.
+func TestSlowAccounts(t *testing.T) {
+	w := newWorld(t, 64)
+	w.table.Configure(conntab.Config{Max: 4096, Timeouts: conntab.Timeouts{TCP: 10 * time.Second}})
+	w.apply(real(realA, method.TUN))
+	w.open(1)
+	for _, took := range []time.Duration{0, 10 * time.Millisecond, time.Second, 2 * time.Second} {
+		w.mustHave("before an account", 1, true)
+		w.kernel.pass(client(1), 100, 0)
+		w.account()
+		w.now += conntab.Ticks((2*took + accountPause(took)) * conntab.PerSecond / time.Second) // to the next one's end
+		w.table.Sweep(w.now)
+		w.lookNow()
+	}
+	w.mustHave("at the end", 1, true)
+	if p := accountPause(200 * time.Millisecond); p < 3*time.Second {
+		t.Errorf("a pause of %v after an account of 200ms", p)
+	}
+}
+
 // TestExclude: a connection that is captured takes the TUN device until the capture ends.
 func TestExclude(t *testing.T) {
 	w := newWorld(t, 64)
