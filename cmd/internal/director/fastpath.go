@@ -30,13 +30,17 @@ type fastPath struct {
 	kernel *bpf.Director   // nil: none is loaded
 	cache  *fastpath.Cache // nil, too
 	routes *query.RouteWatch
+	ask    func([]netip.Addr) (map[netip.Addr]query.Path, error) // query.Paths
 
 	mu      sync.Mutex
 	reason  string // why it is off
 	devices *ingress.Devices
+	host    []query.Device // of this host
 	wanted  config.FastPath
-	paths   plan.Paths // in force
+	paths   plan.Paths       // in force
+	capture *forward.Capture // that keeps its connections out; nil: none does
 	ended   sync.Once
+	again   chan struct{} // a value: followWays asks once more
 }
 
 // Room in the kernel. An idle director uses 13 MB for it: see bpf.DirectorConfig.
@@ -72,6 +76,7 @@ func (f *fastPath) open(cfg *config.Director, p *dataPlane, log *slog.Logger) {
 		return
 	}
 	f.kernel, f.devices = kernel, ingress.New(kernel)
+	f.ask, f.again = query.Paths, make(chan struct{}, 1)
 	f.cache = fastpath.New(fastpath.Config{Kernel: kernel, Table: p.table, Clock: p.now, Worker: len(p.workers),
 		Ports: p.udpPorts, Failed: f.failed})
 }
@@ -96,24 +101,42 @@ func (f *fastPath) follow(st *state) {
 	f.cache.Follow(st.snapshot)
 	f.mu.Lock()
 	f.wanted = st.inputs.Config.FastPath
+	if f.host == nil { // later, follow may come with older ones than attach
+		f.host = st.inputs.Devices
+	}
 	if paths := st.inputs.Paths; !maps.Equal(paths, f.paths) { // otherwise followWays may know more
 		f.paths = paths
 		f.cache.SetWays(ways(paths))
+		f.askAgain() // the routes may have changed since these paths were asked for
 	}
+	f.put()
 	f.mu.Unlock()
-	f.attach(&st.inputs)
 }
 
-// attach brings the program to the devices that it belongs to.
-func (f *fastPath) attach(in *plan.Inputs) {
+// askAgain makes followWays ask the kernel once more.
+func (f *fastPath) askAgain() {
+	select {
+	case f.again <- struct{}{}:
+	default:
+	}
+}
+
+// attach brings the program to those of the host's present devices that it belongs to.
+func (f *fastPath) attach(host []query.Device) {
 	if f.cache == nil {
 		return
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.host = host
+	f.put()
+}
+
+// put is attach for the known devices. f.mu is held.
+func (f *fastPath) put() {
 	var devices []query.Device
 	if f.reason == "" && !f.wanted.Off {
-		devices = ingress.Select(in.Devices, f.wanted.Devices)
+		devices = ingress.Select(f.host, f.wanted.Devices)
 	}
 	f.cache.Pause(len(devices) == 0)
 	if err := f.devices.Follow(devices); err != nil {
@@ -130,6 +153,9 @@ func (f *fastPath) run(ctx context.Context) error {
 	return daemon.Run(ctx, f.cache.Run, f.routes.Run, f.followWays)
 }
 
+// waysRetry is the pause after a failed look of followWays.
+const waysRetry = time.Second
+
 // followWays asks the kernel for the ways to realservers at once when its routes have changed: packets in the fast path
 // do not look them up. The next look is behind a pause of pathsShare times the duration of this one.
 func (f *fastPath) followWays(ctx context.Context) error {
@@ -138,21 +164,25 @@ func (f *fastPath) followWays(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-f.routes.Changed():
+		case <-f.again:
 		}
-		begin := time.Now()
+		begin, pause := time.Now(), waysRetry
 		f.mu.Lock()
 		to := slices.Collect(maps.Keys(f.paths))
 		f.mu.Unlock()
-		paths, err := query.Paths(to)
+		paths, err := f.ask(to)
 		if err != nil {
 			f.log.Error("cannot ask the kernel for the ways to realservers: there is no fast path until it answers",
 				"error", err)
+			f.askAgain()
+		} else {
+			pause = min(pathsShare*time.Since(begin), pathsEvery)
 		}
 		f.cache.SetWays(ways(paths))
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-time.After(min(pathsShare*time.Since(begin), pathsEvery)):
+		case <-time.After(pause):
 		}
 	}
 }
@@ -176,13 +206,24 @@ func orElse(a, b netip.Addr) netip.Addr {
 	return b
 }
 
-// capture keeps the connections that c captures out of the kernel until the call of end.
-func (f *fastPath) capture(c *forward.Capture) (end func()) {
+// exclude keeps the connections that c captures out of the kernel until the call of end, or of exclude for the next
+// capture.
+func (f *fastPath) exclude(c *forward.Capture) (end func()) {
 	if f.cache == nil {
 		return func() {}
 	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.capture = c
 	f.cache.Exclude(c.Selects)
-	return func() { f.cache.Exclude(nil) }
+	return func() {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		if f.capture == c { // the next one may have begun: c has ended, but its reader was slow
+			f.capture = nil
+			f.cache.Exclude(nil)
+		}
+	}
 }
 
 // has reports whether the kernel forwards a connection.
