@@ -39,16 +39,15 @@ func (c *Cache) account() {
 		sum, n = sum+packets, n+1
 	})
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	if err != nil {
-		c.fail(err)
-		return
-	}
-	if c.full {
+	if err == nil && c.full {
 		out = append(out, c.quiet(sum/max(n, 1))...)
 		c.full = false
 	}
-	c.release(out)
+	c.fail(err)
+	c.mu.Unlock()
+	if err == nil {
+		c.releaseAll(out)
+	}
 	c.took.Store(int64(time.Since(begin)))
 }
 

@@ -181,19 +181,18 @@ func (c *Cache) Pause(is bool) {
 // Exclude keeps connections for which fn is true out of the kernel from now on; nil: none. When it returns, no such
 // connection is there. The flow is the connection's, from client to VIP.
 func (c *Cache) Exclude(fn func(packet.Flow, *balancer.Dest) bool) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.excluded = fn
-	if fn == nil || c.snapshot == nil {
-		return
-	}
 	var out []key
-	for k, at := range c.conns {
-		if d := c.snapshot.Dest(at.dest); d != nil && fn(k.flow(), d) {
-			out = append(out, k)
+	c.mu.Lock()
+	c.excluded = fn // promote adds no such connection from now on
+	if fn != nil && c.snapshot != nil {
+		for k, at := range c.conns {
+			if d := c.snapshot.Dest(at.dest); d != nil && fn(k.flow(), d) {
+				out = append(out, k)
+			}
 		}
 	}
-	c.release(out)
+	c.mu.Unlock()
+	c.releaseAll(out)
 }
 
 // Has reports whether the kernel forwards the connection f.

@@ -18,6 +18,7 @@ import (
 type kernel struct {
 	*bpf.Director
 	counts map[packet.Flow]bpf.State
+	most   int // flows in one call of Delete
 }
 
 // pass adds packets of 100 bytes to a flow's counts.
@@ -33,6 +34,7 @@ func (k *kernel) Read(fn func(packet.Flow, bpf.State, bool)) error {
 }
 
 func (k *kernel) Delete(flows []packet.Flow, fn func(packet.Flow, bpf.State)) error {
+	k.most = max(k.most, len(flows))
 	return k.Director.Delete(flows, func(f packet.Flow, _ bpf.State) {
 		fn(f, k.counts[f])
 		delete(k.counts, f)
@@ -75,7 +77,7 @@ func newWorld(t *testing.T, room int) *world {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = d.Close() })
-	w := &world{t: t, kernel: &kernel{d, map[packet.Flow]bpf.State{}}, now: 100}
+	w := &world{t: t, kernel: &kernel{d, map[packet.Flow]bpf.State{}, 0}, now: 100}
 	w.table = conntab.New(conntab.Config{Max: 4096})
 	w.balancer = balancer.New(w.table, 2)
 	w.Cache = New(Config{Kernel: w.kernel, Table: w.table, Clock: func() conntab.Ticks { return w.now }, Worker: 1,
@@ -319,6 +321,35 @@ func TestSlowAccounts(t *testing.T) {
 	w.mustHave("at the end", 1, true)
 	if p := accountPause(200 * time.Millisecond); p < 3*time.Second {
 		t.Errorf("a pause of %v after an account of 200ms", p)
+	}
+}
+
+// TestManyAtOnce: where many connections leave the kernel at once, since they are idle or captured, a change of
+// realservers does not wait for all of them.
+func TestManyAtOnce(t *testing.T) {
+	const n = 2*releaseAtOnce + 100
+	w := newWorld(t, n)
+	w.apply(real(realA, method.TUN))
+	all := func(packet.Flow, *balancer.Dest) bool { return true }
+	for what, out := range map[string]func(){
+		"idle":     func() { w.now += idle; w.account() },
+		"captured": func() { w.Exclude(all) },
+	} {
+		w.Exclude(nil)
+		for port := range uint16(n) {
+			w.open(port + 1)
+		}
+		if n := w.Stats().Connections; n <= 2*releaseAtOnce {
+			t.Fatalf("%s: only %d connections in the kernel", what, n)
+		}
+		w.kernel.most = 0
+		out()
+		if left := len(w.kernel.has(t)); left != 0 || w.Stats().Connections != 0 {
+			t.Errorf("%s: %d connections are left, %d counted", what, left, w.Stats().Connections)
+		}
+		if w.kernel.most > releaseAtOnce {
+			t.Errorf("%s: %d connections left while a change had to wait", what, w.kernel.most)
+		}
 	}
 }
 

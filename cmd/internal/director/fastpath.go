@@ -37,10 +37,12 @@ type fastPath struct {
 	devices *ingress.Devices
 	host    []query.Device // of this host
 	wanted  config.FastPath
-	paths   plan.Paths       // in force
-	capture *forward.Capture // that keeps its connections out; nil: none does
+	paths   plan.Paths // in force
 	ended   sync.Once
 	again   chan struct{} // a value: followWays asks once more
+
+	captures sync.Mutex
+	capture  *forward.Capture // that keeps its connections out; nil: none does
 }
 
 // Room in the kernel. An idle director uses 13 MB for it: see bpf.DirectorConfig.
@@ -212,13 +214,13 @@ func (f *fastPath) exclude(c *forward.Capture) (end func()) {
 	if f.cache == nil {
 		return func() {}
 	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
+	f.captures.Lock()
+	defer f.captures.Unlock()
 	f.capture = c
 	f.cache.Exclude(c.Selects)
 	return func() {
-		f.mu.Lock()
-		defer f.mu.Unlock()
+		f.captures.Lock()
+		defer f.captures.Unlock()
 		if f.capture == c { // the next one may have begun: c has ended, but its reader was slow
 			f.capture = nil
 			f.cache.Exclude(nil)
