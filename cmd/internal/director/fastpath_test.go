@@ -3,6 +3,7 @@ package director
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/netip"
 	"slices"
@@ -104,7 +105,7 @@ func TestFastPathWays(t *testing.T) {
 func TestFastPathDevices(t *testing.T) {
 	f, k := newTestFastPath(t)
 	card := func(index int) query.Device {
-		return query.Device{Name: "eth" + string(rune('0'+index)), Index: index, Up: true, Ethernet: true, Kind: "device"}
+		return query.Device{Name: fmt.Sprintf("eth%d", index), Index: index, Up: true, Ethernet: true, Kind: "device"}
 	}
 	st := stateWith([]query.Device{card(1)})
 	f.follow(st)
