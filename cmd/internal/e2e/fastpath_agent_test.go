@@ -212,7 +212,7 @@ func TestAgentFastPathReload(t *testing.T) {
 	s.more = ""
 	s.write()
 	if got := s.agent.command("reload"); got.code != 1 || !strings.Contains(got.stderr,
-		"fast_path (from off to auto)") {
+		"fast_path changed, which a reload can't do") {
 		t.Errorf("%+v", got)
 	}
 }
