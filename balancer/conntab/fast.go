@@ -9,13 +9,13 @@ import "vstun/encap/packet"
 // busyEvery is the number of packets from the client between two Busy changes of a connection, a power of two.
 const busyEvery = 16
 
-// leastFast is the shortest timeout of a connection in the fast path: Refresh comes late.
-const leastFast = 10 * PerSecond
+// LeastFast is the shortest timeout of a connection in the fast path, in Ticks: Refresh comes late.
+const LeastFast = 10 * PerSecond
 
 // canBeFast reports whether the fast path may have the connection e: its next packets, unless they begin or end a
 // connection, change nothing but its end.
 func (e *entry[A]) canBeFast(by *rules) bool {
-	return (e.state == Established || e.state == UDP) && by.times[e.state] >= leastFast
+	return (e.state == Established || e.state == UDP) && by.times[e.state] >= LeastFast
 }
 
 // SetFast notes that the fast path gets the connection f, or with is false that it has lost it. A connection in the

@@ -51,18 +51,19 @@ func (c *Cache) account() {
 		}
 	})
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	if err != nil {
-		c.fail(err)
-		return
-	}
-	for family := range c.full {
-		if c.full[family] {
-			out = append(out, c.quiet(family, sum[family]/max(n[family], 1))...)
-			c.full[family] = false
+	if err == nil {
+		for family := range c.full {
+			if c.full[family] {
+				out = append(out, c.quiet(family, sum[family]/max(n[family], 1))...)
+				c.full[family] = false
+			}
 		}
 	}
-	c.release(out)
+	c.fail(err)
+	c.mu.Unlock()
+	if err == nil {
+		c.releaseAll(out)
+	}
 	c.took.Store(int64(time.Since(begin)))
 }
 

@@ -167,6 +167,19 @@ func (c *Cache) noRoom(flows []bpf.Flow, keys []key) (others []bpf.Flow, of []ke
 	return others, of
 }
 
+// releaseAtOnce is a number of connections that release takes out in some milliseconds.
+const releaseAtOnce = 1024
+
+// releaseAll is release for any number of connections. The caller does not hold c.mu: a change of realservers waits for
+// some of them only.
+func (c *Cache) releaseAll(keys []key) {
+	for some := range slices.Chunk(keys, releaseAtOnce) {
+		c.mu.Lock()
+		c.release(some)
+		c.mu.Unlock()
+	}
+}
+
 // release is drop for connections that the table still has in the fast path.
 func (c *Cache) release(keys []key) {
 	now := c.Clock()

@@ -183,29 +183,27 @@ func (c *Cache) Pause(is bool) {
 // Exclude keeps connections for which fn is true out of the kernel, until the call of end or the next call of Exclude.
 // When it returns, no such connection is there. The flow is the connection's, from client to VIP.
 func (c *Cache) Exclude(fn func(packet.Flow, *balancer.Dest) bool) (end func()) {
+	var out []key
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.excluded = fn
+	c.excluded = fn // promote adds no such connection from now on
 	c.excludes++
 	mine := c.excludes
-	end = func() {
+	if c.snapshot != nil {
+		for k, at := range c.conns {
+			if d := c.snapshot.Dest(at.dest); d != nil && fn(k.flow(), d) {
+				out = append(out, k)
+			}
+		}
+	}
+	c.mu.Unlock()
+	c.releaseAll(out)
+	return func() {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		if c.excludes == mine {
 			c.excluded = nil
 		}
 	}
-	if c.snapshot == nil {
-		return end
-	}
-	var out []key
-	for k, at := range c.conns {
-		if d := c.snapshot.Dest(at.dest); d != nil && fn(k.flow(), d) {
-			out = append(out, k)
-		}
-	}
-	c.release(out)
-	return end
 }
 
 // Has reports whether the kernel forwards the connection f.

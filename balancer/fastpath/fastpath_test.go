@@ -21,6 +21,7 @@ type kernel struct {
 	counts map[packet.Flow]bpf.State
 	behind func() // called once, when flows have been read and before they are given out
 	sets   int    // calls of Set
+	most   int    // flows in one call of Delete
 }
 
 func (k *kernel) Set(flows []bpf.Flow) (int, error) {
@@ -48,6 +49,7 @@ func (k *kernel) Read(fn func(packet.Flow, bpf.State, bool)) error {
 }
 
 func (k *kernel) Delete(flows []packet.Flow, fn func(packet.Flow, bpf.State)) error {
+	k.most = max(k.most, len(flows))
 	return k.Director.Delete(flows, func(f packet.Flow, _ bpf.State) {
 		fn(f, k.counts[f])
 		delete(k.counts, f)
@@ -354,6 +356,35 @@ func TestIdle(t *testing.T) {
 	w.send(1, packet.FlagACK, 20)
 	w.lookNow()
 	w.mustHave("busy again", 1, true)
+}
+
+// TestManyAtOnce: where many connections leave the kernel at once, since they are idle or captured, a change of
+// realservers does not wait for all of them.
+func TestManyAtOnce(t *testing.T) {
+	const n = 2*releaseAtOnce + 100
+	w := newWorld(t, n)
+	w.apply(real(realA, method.TUN))
+	all := func(packet.Flow, *balancer.Dest) bool { return true }
+	for what, out := range map[string]func(){
+		"idle":     func() { w.now += idle; w.account() },
+		"captured": func() { w.Exclude(all) },
+	} {
+		w.Exclude(nil)
+		for port := range uint16(n) {
+			w.open(port + 1)
+		}
+		if n := w.Stats().Connections; n <= 2*releaseAtOnce {
+			t.Fatalf("%s: only %d connections in the kernel", what, n)
+		}
+		w.kernel.most = 0
+		out()
+		if left := len(w.kernel.has(t)); left != 0 || w.Stats().Connections != 0 {
+			t.Errorf("%s: %d connections are left, %d counted", what, left, w.Stats().Connections)
+		}
+		if w.kernel.most > releaseAtOnce {
+			t.Errorf("%s: %d connections left while a change had to wait", what, w.kernel.most)
+		}
+	}
 }
 
 // TestExclude: a connection that is captured takes the TUN device until the capture ends.

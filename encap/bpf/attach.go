@@ -3,6 +3,7 @@ package bpf
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -16,14 +17,17 @@ import (
 type hooks struct {
 	name    string // of the program, in tc(8)
 	program *ebpf.Program
+	id      ebpf.ProgramID // of program; 0: not known
 	leases  *ebpf.Map
 	clock   clock
 	noTCX   bool // for tests: as on a kernel before Linux 6.6
 
 	mu      sync.Mutex
 	devices map[int]hook
-	stop    chan struct{} // ends renew; nil: not running
-	renewed sync.WaitGroup
+	stop    chan struct{} // ends the goroutines
+	running sync.WaitGroup
+	renews  bool // the goroutine of renew runs
+	follows bool // that of follow
 }
 
 // hook is a program at a device.
@@ -31,6 +35,10 @@ type hook interface{ detach() error }
 
 func (h *hooks) init(name string, program *ebpf.Program, leases *ebpf.Map, c clock) {
 	h.name, h.program, h.leases, h.clock, h.devices = name, program, leases, c, map[int]hook{}
+	h.stop = make(chan struct{})
+	if info, err := program.Info(); err == nil {
+		h.id, _ = info.ID()
+	}
 }
 
 // attach attaches the program to ingress of a device. A program that is there already stays.
@@ -94,18 +102,26 @@ func (h *hooks) close() error {
 		}
 	}
 	clear(h.devices)
-	if h.stop != nil {
+	if h.renews || h.follows {
 		close(h.stop)
-		h.renewed.Wait()
-		h.stop = nil
+		h.running.Wait()
+		h.stop, h.renews, h.follows = make(chan struct{}), false, false
 	}
 	return errors.Join(errs...)
 }
 
 // tcxHook is a TCX link. The kernel detaches the program when its descriptor is closed, at the latest with the process.
-type tcxHook struct{ link link.Link }
+type tcxHook struct {
+	link   link.Link        // nil: attaching it again has failed
+	before []ebpf.ProgramID // programs that it has been put behind, and itself
+}
 
-func (t tcxHook) detach() error { return t.link.Close() }
+func (t *tcxHook) detach() error {
+	if t.link == nil {
+		return nil
+	}
+	return t.link.Close()
+}
 
 // tcx attaches the program by TCX (Linux 6.6), behind the programs that are there. Those decide first, as firewalls
 // must.
@@ -113,11 +129,82 @@ func (h *hooks) tcx(device int) (hook, error) {
 	if h.noTCX {
 		return nil, ebpf.ErrNotSupported
 	}
-	l, err := link.AttachTCX(link.TCXOptions{Interface: device, Program: h.program, Attach: ebpf.AttachTCXIngress})
+	t := &tcxHook{}
+	if err := h.putLast(t, device); err != nil {
+		return nil, err
+	}
+	if !h.follows {
+		h.follows = true
+		h.every(followInterval, h.follow)
+	}
+	return t, nil
+}
+
+// putLast attaches the program to a device, where it is not, and notes the programs before it.
+func (h *hooks) putLast(t *tcxHook, device int) (err error) {
+	t.link, err = link.AttachTCX(link.TCXOptions{Interface: device, Program: h.program, Attach: ebpf.AttachTCXIngress})
+	if err != nil {
+		t.link = nil // not an interface with a nil link
+		return err
+	}
+	t.before, _ = tcxPrograms(device)
+	return nil
+}
+
+// tcxPrograms returns the TCX programs at ingress of a device, in their order.
+func tcxPrograms(device int) (ids []ebpf.ProgramID, err error) {
+	all, err := link.QueryPrograms(link.QueryOptions{Target: device, Attach: ebpf.AttachTCXIngress})
 	if err != nil {
 		return nil, err
 	}
-	return tcxHook{l}, nil
+	for _, p := range all.Programs {
+		ids = append(ids, p.ID)
+	}
+	return ids, nil
+}
+
+// followInterval is the period of follow. The kernel does not report that a program has been attached.
+const followInterval = time.Second
+
+// follow puts the program behind those that have been attached since. A program that it has been behind already, and
+// that is behind it now, wants to be the last, too: it stays there.
+func (h *hooks) follow() {
+	if !h.mu.TryLock() { // close waits for this call
+		return
+	}
+	defer h.mu.Unlock()
+	for device, at := range h.devices {
+		if t, ok := at.(*tcxHook); ok && (t.link == nil || h.overtaken(t, device)) {
+			_ = t.detach()
+			_ = h.putLast(t, device) // if it fails, the next call tries again; until then packets go to the kernel
+		}
+	}
+}
+
+// overtaken reports whether an unknown program is behind this one at a device.
+func (h *hooks) overtaken(t *tcxHook, device int) bool {
+	ids, _ := tcxPrograms(device) // an error: none
+	at := slices.Index(ids, h.id)
+	return at >= 0 && slices.ContainsFunc(ids[at+1:], func(id ebpf.ProgramID) bool {
+		return !slices.Contains(t.before, id)
+	})
+}
+
+// every calls fn periodically until close.
+func (h *hooks) every(period time.Duration, fn func()) {
+	stop := h.stop
+	h.running.Go(func() {
+		t := time.NewTicker(period)
+		defer t.Stop()
+		for {
+			select {
+			case <-t.C:
+				fn()
+			case <-stop:
+				return
+			}
+		}
+	})
 }
 
 // Place of the tc filter.
@@ -201,9 +288,9 @@ const (
 	renewInterval = time.Second
 )
 
-// renew starts the goroutine that renews the program's lease, if it does not run yet.
+// renew starts to renew the program's lease periodically, if it does not yet.
 func (h *hooks) renew() error {
-	if h.stop != nil {
+	if h.renews {
 		return nil
 	}
 	write := func() error {
@@ -216,18 +303,7 @@ func (h *hooks) renew() error {
 	if err := write(); err != nil {
 		return fmt.Errorf("write the program's lease: %w", err)
 	}
-	stop := make(chan struct{})
-	h.stop = stop
-	h.renewed.Go(func() {
-		for t := time.NewTicker(renewInterval); ; {
-			select {
-			case <-t.C:
-				_ = write() // without a lease all packets go to the kernel
-			case <-stop:
-				t.Stop()
-				return
-			}
-		}
-	})
+	h.renews = true
+	h.every(renewInterval, func() { _ = write() }) // without a lease all packets go to the kernel
 	return nil
 }

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -123,6 +124,47 @@ func TestTCX(t *testing.T) {
 	}
 	must(t, d.Close())
 	u.send(t, some)
+}
+
+// TestTCXLater: a TCX program that is attached later sees the packets first all the same. Two programs that both want
+// to be last do not take turns.
+func TestTCXLater(t *testing.T) {
+	needRoot(t)
+	n := newNetwork(t)
+	d, _, u := attached(t, n, false)
+	if _, ok := d.hooks.devices[n.d0].(*tcxHook); !ok {
+		t.Skip("SKIPPED: needs TCX (Linux 6.6)")
+	}
+	later := newCounter(t, next)
+	l, err := link.AttachTCX(link.TCXOptions{Interface: n.d0, Program: later.program, Attach: ebpf.AttachTCXIngress})
+	must(t, err)
+	defer l.Close()
+	d.hooks.follow()
+	before := later.count(t)
+	u.send(t, some)
+	if count := forwarded(t, d); count == 0 || later.count(t)-before < count {
+		t.Errorf("%d packets forwarded, %d seen by the program before", count, later.count(t)-before)
+	}
+	var other hooks
+	other.init("other", newCounter(t, next).program, leasesOf(t), clockOf(t))
+	must(t, other.attach(n.d0))
+	defer other.close()
+	for range 3 {
+		other.follow()
+		d.hooks.follow()
+	}
+	order, err := tcxPrograms(n.d0)
+	must(t, err)
+	other.follow()
+	d.hooks.follow()
+	if now, err := tcxPrograms(n.d0); err != nil || len(now) != 3 || !slices.Equal(now, order) ||
+		now[2] != d.hooks.id {
+		t.Errorf("%v, then %v, %v; want 3 and %d the last", order, now, err, d.hooks.id)
+	}
+	must(t, d.Detach(n.d0))
+	if now, err := tcxPrograms(n.d0); err != nil || len(now) != 2 {
+		t.Errorf("%v, %v; want 2", now, err)
+	}
 }
 
 // leasesOf returns a map like the programs' leases.

@@ -33,7 +33,7 @@ func (d *director) capture(q url.Values) (func(ctx context.Context, w io.Writer,
 		defer cancel()
 		defer context.AfterFunc(ctx, func() { d.plane.shared.StopCapture(tap) })() // also while w waits for its reader
 		defer d.plane.shared.StopCapture(tap)
-		defer d.plane.fast.capture(tap)()
+		defer d.plane.fast.exclude(tap)()
 		n, err := capture.Write(ctx, w, flush, tap, d.sourceTo)
 		return api.Captured(n), err
 	}, nil

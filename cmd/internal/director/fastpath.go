@@ -37,6 +37,7 @@ type fastPath struct {
 	mu      sync.Mutex
 	reason  string // why it is off
 	devices *ingress.Devices
+	host    []query.Device // of this host
 	wanted  config.FastPath
 	unused  bool       // no device has the program
 	ipsec   bool       // see followIPsec
@@ -103,25 +104,34 @@ func (f *fastPath) follow(st *state) {
 	f.cache.Follow(st.snapshot)
 	f.mu.Lock()
 	f.wanted = st.inputs.Config.FastPath
+	if f.host == nil { // later, follow may come with older ones than attach
+		f.host = st.inputs.Devices
+	}
 	if paths := st.inputs.Paths; !maps.Equal(paths, f.paths) { // otherwise followWays may know more
 		f.paths = paths
 		f.cache.SetWays(ways(paths))
 		f.askAgain() // followWays may have asked before, for other addresses, and answer later
 	}
+	f.put()
 	f.mu.Unlock()
-	f.attach(&st.inputs)
 }
 
-// attach brings the program to the devices that it belongs to.
-func (f *fastPath) attach(in *plan.Inputs) {
+// attach brings the program to those of the host's present devices that it belongs to.
+func (f *fastPath) attach(host []query.Device) {
 	if f.cache == nil {
 		return
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.host = host
+	f.put()
+}
+
+// put is attach for the known devices. f.mu is held.
+func (f *fastPath) put() {
 	var devices []query.Device
 	if f.reason == "" && !f.wanted.Off {
-		devices = ingress.Select(in.Devices, f.wanted.Devices)
+		devices = ingress.Select(f.host, f.wanted.Devices)
 	}
 	f.unused = len(devices) == 0
 	f.followIPsec()
@@ -224,8 +234,9 @@ func orElse(a, b netip.Addr) netip.Addr {
 	return b
 }
 
-// capture keeps the connections that c captures out of the kernel until the call of end.
-func (f *fastPath) capture(c *forward.Capture) (end func()) {
+// exclude keeps the connections that c captures out of the kernel until the call of end, or of exclude for the next
+// capture.
+func (f *fastPath) exclude(c *forward.Capture) (end func()) {
 	if f.cache == nil {
 		return func() {}
 	}

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net"
+	"os"
 	"os/exec"
 	"slices"
 	"strings"
@@ -11,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"vstun/cmd/internal/api"
 	"vstun/testdata/testkit"
 )
 
@@ -234,7 +236,56 @@ func TestFastPathCapture(t *testing.T) {
 	s.mustBeFast(c, server)
 }
 
-// TestFastPathDevice: a device that comes later gets the program, though the director has given up its rights.
+// TestFastPathNextCapture: a capture that has ended, but whose reader is slow, lets no connection of the next capture
+// into the kernel when its reader ends.
+func TestFastPathNextCapture(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, 1, nil)
+	s.startWith(drainTOML("", `{ address = "10.0.11.2" }`))
+	reader, writer, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer reader.Close()
+	cmd := exec.Command(programPath("director"), "capture", "-w", "-", "-c", s.director.config)
+	cmd.Stdout = writer
+	first, err := s.Director.Start(cmd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = writer.Close()
+	if _, err := reader.Read(make([]byte, 1)); err != nil { // it has begun; nothing more is read
+		t.Fatal(err)
+	}
+	c, server := s.whoAnswers(anyPort(s.Client.Addr), s.at(80))
+	line := strings.Repeat("a", 10_000)
+	for range 200 { // more than all buffers on the way to the reader take
+		if got, err := askName(c, line); err != nil || got != server {
+			t.Fatalf("%q, %v", got, err)
+		}
+	}
+	var ignored struct{}
+	if err := api.Post(t.Context(), s.director.socket, "/capture/end", 0, &ignored); err != nil {
+		t.Fatal(err)
+	}
+	second, _ := s.startCapture("--client", c.LocalAddr().String())
+	mustStay(t, c, server)
+	reader.Close()
+	testkit.Receive(t, "the end of the first capture", first.Done())
+	for range 20 { // far fewer packets than a capture takes
+		for range 5 {
+			mustStay(t, c, server)
+		}
+		if s.fast(c) {
+			t.Fatal("the kernel has a captured connection")
+		}
+	}
+	s.endCapture(second)
+	s.mustBeFast(c, server)
+}
+
+// TestFastPathDevice: a device that comes later gets the program, though the director has given up its rights. It keeps
+// it when something else changes.
 func TestFastPathDevice(t *testing.T) {
 	t.Parallel()
 	s := newRunningSite(t, 1, service{"tcp", "80", "wrr", []int{1}})
@@ -244,6 +295,10 @@ func TestFastPathDevice(t *testing.T) {
 	testkit.Eventually(t, "the new device has the program", func() bool {
 		return slices.Contains(s.director.balance().FastPath.Devices, "late")
 	})
+	s.must("drain", "s1", s.Webs[0].Addr.String())
+	if at := s.director.balance().FastPath.Devices; !slices.Contains(at, "late") {
+		t.Errorf("after a drain, the devices are %v", at)
+	}
 	s.command(s.Director, "", "ip", "link", "del", "late")
 	testkit.Eventually(t, "the device is gone", func() bool {
 		return !slices.Contains(s.director.balance().FastPath.Devices, "late")
