@@ -72,7 +72,7 @@ func parseConfig(program, text string) (any, error) {
 	}
 	c, err := config.ParseDirector(program+".toml", []byte(text))
 	if c != nil {
-		c.Warnings = nil
+		c.Warnings, c.Places = nil, nil
 	}
 	return c, err
 }
