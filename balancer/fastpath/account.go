@@ -60,6 +60,7 @@ func (c *Cache) account() {
 		}
 	}
 	c.fail(err)
+	c.complete()
 	c.mu.Unlock()
 	if err == nil {
 		c.releaseAll(out)
@@ -109,6 +110,9 @@ func (c *Cache) count(k key, at conn, reply bool, s bpf.State, now conntab.Ticks
 		at.seen = last
 	}
 	c.conns[k] = at
+	if reply && at.half && packets > 0 {
+		c.answered = append(c.answered, k)
+	}
 	requests := uint32(packets)
 	if reply {
 		requests = 0

@@ -43,6 +43,7 @@ type conn struct {
 	recent           uint32        // packets between the last two accounts
 	requests, replys bpf.Count     // up to the last account
 	pass             uint32        // the last account before it got there
+	half             bool          // of VS/NAT: only its replies are there, see complete
 }
 
 // seed is of the choice of source ports.
@@ -108,15 +109,36 @@ func (c *Cache) promote(busy []conntab.Conn) {
 		if !ok {
 			continue
 		}
-		c.conns[k] = conn{ref: ref, dest: is.Dest, seen: now, pass: c.pass}
-		flows, keys = append(flows, bpf.Flow{Flow: f, Path: ref, Port: c.port(&k)}), append(keys, k)
-		if d.Back != nil {
-			reply := d.Real(f).Reverse()
-			c.replies[keyOf(reply)] = k
-			flows = append(flows, bpf.Flow{Flow: reply, Path: ref, Port: f.DstPort, VIP: f.Dst})
-			keys = append(keys, k)
+		at := conn{ref: ref, dest: is.Dest, seen: now, pass: c.pass, half: d.Back != nil}
+		flow := bpf.Flow{Flow: f, Path: ref, Port: c.port(&k)}
+		if at.half {
+			flow = bpf.Flow{Flow: d.Real(f).Reverse(), Path: ref, Port: f.DstPort, VIP: f.Dst}
+			c.replies[keyOf(flow.Flow)] = k
+			c.halves++
 		}
+		c.conns[k] = at
+		flows, keys = append(flows, flow), append(keys, k)
 	}
+	c.set(flows, keys)
+}
+
+// complete gives the requests of connections of VS/NAT to the kernel whose replies it has forwarded. Where a rule of
+// this host masquerades requests, replies come to the host's own address: the kernel's flow has none of them, and the
+// requests must go on by the rule. The caller holds c.mu.
+func (c *Cache) complete() {
+	var flows []bpf.Flow
+	var keys []key
+	for _, k := range c.answered {
+		at, known := c.conns[k]
+		if !known || !at.half || !c.current(&k, at) {
+			continue
+		}
+		at.half = false
+		c.halves--
+		c.conns[k] = at
+		flows, keys = append(flows, bpf.Flow{Flow: k.flow(), Path: at.ref}), append(keys, k)
+	}
+	c.answered = c.answered[:0]
 	c.set(flows, keys)
 }
 
@@ -137,14 +159,18 @@ func (c *Cache) admit(b *conntab.Conn) (d *balancer.Dest, ref bpf.Ref, ok bool) 
 
 // set writes flows of the connections keys. Those for which there is no room stay out.
 func (c *Cache) set(flows []bpf.Flow, keys []key) {
-	defer func() { c.flows.Store(int64(len(c.conns))) }()
+	defer c.noteNumber()
 	for len(flows) > 0 {
 		n, err := c.Kernel.Set(flows)
 		if err != nil && !errFull(err) {
 			c.fail(err)
 			return
 		}
-		c.promoted.Add(uint64(len(slices.Compact(slices.Clone(keys[:n])))))
+		for _, k := range keys[:n] {
+			if !c.conns[k].half {
+				c.promoted.Add(1)
+			}
+		}
 		if flows, keys = flows[n:], keys[n:]; len(flows) > 0 {
 			flows, keys = c.noRoom(flows, keys)
 		}
@@ -212,10 +238,16 @@ func (c *Cache) drop(keys []key) {
 		}))
 	}
 	for i := range keys {
+		if c.conns[keys[i]].half {
+			c.halves--
+		}
 		delete(c.conns, keys[i])
 	}
 	for i := range flows {
 		delete(c.replies, keyOf(flows[i]))
 	}
-	c.flows.Store(int64(len(c.conns)))
+	c.noteNumber()
 }
+
+// noteNumber notes the number of connections for Stats.
+func (c *Cache) noteNumber() { c.flows.Store(int64(len(c.conns) - c.halves)) }

@@ -58,6 +58,8 @@ type Cache struct {
 	paths    map[pathID]path
 	conns    map[key]conn
 	replies  map[key]key // connections of VS/NAT, by the flow of their replies
+	halves   int         // of conns
+	answered []key       // of those, the ones whose replies the kernel has forwarded
 	full     [2]bool     // by family: since the last account there was no room
 	pass     uint32      // of account
 
@@ -94,6 +96,7 @@ func New(c Config) *Cache {
 const (
 	lookEvery    = 10 * time.Millisecond
 	accountEvery = time.Second
+	accountSoon  = 100 * time.Millisecond // while a connection waits for its replies
 	accountMost  = 5 * time.Second
 	accountShare = 20
 )
@@ -108,19 +111,27 @@ func (c *Cache) Run(ctx context.Context) error {
 	ticker := time.NewTicker(lookEvery)
 	defer ticker.Stop()
 	changes := make([]conntab.Change, 512)
-	next := time.Now().Add(accountEvery)
+	next, soon := time.Now().Add(accountEvery), time.Time{}
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case now := <-ticker.C:
 			c.look(changes)
-			if now.After(next) {
+			if now.After(next) || now.After(soon) && c.waits() {
 				c.account()
 				next = time.Now().Add(pause(time.Duration(c.took.Load())))
+				soon = time.Now().Add(max(accountSoon, accountShare*time.Duration(c.took.Load())))
 			}
 		}
 	}
+}
+
+// waits reports whether a connection waits for an account to be complete.
+func (c *Cache) waits() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.halves > 0
 }
 
 // look takes the table's changes: connections that the kernel should have, and those that it must not have any more.
@@ -212,7 +223,7 @@ func (c *Cache) Has(f packet.Flow) bool {
 	defer c.mu.Unlock()
 	k := keyOf(f)
 	at, known := c.conns[k]
-	return known && c.current(&k, at)
+	return known && !at.half && c.current(&k, at)
 }
 
 // Stats returns what the cache has done up to the last account.
@@ -238,6 +249,7 @@ func (c *Cache) fail(err error) {
 	clear(c.paths)
 	clear(c.conns)
 	clear(c.replies)
+	c.halves, c.answered = 0, nil
 	c.flows.Store(0)
 	go c.Failed(err)
 }

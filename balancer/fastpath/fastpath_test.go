@@ -142,6 +142,13 @@ func (w *world) open(port uint16) {
 	w.lookNow()
 }
 
+// answer lets the kernel forward a reply of realA, and takes that to account.
+func (w *world) answer(port uint16) {
+	w.kernel.pass(packet.Flow{Src: realA, Dst: client(port).Src, SrcPort: 80, DstPort: port, Proto: packet.ProtoTCP},
+		1, 0)
+	w.account()
+}
+
 func (w *world) lookNow() { w.look(make([]conntab.Change, 64)) }
 
 // mustHave fails the test unless the kernel has the connection, or does not, and so do Has and Stats.
@@ -168,6 +175,10 @@ func TestPromotion(t *testing.T) {
 			w.mustHave("after some packets", 1, false)
 			w.send(1, packet.FlagACK, 15)
 			w.lookNow()
+			if kind == method.NAT {
+				w.mustHave("before a reply", 1, false)
+				w.answer(1)
+			}
 			w.mustHave("after many", 1, true)
 			want := 1
 			if kind == method.NAT {
@@ -191,6 +202,7 @@ func TestCounts(t *testing.T) {
 	w := newWorld(t, 64)
 	w.apply(real(realA, method.NAT))
 	w.open(1)
+	w.answer(1)
 	reply := packet.Flow{Src: realA, Dst: client(1).Src, SrcPort: 80, DstPort: 1, Proto: packet.ProtoTCP}
 	w.now += 800 * conntab.PerSecond
 	w.kernel.pass(client(1), 1000, time.Second)
@@ -198,7 +210,7 @@ func TestCounts(t *testing.T) {
 	w.account()
 	w.account() // counts nothing twice
 	r := w.balancer.Snapshot().Status()[0].Realservers[0]
-	if r.Packets != 1000 || r.Bytes != 100_000 || r.Replies != 500 || r.ReplyBytes != 50_000 {
+	if r.Packets != 1000 || r.Bytes != 100_000 || r.Replies != 501 || r.ReplyBytes != 50_100 {
 		t.Errorf("counted: %+v", r)
 	}
 	c, ok := w.table.Lookup(client(1), w.now)
@@ -212,7 +224,7 @@ func TestCounts(t *testing.T) {
 	if r := w.balancer.Snapshot().Status()[0].Realservers[0]; r.Packets != 1007 {
 		t.Errorf("counted at the end: %+v", r)
 	}
-	if s := w.Stats(); s.InPackets != 1507 || s.OutBytes != 150_700 || s.Promoted != 1 {
+	if s := w.Stats(); s.InPackets != 1508 || s.OutBytes != 150_800 || s.Promoted != 1 {
 		t.Errorf("%+v", s)
 	}
 }
@@ -435,6 +447,7 @@ func TestSharedLater(t *testing.T) {
 	w := newWorld(t, 64)
 	w.apply(real(realA, method.NAT))
 	w.open(1)
+	w.answer(1)
 	w.mustHave("its only VIP", 1, true)
 	if err := w.balancer.Apply(balancer.Config{Services: []balancer.Service{{Name: "web",
 		VIPs: []netip.Addr{vip, netip.MustParseAddr("198.51.100.81")}, Protocol: packet.ProtoTCP,

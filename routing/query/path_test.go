@@ -12,6 +12,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// by returns p with the index of its device.
+func by(t *testing.T, p Path) Path {
+	t.Helper()
+	if p.Link != "" {
+		p.Index = linkOf(t, p.Link).Attrs().Index
+	}
+	return p
+}
+
 func TestPaths(t *testing.T) {
 	newHost(t)
 	must(t, netlink.LinkSetMTU(linkOf(t, "west"), 1400))
@@ -27,6 +36,9 @@ func TestPaths(t *testing.T) {
 		addr("::ffff:8.8.8.8"): byDefault,
 		// The MTU of lo is 65536. The kernel keeps the table local in main until there is a rule.
 		addr("10.2.0.1"): {Link: "lo", Local: true, Source: west, MTU: 65535, Table: main},
+	}
+	for dst, p := range want {
+		want[dst] = by(t, p)
 	}
 	nowhere := []netip.Addr{addr("172.19.0.1"), addr("172.20.0.1"), addr("2001:db8::1"), {}}
 	dsts := append(nowhere, addr("8.8.8.8"))
@@ -94,7 +106,7 @@ func TestPathWithoutASource(t *testing.T) {
 	linkUp(t, "east")
 	must(t, netlink.RouteAdd(&netlink.Route{Dst: cidr("192.0.2.0/24"), LinkIndex: linkOf(t, "east").Attrs().Index,
 		Scope: unix.RT_SCOPE_LINK}))
-	want := Path{MTU: 1500, Link: "east", Table: unix.RT_TABLE_MAIN}
+	want := by(t, Path{MTU: 1500, Link: "east", Table: unix.RT_TABLE_MAIN})
 	if p, err := onlyPath(netip.MustParseAddr("192.0.2.1")); p != want || err != nil {
 		t.Errorf("no address on the whole host: %+v, %v", p, err)
 	}
@@ -156,7 +168,7 @@ func TestLookup(t *testing.T) {
 		{addr("8.8.8.8"), addr("192.0.2.1"), Path{}, false}, // no address of this host
 	} {
 		got, ok, err := Lookup(c.dst, c.from)
-		if got != c.want || ok != c.ok || err != nil {
+		if got != by(t, c.want) || ok != c.ok || err != nil {
 			t.Errorf("%s from %s: %+v, %v, %v; want %+v, %v", c.dst, c.from, got, ok, err, c.want, c.ok)
 		}
 	}
