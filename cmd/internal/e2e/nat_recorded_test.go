@@ -148,7 +148,7 @@ func (s *site) routeNet(h *lab.Host, to netip.Prefix, via netip.Addr) {
 // startRecorded starts a director with the services of a recording, and one for the datagrams of settled.
 func (s *stage) startRecorded(c *recordedCase) {
 	s.t.Helper()
-	text := fmt.Sprintf("director.queues = 1\nconnections.keep = \"\"\n"+
+	text := fmt.Sprintf("director.queues = 1\ndirector.fast_path = \"off\"\nconnections.keep = \"\"\n"+
 		"[[service]]\nname = \"marker\"\nvip = %q\nprotocol = \"udp\"\n"+
 		"port = 9\nforward = \"nat\"\nrealserver = [ { address = %q, port = 9009 } ]\n", c.Setup.VIP, s.realserver)
 	s.question = udpPacket(s.t, s.client, c.Setup.VIP, markerPort, 9, "marker")
