@@ -50,7 +50,8 @@ func testFastPath(t *testing.T, m method, ipv6 bool) {
 	if !fast.On || fast.Promoted < 1 || len(fast.Devices) == 0 {
 		t.Errorf("%+v", fast)
 	}
-	if payload := uint64((uploads + 1) * size); total.Bytes < payload || total.Bytes > payload*5/4 { // headers, and what TCP repeats
+	// The others are headers, and what TCP repeats.
+	if payload := uint64((uploads + 1) * size); total.Bytes < payload || total.Bytes > payload*5/4 {
 		t.Errorf("the realserver got %d bytes, want some more than %d", total.Bytes, payload)
 	}
 	if n := fast.Taken.Bytes - before; n < uint64(size) {
