@@ -52,10 +52,10 @@ func (c *Cache) account() {
 	})
 	c.mu.Lock()
 	if err == nil {
-		for family := range c.full {
-			if c.full[family] {
-				out = append(out, c.quiet(family, sum[family]/max(n[family], 1))...)
-				c.full[family] = false
+		for family, wanting := range c.wanting {
+			if wanting > 0 {
+				out = append(out, c.quiet(family, sum[family]/max(n[family], 1), wanting)...)
+				c.wanting[family] = 0
 			}
 		}
 	}
@@ -68,11 +68,14 @@ func (c *Cache) account() {
 	c.took.Store(int64(time.Since(begin)))
 }
 
-// quiet returns the connections of a family that have much less than the mean number of packets: others are to have
-// their places.
-func (c *Cache) quiet(family int, mean uint64) (all []key) {
+// quiet returns connections of a family that have much less than the mean number of packets, most at the most: as many
+// others are to have their places. It leaves out those that have got there since the account began.
+func (c *Cache) quiet(family int, mean uint64, most int) (all []key) {
 	for k, at := range c.conns {
-		if k.family() == family && uint64(at.recent) <= mean/4 {
+		if len(all) == most {
+			break
+		}
+		if k.family() == family && at.pass != c.pass && uint64(at.recent) <= mean/4 {
 			all = append(all, k)
 		}
 	}

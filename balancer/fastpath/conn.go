@@ -94,7 +94,11 @@ func (c *Cache) promote(busy []conntab.Conn) {
 	for i := range busy {
 		f := busy[i].Flow
 		k := keyOf(f)
-		if _, known := c.conns[k]; known || c.full[k.family()] {
+		if _, known := c.conns[k]; known {
+			continue
+		}
+		if c.wanting[k.family()] > 0 {
+			c.wanting[k.family()]++
 			continue
 		}
 		d, ref, ok := c.admit(&busy[i])
@@ -180,7 +184,6 @@ func (c *Cache) set(flows []bpf.Flow, keys []key) {
 // noRoom takes those flows, and their connections, out that are of the first one's family. It returns the others.
 func (c *Cache) noRoom(flows []bpf.Flow, keys []key) (others []bpf.Flow, of []key) {
 	family := keys[0].family()
-	c.full[family] = true
 	var out []key
 	for i := range keys {
 		if keys[i].family() == family {
@@ -189,6 +192,7 @@ func (c *Cache) noRoom(flows []bpf.Flow, keys []key) (others []bpf.Flow, of []ke
 			others, of = append(others, flows[i]), append(of, keys[i])
 		}
 	}
+	c.wanting[family] += len(out)
 	c.release(out)
 	return others, of
 }

@@ -60,7 +60,7 @@ type Cache struct {
 	replies  map[key]key // connections of VS/NAT, by the flow of their replies
 	halves   int         // of conns
 	answered []key       // of those, the ones whose replies the kernel has forwarded
-	full     [2]bool     // by family: since the last account there was no room
+	wanting  [2]int      // by family: requests for room since the last account that were in vain; 0: there is room
 	pass     uint32      // of account
 
 	passes   sync.Mutex // held by account

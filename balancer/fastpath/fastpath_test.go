@@ -354,6 +354,24 @@ func TestFull(t *testing.T) {
 	w.mustHave("a busy one", 16, true)
 }
 
+// TestFullOfQuiet: where a map is full of connections that have no packets just now, no more of them make place than
+// there are others that want it.
+func TestFullOfQuiet(t *testing.T) {
+	w := newWorld(t, 64)
+	w.apply(real(realA, method.TUN))
+	for port := range uint16(80) {
+		w.open(port + 1)
+	}
+	before, wanting := w.Stats().Connections, w.wanting[0]
+	if before < 32 || wanting == 0 || wanting >= before {
+		t.Fatalf("%d connections in a map for 64, and %d want to get there", before, wanting)
+	}
+	w.account()
+	if n := w.Stats().Connections; n < before-wanting || n == before {
+		t.Errorf("%d connections are there of %d, and %d want to get there", n, before, wanting)
+	}
+}
+
 // TestIdle: a connection without packets leaves the kernel, and stays in the table.
 func TestIdle(t *testing.T) {
 	w := newWorld(t, 64)
