@@ -19,22 +19,21 @@ import (
 // sockets get all other packets. Without the program they get all packets. Any goroutine may use it. The zero value has
 // no program.
 type fastPath struct {
-	log    *slog.Logger
-	secure func() (in, out bool, err error) // query.HasIPsec
+	log *slog.Logger
 
 	mu      sync.Mutex
 	program *bpf.Realserver // nil: there is none
 	devices *ingress.Devices
 	cfg     *config.Realserver
-	own     []netip.Addr             // addresses of this host, in ascending order
-	heard   []netip.Addr             // directors that directors has by prefixes
-	tun     query.Device             // the agent's
-	rules   bpf.Rules                // that the program has; the zero value: it takes no packet
-	off     string                   // why there is no program
-	full    bool                     // the program takes no more of them
-	refused string                   // why the program has no rules
-	strict  []string                 // devices that it is not at, and why
-	unasked bool                     // the last question for IPsec policies had no answer
+	own     []netip.Addr // addresses of this host, in ascending order
+	heard   []netip.Addr // directors that directors has by prefixes
+	tun     query.Device // the agent's
+	rules   bpf.Rules    // that the program has; the zero value: it takes no packet
+	off     string       // why there is no program
+	full    bool         // the program takes no more of them
+	refused string       // why the program has no rules
+	strict  []string     // devices that it is not at, and why
+	secure  ingress.Policies
 	past    map[netip.Addr]bpf.Taken // of a program that has been closed
 }
 
@@ -43,11 +42,8 @@ const mostHeard = 256
 
 // These are reasons for a fast path that is not on.
 const (
-	offByKey    = `fast_path is "off"`
 	offNoTunnel = "encap is empty: there is no tunnel"
-	offNoDevice = "no device: packets come by none, or fast_path_devices names none that is up"
 	offDown     = "the agent's device is down"
-	offIPsec    = "this host has IPsec policies, which the fast path cannot obey"
 )
 
 // noFastPath is the log's line for a fast path that does not work.
@@ -55,9 +51,9 @@ const noFastPath = "no fast path: the sockets take all packets"
 
 // load loads the program if cfg allows it. It takes no packet before enforce. A failure is one line of the log.
 func (f *fastPath) load(log *slog.Logger, cfg *config.Realserver) {
-	f.log, f.secure = log, query.HasIPsec
+	f.log, f.secure.Ask = log, query.HasIPsec
 	if cfg.FastPath.Off {
-		f.off = offByKey
+		f.off = ingress.OffByKey
 		return
 	}
 	program, err := bpf.LoadRealserver()
@@ -83,7 +79,7 @@ func (f *fastPath) enforce(cfg *config.Realserver, own []netip.Addr, swap func()
 	slices.SortFunc(f.own, netip.Addr.Compare)
 	f.own = slices.Compact(f.own)
 	if f.program != nil && cfg.FastPath.Off {
-		f.end(offByKey)
+		f.end(ingress.OffByKey)
 	}
 	if f.program == nil {
 		swap()
@@ -205,7 +201,7 @@ func (f *fastPath) status(taken bpf.Taken) api.FastPath {
 	case !f.tun.Up:
 		st.Reason = offDown
 	default:
-		st.Reason = offNoDevice
+		st.Reason = ingress.OffNoDevice
 	}
 	return st
 }

@@ -8,7 +8,7 @@ import (
 	"time"
 
 	"vstun/cmd/internal/ingress"
-	"vstun/routing/kernel"
+	"vstun/routing"
 	"vstun/routing/query"
 )
 
@@ -86,7 +86,7 @@ func (f *fastPath) update() {
 	var at []query.Device
 	if f.strict = nil; f.rules.Device != 0 && len(f.cfg.Encaps) > 0 {
 		if at = slices.DeleteFunc(ingress.Select(all, f.cfg.FastPath.Devices), f.filtered); f.protected() {
-			at, f.strict = nil, []string{offIPsec}
+			at, f.strict = nil, []string{ingress.OffIPsec}
 		}
 	}
 	was := f.devices.Names()
@@ -101,18 +101,14 @@ func (f *fastPath) update() {
 // protected reports whether this host has IPsec policies for packets that come: the program would take those that a
 // policy refuses. f.mu is held.
 func (f *fastPath) protected() bool {
-	in, _, err := f.secure()
-	if err != nil && !f.unasked {
-		f.log.Warn("cannot ask for IPsec policies: the fast path goes on as if there were none", "error", err)
-	}
-	f.unasked = err != nil
+	in, _ := f.secure.Look(f.log)
 	return in
 }
 
 // filtered reports whether the strict reverse-path filter of a device can drop a director's packets. The program would
 // take them: it comes before the filter. f.mu is held.
 func (f *fastPath) filtered(d query.Device) bool {
-	if !strictFilter(d.Name) {
+	if !routing.FiltersStrictly(d.Name) {
 		return false
 	}
 	for _, a := range f.rules.Directors {
@@ -126,14 +122,4 @@ func (f *fastPath) filtered(d query.Device) bool {
 		}
 	}
 	return false
-}
-
-// strictFilter reports whether a device filters strictly: routing's withLoose has the kernel's rule.
-func strictFilter(device string) bool {
-	var largest string
-	for _, name := range []string{"all", device} {
-		v, _ := kernel.ReadSysctl("net/ipv4/conf/" + name + "/rp_filter") // an error: a kernel without IPv4
-		largest = max(largest, v)
-	}
-	return largest == "1"
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"vstun/cmd/internal/api"
+	"vstun/cmd/internal/ingress"
 	"vstun/encap/bpf"
 	"vstun/testdata/testkit"
 )
@@ -75,10 +76,10 @@ func TestIPsec(t *testing.T) {
 	cfg := agentOf("198.51.100.80", "fd00:2::2/128", "ipip", false)
 	cfg.TUN, cfg.FastPath.Devices = "lo", []string{"eth0"}
 	for _, in := range []bool{false, true, false} {
-		f.secure = func() (bool, bool, error) { return in, true, nil }
+		f.secure.Ask = func() (bool, bool, error) { return in, true, nil }
 		f.enforce(cfg, []netip.Addr{netip.MustParseAddr("fd00:11::2")}, func() {})
 		st := f.status(bpf.Taken{})
-		if st.On == in || (st.Reason == offIPsec) != in || len(st.Devices) == 0 != in {
+		if st.On == in || (st.Reason == ingress.OffIPsec) != in || len(st.Devices) == 0 != in {
 			t.Errorf("a policy: %v: %+v", in, st)
 		}
 	}

@@ -1,6 +1,7 @@
 package director
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -29,19 +30,18 @@ type fastPath struct {
 	log    *slog.Logger
 	kernel *bpf.Director   // nil: none is loaded
 	cache  *fastpath.Cache // nil, too
-	routes *query.RouteWatch
+	routes *query.Watch
 	ask    func([]netip.Addr) (map[netip.Addr]query.Path, error) // query.Paths
 	again  chan struct{}                                         // followWays asks again when it gets a value
-	secure func() (in, out bool, err error)                      // query.HasIPsec
 
 	mu      sync.Mutex
 	reason  string // why it is off
 	devices *ingress.Devices
 	host    []query.Device // of this host
 	wanted  config.FastPath
-	unused  bool       // no device has the program
+	unused  bool // no device has the program
+	secure  ingress.Policies
 	ipsec   bool       // see followIPsec
-	unasked bool       // the last question for it had no answer
 	paths   plan.Paths // in force
 	ended   sync.Once
 }
@@ -59,7 +59,7 @@ func (f *fastPath) open(cfg *config.Director, p *dataPlane, log *slog.Logger) {
 	f.log = log
 	switch {
 	case cfg.FastPath.Off:
-		f.reason = "fast_path = \"off\""
+		f.reason = ingress.OffByKey
 		return
 	case cfg.TAP:
 		f.reason = "device = \"tap\": packets take that device alone"
@@ -79,7 +79,7 @@ func (f *fastPath) open(cfg *config.Director, p *dataPlane, log *slog.Logger) {
 		return
 	}
 	f.kernel, f.devices = kernel, ingress.New(kernel)
-	f.ask, f.again, f.secure = query.Paths, make(chan struct{}, 1), query.HasIPsec
+	f.ask, f.again, f.secure.Ask = query.Paths, make(chan struct{}, 1), query.HasIPsec
 	f.cache = fastpath.New(fastpath.Config{Kernel: kernel, Table: p.table, Clock: p.now, Worker: len(p.workers),
 		Ports: p.udpPorts, Failed: f.failed})
 }
@@ -143,11 +143,7 @@ func (f *fastPath) put() {
 // followIPsec keeps all connections out of the kernel while there is an IPsec policy: the program would send packets
 // on without it. f.mu is held.
 func (f *fastPath) followIPsec() {
-	_, has, err := f.secure()
-	if err != nil && !f.unasked {
-		f.log.Warn("cannot ask for IPsec policies: the fast path goes on as if there were none", "error", err)
-	}
-	f.unasked = err != nil
+	_, has := f.secure.Look(f.log)
 	if has && !f.ipsec {
 		f.log.Info("there is no fast path while this host has IPsec policies")
 	}
@@ -220,18 +216,10 @@ func ways(paths map[netip.Addr]query.Path) fastpath.Ways {
 	all := make(fastpath.Ways, len(paths))
 	for a, p := range paths {
 		if !p.Local && p.Link != "" {
-			all[a] = fastpath.Way{Device: p.Index, NextHop: orElse(p.Gateway, a), Source: p.Source, MTU: p.MTU}
+			all[a] = fastpath.Way{Device: p.Index, NextHop: cmp.Or(p.Gateway, a), Source: p.Source, MTU: p.MTU}
 		}
 	}
 	return all
-}
-
-// orElse returns a, or if that is no address b.
-func orElse(a, b netip.Addr) netip.Addr {
-	if a.IsValid() {
-		return a
-	}
-	return b
 }
 
 // exclude keeps the connections that c captures out of the kernel until the call of end, or of exclude for the next
@@ -278,11 +266,11 @@ func (f *fastPath) status() api.FastPath {
 	switch {
 	case st.Reason != "":
 	case f.wanted.Off:
-		st.Reason = "fast_path = \"off\""
+		st.Reason = ingress.OffByKey
 	case f.ipsec:
-		st.Reason = "this host has IPsec policies, which the fast path cannot obey"
+		st.Reason = ingress.OffIPsec
 	case len(st.Devices) == 0:
-		st.Reason = "no device has the program"
+		st.Reason = ingress.OffNoDevice
 	}
 	st.On = st.Reason == ""
 	return st

@@ -61,7 +61,7 @@ func newFastPath(t *testing.T, q *wayQuestions) *fastPath {
 		t.Fatal(err)
 	}
 	f := &fastPath{log: slog.New(slog.DiscardHandler), routes: routes, ask: q.ask, again: make(chan struct{}, 1),
-		secure: q.hasIPsec, devices: ingress.New(nil),
+		secure: ingress.Policies{Ask: q.hasIPsec}, devices: ingress.New(nil),
 		cache: fastpath.New(fastpath.Config{Table: conntab.New(conntab.Config{Max: 64})})}
 	ctx, cancel := context.WithCancel(context.Background())
 	var tasks sync.WaitGroup

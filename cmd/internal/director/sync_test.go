@@ -18,6 +18,7 @@ import (
 	"vstun/balancer/conntab"
 	"vstun/balancer/method"
 	"vstun/encap/packet"
+	"vstun/testdata/testkit"
 )
 
 // cable joins the Links of two directors.
@@ -247,31 +248,13 @@ func TestForgedPeersInLog(t *testing.T) {
 	})
 }
 
-// logText is what a log has written. Any goroutine may use it.
-type logText struct {
-	mu   sync.Mutex
-	text strings.Builder
-}
-
-func (l *logText) Write(b []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.Write(b)
-}
-
-func (l *logText) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.String()
-}
-
 // TestRefusedInLog: the log has the sender of refused datagrams, with what to do, at once and each minute while they
 // come. Datagrams that a start makes are no line.
 func TestRefusedInLog(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newCable()
 		own, _ := newSync(t, &w.ends[0], 0)
-		var log logText
+		var log testkit.Log
 		s := peerSync{Sync: own, mode: "vstun", alive: map[netip.Addr]bool{}, rejoined: make(chan struct{}, 1),
 			log: slog.New(slog.NewTextHandler(&log, nil))}
 		ctx, cancel := context.WithCancel(t.Context())

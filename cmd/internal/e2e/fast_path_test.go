@@ -8,7 +8,6 @@ import (
 	"os/exec"
 	"slices"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -77,7 +76,7 @@ func TestFastPathOrder(t *testing.T) {
 	}
 	t.Cleanup(func() { server.Close() })
 	const total = 20_000
-	var got atomic.Int64
+	onWay := make(chan struct{}, 100) // no queue gets full
 	order := make(chan []uint32, 1)
 	go func() {
 		var all []uint32
@@ -89,18 +88,20 @@ func TestFastPathOrder(t *testing.T) {
 			}
 			if n == 4 {
 				all = append(all, binary.BigEndian.Uint32(b))
-				got.Store(int64(len(all)))
+				<-onWay
 			}
 		}
 		order <- all
 	}()
 	conn := s.dial("udp", 53)
 	for i := range uint32(total) {
+		select {
+		case onWay <- struct{}{}:
+		case <-time.After(soon):
+			t.Fatalf("datagram %d is not sent: %d before it have not arrived", i, cap(onWay))
+		}
 		if _, err := conn.Write(binary.BigEndian.AppendUint32(nil, i)); err != nil {
 			t.Fatal(err)
-		}
-		for end := time.Now().Add(soon); int64(i)-got.Load() > 100 && time.Now().Before(end); { // no queue gets full
-			time.Sleep(100 * time.Microsecond)
 		}
 	}
 	if err := server.SetReadDeadline(time.Now().Add(soon)); err != nil {

@@ -1,0 +1,27 @@
+package ingress
+
+import "log/slog"
+
+// Reasons for a fast path that is off.
+const (
+	OffByKey    = `fast_path is "off"`
+	OffIPsec    = "this host has IPsec policies, which the fast path cannot obey"
+	OffNoDevice = "no device: packets come by none, or fast_path_devices names none that is up"
+)
+
+// Policies are this host's IPsec policies, which a program at ingress passes by. One goroutine uses them at a time.
+type Policies struct {
+	Ask     func() (in, out bool, err error) // query.HasIPsec
+	unasked bool                             // the last question had no answer
+}
+
+// Look reports whether there are policies for packets that come, and for those that leave. Without an answer of the
+// kernel it returns false, and logs the first such error in a row.
+func (p *Policies) Look(log *slog.Logger) (in, out bool) {
+	in, out, err := p.Ask()
+	if err != nil && !p.unasked {
+		log.Warn("cannot ask for IPsec policies: the fast path goes on as if there were none", "error", err)
+	}
+	p.unasked = err != nil
+	return in, out
+}
