@@ -49,7 +49,8 @@ func newTestFastPath(t *testing.T) (*fastPath, *noKernel) {
 	cache := fastpath.New(fastpath.Config{Kernel: k, Table: table, Clock: func() conntab.Ticks { return 0 },
 		Ports: []uint16{40000}})
 	return &fastPath{log: slog.New(slog.DiscardHandler), cache: cache, routes: routes, devices: ingress.New(k),
-		again: make(chan struct{}, 1), secure: ingress.Policies{Ask: func() (in, out bool, err error) { return false, false, nil }}}, k
+		again:  make(chan struct{}, 1),
+		secure: ingress.Policies{Ask: func() (in, out bool, err error) { return false, false, nil }}}, k
 }
 
 // stateWith returns a state with these devices, and paths to these realservers.
