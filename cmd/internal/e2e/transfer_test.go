@@ -244,12 +244,17 @@ func pull(conn net.Conn, n int) error {
 // sendMSS returns the largest payload of the segments that the kernel sends on a TCP connection, in bytes.
 func sendMSS(t *testing.T, conn net.Conn) int {
 	t.Helper()
-	var info *unix.TCPInfo
+	return int(tcpInfo(t, conn).Snd_mss)
+}
+
+// tcpInfo returns what the kernel knows of a TCP connection: tcp(7).
+func tcpInfo(t *testing.T, conn net.Conn) (info *unix.TCPInfo) {
+	t.Helper()
 	onSocket(t, conn, func(fd int) (err error) {
 		info, err = unix.GetsockoptTCPInfo(fd, unix.SOL_TCP, unix.TCP_INFO)
 		return err
 	})
-	return int(info.Snd_mss)
+	return info
 }
 
 // onSocket calls fn with the connection's descriptor.
