@@ -288,7 +288,7 @@ func TestMain(m *testing.M) {
 }
 
 // write is the writer's main function. It prints the number of the thread that makes the operations, and follows the
-// orders. After the last operation the thread sends itself SIGUSR1.
+// orders. Before the first operation the thread sends itself SIGUSR2, after the last one SIGUSR1.
 func write(path string, ipv6 bool, operations string) {
 	debug.SetGCPercent(-1)
 	n, err := strconv.Atoi(operations)
@@ -302,6 +302,7 @@ func write(path string, ipv6 bool, operations string) {
 		runtime.LockOSThread()
 		fmt.Println(unix.Gettid())
 		<-begin
+		_ = unix.Tgkill(os.Getpid(), unix.Gettid(), unix.SIGUSR2)
 		for op := range n {
 			atomic.StoreUint64(a.word(0), uint64(op))
 			o.operate(op)
@@ -339,7 +340,8 @@ type writer struct {
 	answers *bufio.Reader
 }
 
-// startWriter starts the writer, and stops it before its first operation.
+// startWriter starts the writer, which stops itself before its first operation. Stopped from here, its thread could be
+// anywhere in Go's scheduler, and hold a lock that the orders need.
 func startWriter(t *testing.T, ipv6 bool) *writer {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "memory")
@@ -385,11 +387,10 @@ func startWriter(t *testing.T, ipv6 bool) *writer {
 		t.Fatal(err)
 	}
 	w.order(t, orderReadOnly)
-	if err := unix.PtraceInterrupt(w.thread); err != nil {
-		t.Fatal(err)
-	}
-	w.wait(t)
 	w.order(t, orderBegin)
+	if s := w.wait(t); s != unix.SIGUSR2 {
+		t.Fatalf("the writer stops at %v", s)
+	}
 	return w
 }
 
