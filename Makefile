@@ -31,7 +31,7 @@ demo: build
 
 # Unit tests, and, as root, the end-to-end tests in network namespaces.
 test: deps
-	$(GO) test -timeout 20m ./...
+	GO=$(GO) .ci/test
 
 # The same with the race detector, in the programs, too.
 race: deps

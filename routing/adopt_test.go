@@ -17,6 +17,7 @@ import (
 // TestAdopt: a successor of a program that has left or was killed changes nothing if it wants the same state. It undoes
 // everything at its end.
 func TestAdopt(t *testing.T) {
+	t.Parallel()
 	for name, end := range map[string]func(t *testing.T, path string){
 		"left": func(t *testing.T, path string) {
 			m, err := Open(path, nil)
@@ -70,6 +71,7 @@ func TestAdopt(t *testing.T) {
 // TestAdoptedChangesAreUndone: a successor that wants less undoes the rest, as after a reload. Another program's route
 // is still a conflict.
 func TestAdoptedChangesAreUndone(t *testing.T) {
+	t.Parallel()
 	newHost(t)
 	before := machineState(t)
 	m := open(t)
@@ -95,6 +97,7 @@ func TestAdoptedChangesAreUndone(t *testing.T) {
 // TestAdoptWithoutTheDevice: with a killed program its device goes. A route that leads nowhere takes the packets that a
 // rule led to the device. A successor that has made the device anew leaves that route and the rules in place.
 func TestAdoptWithoutTheDevice(t *testing.T) {
+	t.Parallel()
 	newHost(t)
 	before := machineState(t)
 	device := func() {
@@ -151,6 +154,7 @@ func TestAdoptWithoutTheDevice(t *testing.T) {
 
 // TestAdoptFindsNothing: without a journal, or with one of another boot, there is nothing to adopt.
 func TestAdoptFindsNothing(t *testing.T) {
+	t.Parallel()
 	newHost(t)
 	path := t.TempDir() + "/journal.json"
 	m, adopted, err := Adopt(path, nil)
@@ -176,6 +180,7 @@ func TestAdoptFindsNothing(t *testing.T) {
 
 // TestRemoveLink removes a device that this process has open, and no error comes of one that is not there.
 func TestRemoveLink(t *testing.T) {
+	t.Parallel()
 	newHost(t)
 	for range 2 {
 		must(t, RemoveLink("vs0"))

@@ -20,6 +20,7 @@ func boundState() State {
 // it. Other packets take the copy of the main table. Close undoes all changes, also from a journal. Watch restores a
 // deleted rule.
 func TestRepliesOfBoundSockets(t *testing.T) {
+	t.Parallel()
 	newHost(t)
 	before := machineState(t)
 	m := open(t)
@@ -68,6 +69,7 @@ func TestRepliesOfBoundSockets(t *testing.T) {
 
 // TestRepliesOfBoundSocketsAreChecked: the next table and the next priority must be free, too.
 func TestRepliesOfBoundSocketsAreChecked(t *testing.T) {
+	t.Parallel()
 	for _, edit := range []func(s *State){
 		func(s *State) { s.Replies.Table = 252 },
 		func(s *State) { s.Replies.Priority = lastP },

@@ -12,6 +12,7 @@ import (
 // TestBridgePort: the device becomes a port of the bridge, becomes one again when another program takes it out, and is
 // no port any more at the end, also after a kill.
 func TestBridgePort(t *testing.T) {
+	t.Parallel()
 	newHost(t)
 	must(t, netlink.LinkAdd(&netlink.Bridge{LinkAttrs: kerneltest.Named("br7")}))
 	bridge := linkOf(t, "br7").Attrs().Index
@@ -49,6 +50,7 @@ func TestBridgePort(t *testing.T) {
 // TestBridgePortLeaves: a successor whose state names no bridge, and no MTU, takes the device out of the bridge, and
 // restores the MTU. It leaves the device alone if another program makes it a port then.
 func TestBridgePortLeaves(t *testing.T) {
+	t.Parallel()
 	newHost(t)
 	must(t, netlink.LinkAdd(&netlink.Bridge{LinkAttrs: kerneltest.Named("br7")}))
 	bridge, was := linkOf(t, "br7").Attrs().Index, linkOf(t, "west").Attrs().MTU

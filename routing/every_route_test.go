@@ -196,6 +196,7 @@ func vipLike(dst string) netip.Addr {
 
 // TestAnswersTakeEveryRoute: a packet from a VIP takes the path of the main table, for every kind of route.
 func TestAnswersTakeEveryRoute(t *testing.T) {
+	t.Parallel()
 	newRoutedHost(t)
 	var dsts []string
 	for _, r := range everyRoute {
@@ -251,6 +252,7 @@ func TestAnswersTakeEveryRoute(t *testing.T) {
 
 // TestAnswersFollowAChangeOfEveryRoute: when a route is removed and added again, the copy follows.
 func TestAnswersFollowAChangeOfEveryRoute(t *testing.T) {
+	t.Parallel()
 	newRoutedHost(t)
 	m := open(t)
 	must(t, m.Set(answers()))
@@ -284,6 +286,7 @@ func TestAnswersFollowAChangeOfEveryRoute(t *testing.T) {
 // TestAnswersFollowAdvertisedRouters: the kernel takes the preferred one of two advertised routers. It takes the other
 // when the preferred one is unreachable or its advertisement ends.
 func TestAnswersFollowAdvertisedRouters(t *testing.T) {
+	t.Parallel()
 	const preferred, backup = "fe80::aaaa", "fe80::bbbb"
 	newRoutedHost(t)
 	setSysctl(t, "net/ipv6/conf/east/accept_ra", "2")
@@ -353,6 +356,7 @@ func TestAnswersFollowAdvertisedRouters(t *testing.T) {
 
 // TestAnswersLeaveAnExpiredRoute: the kernel uses no expired route, though it reports the expiry later.
 func TestAnswersLeaveAnExpiredRoute(t *testing.T) {
+	t.Parallel()
 	newRoutedHost(t)
 	setSysctl(t, "net/ipv6/route/gc_interval", "3600")
 	mustIP(t, "-6 route add 2001:db8:40::/64 via fe80::9 dev east expires 3")
@@ -371,6 +375,7 @@ func TestAnswersLeaveAnExpiredRoute(t *testing.T) {
 
 // TestAnswersOfTwoGatewaysOfOneMetric: IPv4 takes the other when the first one's device goes, and the order stays.
 func TestAnswersOfTwoGatewaysOfOneMetric(t *testing.T) {
+	t.Parallel()
 	newRoutedHost(t)
 	mustIP(t, "route append default via 10.1.0.254")
 	mustIP(t, "route append default via 10.2.0.254")
@@ -397,6 +402,7 @@ func TestAnswersOfTwoGatewaysOfOneMetric(t *testing.T) {
 // TestAnswersTakeARouteThatCannotBeCopied: the kernel lists the name of a route's BPF program, but accepts only a
 // descriptor. Answers take the route all the same, and no less specific one.
 func TestAnswersTakeARouteThatCannotBeCopied(t *testing.T) {
+	t.Parallel()
 	newRoutedHost(t)
 	mustIP(t, "route add default via 10.2.0.254")
 	program := []uint64{0xb7, 0x95} // r0 = 0; exit

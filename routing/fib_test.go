@@ -29,6 +29,7 @@ func fillMain(t *testing.T, n int) {
 }
 
 func TestAFullTableOfOthersCostsLittle(t *testing.T) {
+	t.Parallel()
 	newHost(t)
 	fillMain(t, 100_000)
 	s := State{Links: []Link{{Name: "vs0", Up: true}}}
@@ -56,6 +57,7 @@ func TestAFullTableOfOthersCostsLittle(t *testing.T) {
 }
 
 func TestManyReplyRoutesAreQuick(t *testing.T) {
+	t.Parallel()
 	newHost(t)
 	fillMain(t, MaxReplyRoutes-100)
 	before := machineState(t)
@@ -76,6 +78,7 @@ func TestManyReplyRoutesAreQuick(t *testing.T) {
 }
 
 func TestOccupied(t *testing.T) {
+	t.Parallel()
 	newHost(t)
 	must(t, netlink.RouteAdd(&netlink.Route{Dst: cidr("192.0.2.7/32"), Type: unix.RTN_BLACKHOLE, Table: 777,
 		Priority: 9}))

@@ -68,6 +68,7 @@ func hasRouter(t *testing.T) bool {
 // TestForwardingKeepsRouters: a host whose default route comes from router advertisements keeps it while it forwards,
 // and still takes advertisements.
 func TestForwardingKeepsRouters(t *testing.T) {
+	t.Parallel()
 	newHost6(t)
 	advertise(t)
 	testkit.Eventually(t, "the router is known", func() bool { return hasRouter(t) })
@@ -89,6 +90,7 @@ func TestForwardingKeepsRouters(t *testing.T) {
 
 // TestForwarding6IsRestoredForEachDevice: each device gets its former value, even if others came or went meanwhile.
 func TestForwarding6IsRestoredForEachDevice(t *testing.T) {
+	t.Parallel()
 	newHost6(t)
 	must(t, netlink.LinkAdd(&netlink.Veth{LinkAttrs: named("router"), PeerName: "deaf"}))
 	setSysctl(t, "net/ipv6/conf/router/forwarding", "1")
@@ -127,6 +129,7 @@ func TestForwarding6IsRestoredForEachDevice(t *testing.T) {
 
 // TestForwarding6ThatIsOnIsNotTouched: a host that forwards already keeps its values of accept_ra.
 func TestForwarding6ThatIsOnIsNotTouched(t *testing.T) {
+	t.Parallel()
 	newHost6(t)
 	setSysctl(t, forwarding6, "1")
 	setSysctl(t, "net/ipv6/conf/east/forwarding", "0")
@@ -141,6 +144,7 @@ func TestForwarding6ThatIsOnIsNotTouched(t *testing.T) {
 
 // TestForwarding6AfterAKill: the next start restores all values from the journal.
 func TestForwarding6AfterAKill(t *testing.T) {
+	t.Parallel()
 	newHost6(t)
 	before := machineState(t)
 	m := open(t)

@@ -119,6 +119,7 @@ func restoredAll(t *testing.T, rule ruleRecord) bool {
 
 // TestWatchOnAFullDisk: Watch makes every change on a full file system.
 func TestWatchOnAFullDisk(t *testing.T) {
+	t.Parallel()
 	if !inOwnMounts(t) {
 		return
 	}
@@ -168,6 +169,7 @@ func TestWatchOnAFullDisk(t *testing.T) {
 
 // TestWatchWithoutAJournal: if the journal can't be written, only changes that it lists are made again.
 func TestWatchWithoutAJournal(t *testing.T) {
+	t.Parallel()
 	newHost(t)
 	log := &testkit.Log{}
 	m, err := Open(filepath.Join(t.TempDir(), "journal"), slog.New(slog.NewTextHandler(log, nil)))
@@ -197,6 +199,7 @@ func TestWatchWithoutAJournal(t *testing.T) {
 
 // TestRefusedStartLeavesNoJournal: a start without space for its journal leaves no file, and changes nothing.
 func TestRefusedStartLeavesNoJournal(t *testing.T) {
+	t.Parallel()
 	if !inOwnMounts(t) {
 		return
 	}

@@ -121,6 +121,7 @@ func TestDamagedJournal(t *testing.T) {
 
 // A power cut may leave a file that was made but not filled.
 func TestEmptyJournalIsNone(t *testing.T) {
+	t.Parallel()
 	newHost(t)
 	before := machineState(t)
 	dir := t.TempDir()
@@ -137,6 +138,7 @@ func TestEmptyJournalIsNone(t *testing.T) {
 }
 
 func TestJournalOfAnotherPlaceIsDiscarded(t *testing.T) {
+	t.Parallel()
 	newHost(t)
 	boot, err := bootID()
 	must(t, err)

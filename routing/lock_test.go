@@ -20,6 +20,7 @@ func emptyDir(t *testing.T, dir string) {
 }
 
 func TestOpenIsALock(t *testing.T) {
+	t.Parallel()
 	newHost(t)
 	dir := t.TempDir()
 	path := filepath.Join(dir, "director.journal")
@@ -55,6 +56,7 @@ func readFile(t *testing.T, path string) string {
 }
 
 func TestFailedOpenLeavesNoLock(t *testing.T) {
+	t.Parallel()
 	newHost(t)
 	before := machineState(t)
 	path := filepath.Join(t.TempDir(), "journal.json")
@@ -71,6 +73,7 @@ func TestFailedOpenLeavesNoLock(t *testing.T) {
 }
 
 func TestCloseAfterAFailedStartLeavesNoFile(t *testing.T) {
+	t.Parallel()
 	newHost(t)
 	before := machineState(t)
 	for name, spoil := range map[string]func(*State){

@@ -21,6 +21,7 @@ import (
 )
 
 func TestSetAndClose(t *testing.T) {
+	t.Parallel()
 	newHost(t)
 	before := machineState(t)
 	m := open(t)
@@ -73,6 +74,7 @@ func TestSetAndClose(t *testing.T) {
 }
 
 func TestSetTwiceChangesNothing(t *testing.T) {
+	t.Parallel()
 	newHost(t)
 	m := open(t)
 	must(t, m.Set(fullState()))
@@ -107,6 +109,7 @@ func TestSetTwiceChangesNothing(t *testing.T) {
 }
 
 func TestSetUndoesWhatIsNoLongerWanted(t *testing.T) {
+	t.Parallel()
 	newHost(t)
 	before := machineState(t)
 	m := open(t)
@@ -140,6 +143,7 @@ func TestSetUndoesWhatIsNoLongerWanted(t *testing.T) {
 }
 
 func TestWhatWasThereBeforeStays(t *testing.T) {
+	t.Parallel()
 	newHost(t)
 	s := fullState()
 	linkUp(t, "vs0")
@@ -164,6 +168,7 @@ func TestWhatWasThereBeforeStays(t *testing.T) {
 }
 
 func TestLaterChangesByOthersWin(t *testing.T) {
+	t.Parallel()
 	newHost(t)
 	m := open(t)
 	must(t, m.Set(fullState()))
@@ -183,6 +188,7 @@ func TestLaterChangesByOthersWin(t *testing.T) {
 }
 
 func TestConflicts(t *testing.T) {
+	t.Parallel()
 	eth := func(t *testing.T) int { return linkOf(t, "east").Attrs().Index }
 	for _, c := range []struct {
 		name  string
@@ -249,6 +255,7 @@ func TestConflicts(t *testing.T) {
 }
 
 func TestCloseAfterSetFailedHalfway(t *testing.T) {
+	t.Parallel()
 	newHost(t)
 	before := machineState(t)
 	m := open(t)
@@ -266,6 +273,7 @@ func TestCloseAfterSetFailedHalfway(t *testing.T) {
 }
 
 func TestOpenUndoesWhatTheKilledLeft(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		name     string
 		tunStays bool
@@ -304,6 +312,7 @@ func TestOpenUndoesWhatTheKilledLeft(t *testing.T) {
 }
 
 func TestOpenLeavesANewDeviceOfTheOldNameAlone(t *testing.T) {
+	t.Parallel()
 	newHost(t)
 	path := t.TempDir() + "/journal.json"
 	child := startChild(t, path)
@@ -330,6 +339,7 @@ func TestOpenLeavesANewDeviceOfTheOldNameAlone(t *testing.T) {
 }
 
 func TestIPv6(t *testing.T) {
+	t.Parallel()
 	newHost(t)
 	if _, err := kernel.ReadSysctl("net/ipv6/conf/all/disable_ipv6"); err != nil {
 		t.Skip("no IPv6 in this kernel")

@@ -14,6 +14,7 @@ import (
 
 // TestQuietWithoutDriver: no device is made on a host whose kernel has no tunnels of its own.
 func TestQuietWithoutDriver(t *testing.T) {
+	t.Parallel()
 	newHost(t)
 	if tunnels, err := query.KernelTunnels(); err != nil || len(tunnels) > 0 {
 		t.Skipf("SKIPPED: this kernel has %v, %v", tunnels, err)
@@ -38,6 +39,7 @@ func loadIPIP(t *testing.T) {
 
 // TestInteropQuietAfterAKill: the next start removes the device of a program that was killed.
 func TestInteropQuietAfterAKill(t *testing.T) {
+	t.Parallel()
 	newHost(t)
 	loadIPIP(t)
 	before := machineState(t)
@@ -52,6 +54,7 @@ func TestInteropQuietAfterAKill(t *testing.T) {
 
 // TestInteropQuietIsWatched: the device is made when the driver is loaded, and again when it is deleted.
 func TestInteropQuietIsWatched(t *testing.T) {
+	t.Parallel()
 	newHost(t)
 	m := open(t)
 	must(t, m.Set(State{QuietIPIP: true}))
@@ -69,6 +72,7 @@ func TestInteropQuietIsWatched(t *testing.T) {
 
 // TestInteropQuiet: the kernel's driver answers a packet that fits no tunnel, except while QuietIPIP is set.
 func TestInteropQuiet(t *testing.T) {
+	t.Parallel()
 	newHost(t)
 	loadIPIP(t)
 	raw, err := net.ListenPacket("ip4:4", "127.0.0.1") // as the agent does

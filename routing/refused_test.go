@@ -18,6 +18,7 @@ import (
 // routes are copied all the same. Replies that take this route use the main table. The log names it once. It is copied
 // as soon as the kernel accepts it.
 func TestRefusedCopy(t *testing.T) {
+	t.Parallel()
 	newHost(t)
 	before := machineState(t)
 	must(t, netlink.RouteAdd(&netlink.Route{Dst: cidr("192.0.2.0/24"), Gw: net.IPv4(10, 1, 0, 7)}))
@@ -66,6 +67,7 @@ func TestRefusedCopy(t *testing.T) {
 
 // TestRefusedCopiesOfOneKey: the kernel refuses the second of two routes of one key. It is not tried in each pass.
 func TestRefusedCopiesOfOneKey(t *testing.T) {
+	t.Parallel()
 	newHost(t)
 	dst := cidr("192.0.2.0/24")
 	must(t, netlink.RouteAdd(&netlink.Route{Dst: dst, Gw: net.IPv4(10, 1, 0, 8)}))

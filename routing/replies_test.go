@@ -22,6 +22,7 @@ func repliesOnly() State {
 }
 
 func TestRepliesCopyTheMainTable(t *testing.T) {
+	t.Parallel()
 	newHost(t)
 	linkUp(t, "vs0")
 	must(t, netlink.RouteAdd(&netlink.Route{Dst: cidr("203.0.113.0/24"), LinkIndex: linkOf(t, "vs0").Attrs().Index}))
@@ -76,6 +77,7 @@ func TestRepliesCopyTheMainTable(t *testing.T) {
 }
 
 func TestRepliesCopyARouteWhoseGatewayHasGone(t *testing.T) {
+	t.Parallel()
 	newHost(t)
 	// The main table has no route to 10.1.0.254 any more, but the default route by it still works.
 	must(t, netlink.RouteDel(&netlink.Route{Dst: cidr("0.0.0.0/0"), Priority: 50}))
@@ -88,6 +90,7 @@ func TestRepliesCopyARouteWhoseGatewayHasGone(t *testing.T) {
 }
 
 func TestRepliesLeaveOutWhatIsDown(t *testing.T) {
+	t.Parallel()
 	newHost(t)
 	must(t, netlink.LinkSetDown(linkOf(t, "west")))
 	m := open(t)
@@ -102,6 +105,7 @@ func TestRepliesLeaveOutWhatIsDown(t *testing.T) {
 }
 
 func TestRepliesRefuseAHugeMainTable(t *testing.T) {
+	t.Parallel()
 	newHost(t)
 	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	must(t, err)
@@ -122,6 +126,7 @@ func TestRepliesRefuseAHugeMainTable(t *testing.T) {
 //
 //	client 10.9.0.2 ══ veth ══ 10.9.0.1 server, with 198.51.100.80 on vs0
 func TestSynAckCarriesTheLoweredMSS(t *testing.T) {
+	t.Parallel()
 	newHost(t)
 	server, err := netns.Get()
 	must(t, err)

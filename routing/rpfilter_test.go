@@ -8,6 +8,7 @@ import (
 
 // TestLoose: strict filters of devices become loose, others stay, and all are restored.
 func TestLoose(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct{ all, east, during string }{
 		{"1", "1", "2"}, {"1", "0", "2"}, {"0", "1", "2"}, {"0", "0", "0"}, {"2", "1", "1"}, {"2", "0", "0"},
 		{"1", "2", "2"},
@@ -42,6 +43,7 @@ func rename(t *testing.T, from, to string) {
 // TestLooseFollowsNames: the filter of a renamed device stays loose under the new name, and is restored there. Another
 // device that has the old name now is left alone.
 func TestLooseFollowsNames(t *testing.T) {
+	t.Parallel()
 	const newKey = "net/ipv4/conf/lan/rp_filter"
 	for _, known := range []bool{false, true} {
 		newHost(t)
@@ -69,6 +71,7 @@ func TestLooseFollowsNames(t *testing.T) {
 
 // TestForwardingFollowsNames: a value that the kernel has rewritten is restored on a device that was renamed since.
 func TestForwardingFollowsNames(t *testing.T) {
+	t.Parallel()
 	newHost(t)
 	setSysctl(t, "net/ipv4/conf/east/forwarding", "1") // a new device has another value
 	before := sysctl(t, "net/ipv4/conf/east/forwarding")

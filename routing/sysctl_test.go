@@ -22,6 +22,7 @@ func unevenForwarding(t *testing.T) {
 }
 
 func TestForwardingIsRestoredForEachDevice(t *testing.T) {
+	t.Parallel()
 	newHost(t)
 	unevenForwarding(t)
 	before := machineState(t)
@@ -38,6 +39,7 @@ func TestForwardingIsRestoredForEachDevice(t *testing.T) {
 }
 
 func TestForwardingWithDevicesThatComeAndGo(t *testing.T) {
+	t.Parallel()
 	newHost(t)
 	unevenForwarding(t)
 	m := open(t)
@@ -59,6 +61,7 @@ func TestForwardingWithDevicesThatComeAndGo(t *testing.T) {
 }
 
 func TestForwardingAfterAnUndoThatWasKilled(t *testing.T) {
+	t.Parallel()
 	newHost(t)
 	unevenForwarding(t)
 	before := machineState(t)
@@ -70,6 +73,7 @@ func TestForwardingAfterAnUndoThatWasKilled(t *testing.T) {
 }
 
 func TestForwardingThatIsOnIsNotTouched(t *testing.T) {
+	t.Parallel()
 	newHost(t)
 	setSysctl(t, "net/ipv4/ip_forward", "1")
 	setSysctl(t, "net/ipv4/conf/east/forwarding", "0")
@@ -83,6 +87,7 @@ func TestForwardingThatIsOnIsNotTouched(t *testing.T) {
 
 // A value that is asked for after ip_forward is set after it, even if it is right before.
 func TestSysctlOrder(t *testing.T) {
+	t.Parallel()
 	newHost(t)
 	before := machineState(t)
 	m := open(t)
@@ -102,6 +107,7 @@ func TestSysctlOrder(t *testing.T) {
 }
 
 func TestSysctlThatChangesItsMind(t *testing.T) {
+	t.Parallel()
 	newHost(t)
 	before := machineState(t)
 	m := open(t)
@@ -116,6 +122,7 @@ func TestSysctlThatChangesItsMind(t *testing.T) {
 }
 
 func TestSysctlDefaultsReachDevices(t *testing.T) {
+	t.Parallel()
 	newHost(t)
 	before := machineState(t)
 	m := open(t)
@@ -128,6 +135,7 @@ func TestSysctlDefaultsReachDevices(t *testing.T) {
 }
 
 func TestSysctlSeveralNumbers(t *testing.T) {
+	t.Parallel()
 	newHost(t)
 	m := open(t)
 	s := State{Sysctls: []Sysctl{{Key: "net/ipv4/ip_local_port_range", Value: "20000 30000"}}}
@@ -161,6 +169,7 @@ func TestSysctlLink(t *testing.T) {
 // TestReadOnlySysctls: if /proc/sys is read-only, the errors name values that can be set before the device exists.
 // Presets lists the same values. With them, Set succeeds.
 func TestReadOnlySysctls(t *testing.T) {
+	t.Parallel()
 	if !inOwnMounts(t) {
 		return
 	}

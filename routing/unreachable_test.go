@@ -41,6 +41,7 @@ func way(t *testing.T) string {
 }
 
 func TestUnreachableCatchesWhatTheDeviceLeaves(t *testing.T) {
+	t.Parallel()
 	newHost(t)
 	m := open(t)
 	must(t, m.Set(guarded()))
@@ -58,6 +59,7 @@ func TestUnreachableCatchesWhatTheDeviceLeaves(t *testing.T) {
 }
 
 func TestUnreachableOutlivesAKill(t *testing.T) {
+	t.Parallel()
 	newHost(t)
 	before := machineState(t)
 	path := t.TempDir() + "/journal.json"
@@ -82,6 +84,7 @@ func machineRoutes(t *testing.T) []netlink.Route {
 
 // A forwarding host never sends the VIP's packets back by its default route.
 func TestUnreachableComesFirstAndGoesLast(t *testing.T) {
+	t.Parallel()
 	newHost(t)
 	sub, err := nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV4_NETCONF)
 	must(t, err)
@@ -114,6 +117,7 @@ func TestUnreachableComesFirstAndGoesLast(t *testing.T) {
 }
 
 func TestRouteThatBecomesUnreachableAndBack(t *testing.T) {
+	t.Parallel()
 	newHost(t)
 	linkUp(t, "vs0")
 	before := machineState(t)
@@ -144,6 +148,7 @@ func TestRouteThatBecomesUnreachableAndBack(t *testing.T) {
 }
 
 func TestUnreachableOfAnotherProgramStays(t *testing.T) {
+	t.Parallel()
 	newHost(t)
 	must(t, netlink.RouteAdd(&netlink.Route{Dst: cidr("198.51.100.80/32"), Type: unix.RTN_UNREACHABLE,
 		Priority: lastMetric}))

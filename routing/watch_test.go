@@ -15,6 +15,7 @@ import (
 )
 
 func TestWatchMends(t *testing.T) {
+	t.Parallel()
 	newHost(t)
 	before := machineState(t)
 	m := open(t)
@@ -65,6 +66,7 @@ func TestWatchMends(t *testing.T) {
 }
 
 func TestWatchFollowsTheMainTable(t *testing.T) {
+	t.Parallel()
 	newHost(t)
 	m := open(t)
 	must(t, m.Set(repliesOnly()))
@@ -97,6 +99,7 @@ func TestWatchFollowsTheMainTable(t *testing.T) {
 }
 
 func TestWatchGoesOnAfterTrouble(t *testing.T) {
+	t.Parallel()
 	newHost(t)
 	log := &testkit.Log{}
 	m, err := Open(filepath.Join(t.TempDir(), "journal.json"), slog.New(slog.NewTextHandler(log, nil)))

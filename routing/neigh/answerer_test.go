@@ -206,6 +206,7 @@ func groupsOf(t *testing.T, link string) map[string]bool {
 // TestAnnounces: a device that has lost its link, or has another MAC address, and an address that is new are announced.
 // The same state again is not.
 func TestAnnounces(t *testing.T) {
+	t.Parallel()
 	w := newWire(t)
 	w.set(t)
 	w.answerer.Set([]Device{w.east})
@@ -229,6 +230,7 @@ func TestAnnounces(t *testing.T) {
 
 // TestConflict: another host's use of an address is counted, logged once, and answered with one announcement.
 func TestConflict(t *testing.T) {
+	t.Parallel()
 	w := newWire(t)
 	w.set(t)
 	for range 3 {
@@ -267,6 +269,7 @@ func openProber(t *testing.T) *Prober {
 
 // TestProber: a host that has an address is found, in each family, and no host that has none.
 func TestProber(t *testing.T) {
+	t.Parallel()
 	w := newWire(t)
 	w.set(t)
 	p := openProber(t)
@@ -290,6 +293,7 @@ func TestProber(t *testing.T) {
 // TestProberOnOneLink: two devices of this host on one link are not another host to each other, neither to a Prober nor
 // to an Answerer.
 func TestProberOnOneLink(t *testing.T) {
+	t.Parallel()
 	w := newWire(t)
 	w.set(t)
 	p := openProber(t)
@@ -312,6 +316,7 @@ func TestProberOnOneLink(t *testing.T) {
 // TestProbersTogether: of two hosts that ask for an address at the same time, the one with the higher MAC address finds
 // the other.
 func TestProbersTogether(t *testing.T) {
+	t.Parallel()
 	w := newWire(t)
 	addrs := []netip.Addr{vip4, vip6}
 	var found [2][]Owner
@@ -347,6 +352,7 @@ func TestProbersTogether(t *testing.T) {
 // TestLittleSocketMemory: more addresses than the kernel gives a socket room for have a filter and their groups, also
 // in place of others.
 func TestLittleSocketMemory(t *testing.T) {
+	t.Parallel()
 	const optmem = "/proc/sys/net/core/optmem_max"
 	w := newWire(t)
 	if err := os.WriteFile(optmem, []byte("20480"), 0); err != nil {
@@ -416,6 +422,7 @@ func TestFlood(t *testing.T) {
 
 // TestManyAddresses: a filter for many addresses passes those, and one for more than it can name passes all.
 func TestManyAddresses(t *testing.T) {
+	t.Parallel()
 	w := newWire(t)
 	for _, n := range []int{500, 3000} {
 		w.east.Addrs = nil
@@ -436,6 +443,7 @@ func TestManyAddresses(t *testing.T) {
 
 // TestTags: a frame with a VLAN's tag is not answered on the device itself. Tag 0 has a priority only.
 func TestTags(t *testing.T) {
+	t.Parallel()
 	w := newWire(t)
 	w.set(t)
 	raw, err := packet.Listen(&net.Interface{Index: w.west.Index}, packet.Raw, unix.ETH_P_ARP, nil)
@@ -455,6 +463,7 @@ func TestTags(t *testing.T) {
 
 // TestLinkGoes: devices that go and come do not end the answers.
 func TestLinkGoes(t *testing.T) {
+	t.Parallel()
 	w := newWire(t)
 	w.set(t)
 	kerneltest.Must(t, netlink.LinkSetDown(kerneltest.LinkOf(t, "east")))
@@ -475,6 +484,7 @@ func TestLinkGoes(t *testing.T) {
 
 // TestSetAfterClose: addresses that are set while the program stops change nothing, and are no error.
 func TestSetAfterClose(t *testing.T) {
+	t.Parallel()
 	w := newWire(t)
 	w.set(t)
 	w.end()

@@ -16,6 +16,7 @@ import (
 // TestContest: another host's use of an elected address is a conflict, also if it is short or rare, except around a
 // change of the master.
 func TestContest(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		var log testkit.Log
 		a := OpenOn(NewSharedPort(&fakePort{}), portLocal, slog.New(slog.NewTextHandler(&log, nil)))

@@ -32,6 +32,7 @@ func sumMLD(b []byte) []byte {
 
 // TestMLDReport: the report is as Linux sends it (net/ipv6/mcast.c, igmp6_send).
 func TestMLDReport(t *testing.T) {
+	t.Parallel()
 	const want = "6000000000200001" + "fe80000000000000000000fffe000080" + "ff0200000000000000000001ff000080" +
 		"3a00050200000100" + "83007b840000" + "0000" + "ff0200000000000000000001ff000080"
 	b := mldReport(portLocal, solicitedNode(portVIP6))
@@ -46,6 +47,7 @@ func TestMLDReport(t *testing.T) {
 
 // TestMLDQuery: the rules of RFC 2710, sections 3 and 5, and RFC 3810, sections 5.1.14 and 6.2.
 func TestMLDQuery(t *testing.T) {
+	t.Parallel()
 	good := mldQueryFrom(portHostLocal, allNodes)
 	edit := func(offset int, bytes ...byte) []byte {
 		b := mldQueryFrom(portHostLocal, allNodes)
@@ -87,6 +89,7 @@ func TestMLDQuery(t *testing.T) {
 
 // TestMLDQueries: an invalid query has no answer. Many queries have one answer a second, with all groups.
 func TestMLDQueries(t *testing.T) {
+	t.Parallel()
 	const vips, queries = 500, 100
 	synctest.Test(t, func(t *testing.T) {
 		w := &fakePort{}

@@ -67,6 +67,7 @@ var (
 
 // TestLinkLocal: RFC 4291, appendix A.
 func TestLinkLocal(t *testing.T) {
+	t.Parallel()
 	if a := LinkLocal(portMAC); a != portLocal {
 		t.Error(a)
 	}
@@ -75,6 +76,7 @@ func TestLinkLocal(t *testing.T) {
 // TestAnswererOnPort: it announces the addresses and reports their groups, answers requests and queries, and defends an
 // address that another host uses.
 func TestAnswererOnPort(t *testing.T) {
+	t.Parallel()
 	w := &fakePort{}
 	var log bytes.Buffer
 	a := OpenOn(NewSharedPort(w), portLocal, slog.New(slog.NewTextHandler(&log, nil)))
@@ -200,6 +202,7 @@ func TestPortRefuses(t *testing.T) {
 // TestResolver: it asks for its neighbours, keeps them fresh, follows a new MAC address, and reports one that is
 // silent.
 func TestResolver(t *testing.T) {
+	t.Parallel()
 	w := &fakePort{}
 	r := NewResolver(NewSharedPort(w), 7, portMAC)
 	n4, n6 := Neighbour{7, portHost}, Neighbour{7, portHost6}
@@ -279,6 +282,7 @@ func TestResolver(t *testing.T) {
 
 // TestResolverRun: while the port is down no request counts, and neighbours are found soon after.
 func TestResolverRun(t *testing.T) {
+	t.Parallel()
 	w := &fakePort{down: true}
 	source := netip.MustParseAddr("10.1.0.9")
 	r := NewResolver(NewSharedPort(w), 7, portMAC)

@@ -13,6 +13,7 @@ import (
 
 // Both ends of the pair are this host's: each answers for the addresses of the other, and for no unknown address.
 func TestResolve(t *testing.T) {
+	t.Parallel()
 	kerneltest.NewHost(t)
 	from := netip.MustParseAddr("10.1.0.1")
 	// A host drops packets whose source is one of its own addresses. So a free address asks west.

@@ -25,6 +25,7 @@ func testTable() *table {
 
 // TestARP: the cases of RFC 826 and RFC 5227.
 func TestARP(t *testing.T) {
+	t.Parallel()
 	zero := netip.IPv4Unspecified()
 	ask := func(from, a netip.Addr) []byte { return arpRequest(theirs, from, a) }
 	foreign := ask(peer4, vip4)
@@ -71,6 +72,7 @@ func TestARP(t *testing.T) {
 
 // TestND: the cases of RFC 4861 and of RFC 4862, section 5.4.
 func TestND(t *testing.T) {
+	t.Parallel()
 	ask := func(edit func(p *ndPacket)) []byte {
 		p := &ndPacket{kind: solicitation, src: peer6, dst: solicitedNode(vip6), target: vip6, mac: theirs,
 			hasMAC: true}
@@ -147,6 +149,7 @@ func TestND(t *testing.T) {
 // TestProbed: while a host probes an address, it leaves it to another host that probes it and has a lower MAC address.
 // A unicast probe, as switches send it to hosts that they know, and a probe for another address count for nothing.
 func TestProbed(t *testing.T) {
+	t.Parallel()
 	lower := MAC{2, 0, 0, 0, 0, 0}
 	zero := netip.IPv4Unspecified()
 	for _, c := range []struct {

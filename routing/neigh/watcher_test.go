@@ -129,6 +129,7 @@ func (s *street) all(w *Watcher, want State) bool {
 // TestWatcher: neighbours are resolved at once, and stay so without traffic. One that does not answer any more is found
 // out, and comes back with another MAC address.
 func TestWatcher(t *testing.T) {
+	t.Parallel()
 	s := newStreet(t)
 	w := s.watcher()
 	first := s.mac()
@@ -151,6 +152,7 @@ func TestWatcher(t *testing.T) {
 
 // TestWatcherBeforeRun: a program that has set its neighbours gets their answers before it runs the Watcher.
 func TestWatcherBeforeRun(t *testing.T) {
+	t.Parallel()
 	s := newStreet(t)
 	w, err := NewWatcher()
 	s.must(err)
@@ -163,6 +165,7 @@ func TestWatcherBeforeRun(t *testing.T) {
 // TestWatcherFollows: an entry that changes in the kernel's table, as after a gratuitous ARP, changes the state at
 // once. An entry that is lost there leaves the MAC address, and is resolved again.
 func TestWatcherFollows(t *testing.T) {
+	t.Parallel()
 	s := newStreet(t)
 	w := s.watcher()
 	first := s.mac()
@@ -184,6 +187,7 @@ func TestWatcherFollows(t *testing.T) {
 // TestWatcherUnknown: an address that no host has is silent after the kernel's requests, and not before. A neighbour
 // that is not asked for any more has no state.
 func TestWatcherUnknown(t *testing.T) {
+	t.Parallel()
 	s := newStreet(t)
 	w := s.watcher()
 	none := Neighbour{s.near.Attrs().Index, netip.MustParseAddr("10.1.0.77")}

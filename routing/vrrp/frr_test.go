@@ -102,6 +102,7 @@ func (l *link) frr(version, priority int, interval time.Duration, virtual string
 
 // TestFRR runs beside FRR's vrrpd, as its master and as its backup.
 func TestFRR(t *testing.T) {
+	t.Parallel()
 	six := func(i *Instance) { i.Addrs = addrs("fe80::80") }
 	for _, c := range []struct {
 		name     string
@@ -151,6 +152,7 @@ func TestFRR(t *testing.T) {
 
 // TestFRREqual checks that the higher address wins over an equal priority.
 func TestFRREqual(t *testing.T) {
+	t.Parallel()
 	l := newLink(t)
 	peer := l.frr(3, 100, 100*time.Millisecond, "10.0.0.80")
 	peer.waitRole("master")

@@ -17,6 +17,7 @@ import (
 // TestKeepalived runs beside keepalived in each way that they can find each other: who has the higher priority is
 // master, also after the other one was, and takes over when the other ends.
 func TestKeepalived(t *testing.T) {
+	t.Parallel()
 	six := func(i *Instance) { i.Addrs = addrs("fe80::80", "2001:db8::80") }
 	signed := func(i *Instance) { i.Key = &testKey }
 	hmacKey := fmt.Sprintf("auth_hmac {\n key 7 hex:%x\n active_key 7\n}", testKey.Bytes)
@@ -84,6 +85,7 @@ func TestKeepalived(t *testing.T) {
 
 // TestKeepalivedEqual checks that the higher address wins over an equal priority, in either direction.
 func TestKeepalivedEqual(t *testing.T) {
+	t.Parallel()
 	l := newLink(t)
 	peer := l.keepalived(100)
 	peer.waitRole("master")
@@ -99,6 +101,7 @@ func TestKeepalivedEqual(t *testing.T) {
 
 // TestKeepalivedCut checks a link that is cut, so that there are two masters, and whole again. The better one stays.
 func TestKeepalivedCut(t *testing.T) {
+	t.Parallel()
 	for _, priority := range []int{50, 200} {
 		l := newLink(t)
 		peer := l.keepalived(priority)
@@ -125,6 +128,7 @@ func TestKeepalivedCut(t *testing.T) {
 
 // TestKeepalivedStrangers checks configurations that do not fit: two masters, which are found and named.
 func TestKeepalivedStrangers(t *testing.T) {
+	t.Parallel()
 	pass := func(word string) []string {
 		return []string{"version 2", "advert_int 1", "authentication {\n auth_type PASS\n auth_pass " + word + "\n}"}
 	}
@@ -168,6 +172,7 @@ func TestKeepalivedStrangers(t *testing.T) {
 
 // TestKeepalivedOtherInterval checks that a backup of version 3 learns its master's interval.
 func TestKeepalivedOtherInterval(t *testing.T) {
+	t.Parallel()
 	l := newLink(t)
 	peer := l.keepalived(200, "advert_int 0.5")
 	l.run(vi(100, quick))
@@ -183,6 +188,7 @@ func TestKeepalivedOtherInterval(t *testing.T) {
 
 // TestKeepalivedReloads checks that 100 reloads with 100 ms between advertisements switch no role.
 func TestKeepalivedReloads(t *testing.T) {
+	t.Parallel()
 	l := newLink(t)
 	l.run(vi(150, quick))
 	l.waitRole(Master)
@@ -201,6 +207,7 @@ func TestKeepalivedReloads(t *testing.T) {
 
 // TestLinkLoss checks that a host without a link has a fault and that it takes part again with the link.
 func TestLinkLoss(t *testing.T) {
+	t.Parallel()
 	l := newLink(t)
 	l.run(vi(150, quick))
 	l.waitRole(Master)
@@ -229,6 +236,7 @@ func TestLinkLoss(t *testing.T) {
 // TestLateRun checks that a start that takes longer than the end of a dead master does not take the role from a master
 // whose packets are unread.
 func TestLateRun(t *testing.T) {
+	t.Parallel()
 	l := newLink(t)
 	peer := l.keepalived(100)
 	peer.waitRole("master")
@@ -247,6 +255,7 @@ func TestLateRun(t *testing.T) {
 
 // TestTTL checks that a packet from another network is refused, by the TTL that the kernel reports.
 func TestTTL(t *testing.T) {
+	t.Parallel()
 	for _, ipv6 := range []bool{false, true} {
 		l := newLink(t)
 		i := vi(100, quick)
@@ -289,6 +298,7 @@ func TestTTL(t *testing.T) {
 
 // TestSeveral checks several instances on one device, of both families.
 func TestSeveral(t *testing.T) {
+	t.Parallel()
 	l := newLink(t)
 	named := func(name string, id uint8, a netip.Addr) Instance {
 		return vi(100, quick, func(i *Instance) { i.Name, i.RouterID, i.Addrs = name, id, []netip.Addr{a} })
@@ -304,6 +314,7 @@ func TestSeveral(t *testing.T) {
 
 // TestHandOver checks that an end waits for the next master, and no longer.
 func TestHandOver(t *testing.T) {
+	t.Parallel()
 	l := newLink(t)
 	l.run(vi(150, quick))
 	l.waitRole(Master)

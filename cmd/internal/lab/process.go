@@ -15,10 +15,10 @@ import (
 )
 
 // grace is the time that a process has to end after SIGTERM.
-const grace = 20 * time.Second
+var grace = 20 * time.Second
 
 // ErrKilled is in the error of Stop when the process had to be killed.
-var ErrKilled = errors.New("did not end within 20 s of SIGTERM, so it was killed")
+var ErrKilled = errors.New("did not end in time after SIGTERM, so it was killed")
 
 // Process is a program that runs on a host.
 type Process struct {
@@ -156,7 +156,7 @@ func (p *Process) Wait() error {
 // Signal sends a signal to the process; os.ErrProcessDone if it has ended.
 func (p *Process) Signal(sig os.Signal) error { return p.cmd.Process.Signal(sig) }
 
-// Stop ends the process with SIGTERM, after five seconds with SIGKILL, and waits for its end. It returns nil if the
+// Stop ends the process with SIGTERM, after 20 seconds with SIGKILL, and waits for its end. It returns nil if the
 // exit status was 0, also when the process had ended before.
 func (p *Process) Stop() error {
 	if err := p.Signal(unix.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {

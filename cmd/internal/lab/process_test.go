@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -74,6 +75,8 @@ func TestCloseEndsProcesses(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root to make network namespaces")
 	}
+	defer func(d time.Duration) { grace = d }(grace)
+	grace = time.Second
 	l, err := New(Spec{Prefix: prefix("close"), Webs: 1})
 	if err != nil {
 		t.Fatal(err)
