@@ -227,7 +227,7 @@ func (h *hooks) filter(device int) (hook, error) {
 		FilterAttrs: netlink.FilterAttrs{LinkIndex: device, Parent: netlink.HANDLE_MIN_INGRESS, Handle: filterHandle,
 			Priority: filterPriority, Protocol: unix.ETH_P_ALL}}}
 	l := &netlink.GenericLink{LinkAttrs: netlink.LinkAttrs{Index: device}}
-	err := netlink.QdiscAdd(qdisc)
+	err := addQdisc(qdisc)
 	made := err == nil
 	if err != nil && !errors.Is(err, unix.EEXIST) {
 		return nil, fmt.Errorf("make a clsact qdisc: %w", err)
@@ -255,6 +255,25 @@ func (h *hooks) filter(device int) (hook, error) {
 		return nil, errors.Join(fmt.Errorf("add a tc filter: %w", err), at.removeQdisc())
 	}
 	return at, nil
+}
+
+// addQdisc adds a qdisc. The device keeps the length of its queue: for one without a queue that has the length 0 the kernel
+// sets 1000 ("Caught tx_queue_len zero misconfig": qdisc_create in net/sched/sch_api.c).
+func addQdisc(qdisc *netlink.GenericQdisc) error {
+	l, err := netlink.LinkByIndex(qdisc.LinkIndex)
+	if err != nil {
+		return err
+	}
+	if err := netlink.QdiscAdd(qdisc); err != nil {
+		return err
+	}
+	if l.Attrs().TxQLen != 0 {
+		return nil
+	}
+	if err := netlink.LinkSetTxQLen(l, 0); err != nil {
+		return errors.Join(fmt.Errorf("restore txqueuelen: %w", err), netlink.QdiscDel(qdisc))
+	}
+	return nil
 }
 
 func (f filterHook) detach() error {

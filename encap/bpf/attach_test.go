@@ -261,6 +261,28 @@ func TestClsact(t *testing.T) {
 	must(t, r.Detach(n.r0))
 }
 
+// TestClsactQueue: a device without a queue keeps the length of its queue.
+func TestClsactQueue(t *testing.T) {
+	needRoot(t)
+	n := newNetwork(t)
+	device := func() netlink.Link {
+		l, err := netlink.LinkByIndex(n.d0)
+		must(t, err)
+		return l
+	}
+	for _, length := range []int{0, 77} {
+		must(t, netlink.LinkSetTxQLen(device(), length))
+		h := hooks{noTCX: true}
+		h.init("queue", newCounter(t, next).program, leasesOf(t), clockOf(t))
+		must(t, h.attach(n.d0))
+		with := device().Attrs().TxQLen
+		must(t, h.close())
+		if after := device().Attrs().TxQLen; with != length || after != length {
+			t.Errorf("txqueuelen %d is %d with the program, and %d after it", length, with, after)
+		}
+	}
+}
+
 // TestLease: a program that has outlived its process takes no packet.
 func TestLease(t *testing.T) {
 	d, r := newTestDirector(t), newTestRealserver(t)
