@@ -82,9 +82,10 @@ interop: deps
 	.ci/interop
 
 # The packet path against plain forwarding, in a table with the bars; under twelve minutes. `make bench QUICK=1` only checks that it works;
-# `make bench AGAINST=DIR` compares the programs with those of another version, which are in DIR.
-bench: build
-	bin/lab bench $(if $(QUICK),--quick) $(if $(AGAINST),--against $(AGAINST))
+# `make bench AGAINST=DIR` compares the programs with those of another version, which are in DIR; `make bench GUEST=1` measures the kernel's
+# own IPVS, and what else the kernel forwards, in the guest of interop.
+bench: build $(if $(GUEST),deps)
+	$(if $(GUEST),.ci/bench-guest,bin/lab bench) $(if $(QUICK),--quick) $(if $(AGAINST),--against $(AGAINST))
 
 lint:
 	@unformatted=$$(gofmt -l .); [ -z "$$unformatted" ] || { echo "gofmt: $$unformatted"; exit 1; }

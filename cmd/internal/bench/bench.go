@@ -43,8 +43,11 @@ type Options struct {
 	// Against is a directory with the programs of another version. If it is set, the run measures only these and the
 	// programs in Bin, in alternation.
 	Against string
-	Prefix  string    // of the namespaces' names, as in lab.Spec; "": "vstun-bench"
-	Status  io.Writer // gets a line for each step; nil: none
+	// Kernel measures only what the kernel forwards: plain forwarding, its own IPVS, and the fast path. One CPU is
+	// enough for that. Of the director's TUN device there are TCP uploads, downloads and round trips.
+	Kernel bool
+	Prefix string    // of the namespaces' names, as in lab.Spec; "": "vstun-bench"
+	Status io.Writer // gets a line for each step; nil: none
 
 	timing *timing // of tests
 }
@@ -123,7 +126,7 @@ func Run(ctx context.Context, out io.Writer, o Options) (err error) {
 		return err
 	}
 	begin := time.Now()
-	m, err := thisMachine()
+	m, err := thisMachine(o.leastCPUs())
 	if err != nil {
 		return err
 	}
@@ -160,6 +163,9 @@ func interrupted(ctx context.Context, err error) error {
 
 // complete checks the options and fills in defaults.
 func (o *Options) complete() error {
+	if o.Kernel && o.Against != "" {
+		return errors.New("--kernel and --against: use one of them")
+	}
 	if os.Geteuid() != 0 {
 		return errors.New("making network namespaces and TUN devices needs root: run it as root")
 	}
@@ -218,33 +224,56 @@ func (r *results) repeat(ctx context.Context, o Options, measure func() error) e
 	}
 }
 
+// leastCPUs returns the number of CPUs that the run needs. The kernel's paths need the generator's only.
+func (o *Options) leastCPUs() int {
+	if o.Kernel {
+		return 1
+	}
+	return 2
+}
+
+// everything reports whether the run has all measurements.
+func (o *Options) everything() bool { return o.Against == "" && !o.Kernel }
+
 // openFurther builds the labs beside the first one.
 func (b *bed) openFurther(ctx context.Context, o Options, r *results) error {
-	if err := b.openMethods(ctx, o); err != nil {
-		return err
+	if o.everything() {
+		if err := b.openMethods(ctx, o); err != nil {
+			return err
+		}
 	}
-	missing, err := b.openFast(ctx, o)
-	if missing != "" {
-		r.skip(o, missing)
+	for _, open := range []func(context.Context, Options) (string, error){b.openFast, b.openIPVS} {
+		missing, err := open(ctx, o)
+		if err != nil {
+			return err
+		}
+		if missing != "" {
+			r.skip(o, missing)
+		}
 	}
-	return err
+	return nil
 }
 
 // measure runs all rounds.
 func (b *bed) measure(ctx context.Context, o Options, r *results) error {
+	whole := func(measure func(context.Context, Options, *results) error) func() error {
+		return func() error {
+			if !o.everything() {
+				return nil
+			}
+			return measure(ctx, o, r)
+		}
+	}
 	return inTurn(
-		func() error { return b.measureNewConnections(ctx, o, r) },
+		whole(b.measureNewConnections),
 		func() error { return b.uncut(func() error { return b.measureFloods(ctx, o, r) }) },
 		func() error { return b.measureStreams(ctx, o, r) },
 		func() error { return b.measureTrips(ctx, o, r) },
-		func() error {
-			if o.Against != "" {
-				return nil
-			}
-			return b.measureRequests(ctx, o, r)
-		},
+		whole(b.measureRequests),
 		// The last: the director's process looks after all these flows for a while.
-		func() error { return b.uncut(func() error { return b.measureMost(ctx, o, r) }) },
+		whole(func(ctx context.Context, o Options, r *results) error {
+			return b.uncut(func() error { return b.measureMost(ctx, o, r) })
+		}),
 	)
 }
 
@@ -267,12 +296,15 @@ type flooded struct {
 	in *bed
 }
 
-// allFlooded returns the paths that are flooded. The fast path comes next to plain forwarding.
+// allFlooded returns the paths that are flooded. Those of other labs come next to plain forwarding.
 func (b *bed) allFlooded() (all []flooded) {
 	for _, w := range b.paths {
+		if b.kernel && w.process != nil {
+			continue
+		}
 		all = append(all, flooded{w, b})
-		if w.name == pathPlain && b.fast != nil {
-			all = append(all, flooded{b.fast.findPath(pathFast), b.fast})
+		if w.name == pathPlain {
+			all = append(all, b.beside...)
 		}
 	}
 	return all
@@ -281,7 +313,8 @@ func (b *bed) allFlooded() (all []flooded) {
 // measureFloods measures floods of packets.
 func (b *bed) measureFloods(ctx context.Context, o Options, r *results) error {
 	t := *o.timing
-	if b.fast != nil {
+	maps := b.fast != nil && !b.kernel
+	if maps {
 		if err := b.fast.measureMaps(ctx, r); err != nil {
 			return err
 		}
@@ -290,6 +323,11 @@ func (b *bed) measureFloods(ctx context.Context, o Options, r *results) error {
 	for _, w := range b.allFlooded() {
 		if err := w.in.prove(ctx, w.path, t.flows); err != nil {
 			return err
+		}
+		if w.fast { // on one CPU, a flood of all flows leaves the director too little time
+			if _, err := w.in.fillKernel(ctx, w.path, t.flows); err != nil {
+				return err
+			}
 		}
 	}
 	for round := range t.floods {
@@ -302,7 +340,7 @@ func (b *bed) measureFloods(ctx context.Context, o Options, r *results) error {
 			}
 		}
 	}
-	if b.fast == nil {
+	if !maps {
 		return nil
 	}
 	return b.fast.measureMaps(ctx, r)
@@ -344,14 +382,17 @@ func (b *bed) measureStreams(ctx context.Context, o Options, r *results) error {
 			}
 		}
 	}
-	if o.Against != "" {
+	if b.fast != nil {
+		r.notes = append(r.notes, b.fast.doubtAgent(ctx)...)
+		r.notes = append(r.notes, b.fast.doubtPrograms()...)
+	}
+	if !o.everything() {
 		return nil
 	}
 	if b.fast != nil {
 		if err := b.fast.firstFlows(ctx, o, r); err != nil {
 			return err
 		}
-		r.notes = append(r.notes, b.fast.doubtAgent(ctx)...)
 	}
 	return b.measureLoads(ctx, o, r)
 }
@@ -359,9 +400,9 @@ func (b *bed) measureStreams(ctx context.Context, o Options, r *results) error {
 // measureTrips measures latency.
 func (b *bed) measureTrips(ctx context.Context, o Options, r *results) error {
 	paths, hosts := b.tcpPaths(), []*lab.Host{b.web}
-	if b.fast != nil {
-		paths = append(paths, tcpPath{path: b.fast.findPath(pathFast), bed: b.fast})
-		hosts = append(hosts, b.fast.web)
+	for _, w := range b.beside {
+		paths = append(paths, tcpPath{path: w.path, bed: w.in})
+		hosts = append(hosts, w.in.web)
 	}
 	for _, h := range hosts {
 		e, err := startEcho(h)

@@ -30,6 +30,8 @@ func Command() *cobra.Command {
 	}
 	c.Flags().BoolVar(&o.JSON, "json", false, "print data, with the values of each round")
 	c.Flags().BoolVar(&o.Quick, "quick", false, "two minutes' check that everything works; the figures are rough")
+	c.Flags().BoolVar(&o.Kernel, "kernel", false, "measure only what the kernel forwards: plain forwarding, its own "+
+		"IPVS if it has one, and the fast path; one CPU is enough")
 	c.Flags().StringVar(&o.Against, "against", "", "`DIR` of the programs of another version: measure both in "+
 		"alternation, and print new : old")
 	c.Flags().StringVar(&o.Bin, "bin", "", "`DIR` of the programs director, realserver and lab (default: where lab "+

@@ -22,9 +22,9 @@ type Machine struct {
 	Load float64 `json:"load"`
 }
 
-// thisMachine examines the machine. It chooses a CPU for the generator and one for the director, on another core if
-// there is one.
-func thisMachine() (m Machine, err error) {
+// thisMachine examines the machine, which must have this number of CPUs. It chooses a CPU for the generator and one for
+// the director, on another core if there is one.
+func thisMachine(least int) (m Machine, err error) {
 	var set unix.CPUSet
 	if err := unix.SchedGetaffinity(0, &set); err != nil {
 		return m, fmt.Errorf("CPUs of this process: %w", err)
@@ -35,10 +35,11 @@ func thisMachine() (m Machine, err error) {
 			all = append(all, cpu)
 		}
 	}
-	if len(all) < 2 {
-		return m, errors.New("one CPU is not enough: generator and director need one each")
+	if len(all) < least {
+		return m, errors.New("one CPU is not enough: generator and director need one each. Use --kernel to measure " +
+			"only what the kernel forwards")
 	}
-	m.CPUs, m.GeneratorCPU, m.DirectorCPU = len(all), all[0], all[1]
+	m.CPUs, m.GeneratorCPU, m.DirectorCPU = len(all), all[0], all[min(1, len(all)-1)]
 	for _, cpu := range all[1:] {
 		if coreOf(cpu) != coreOf(all[0]) {
 			m.DirectorCPU = cpu

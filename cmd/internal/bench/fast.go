@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -45,6 +46,7 @@ func (b *bed) openFast(ctx context.Context, o Options) (missing string, err erro
 		return "fast path: " + st.Reason, err
 	}
 	b.fast = in
+	b.beside = append(b.beside, flooded{w, in})
 	for _, name := range []string{pathFast, pathFastGUE, pathFastDirector, pathFastAgent} {
 		b.methods = append(b.methods, tcpPath{in.findPath(name), in, iperfPort, name != pathFast})
 	}
@@ -238,6 +240,15 @@ func (b *bed) doubtAgent(ctx context.Context) []string {
 		return nil
 	}
 	return []string{strings.TrimSuffix("the realserver has no fast path: "+st.FastPath.Reason, ": ")}
+}
+
+// doubtPrograms returns a note if the kernel interprets the director's programs.
+func (b *bed) doubtPrograms() []string {
+	jited, err := descriptors(b.findPath(pathFast).process.Pid(), "prog_jited:", "prog_jited:")
+	if err != nil || len(jited) == 0 || slices.Max(jited) > 0 {
+		return nil
+	}
+	return []string{"the kernel interprets BPF programs, for want of a JIT compiler: the fast path is slow"}
 }
 
 // most is the results of the largest number of flows, by round.

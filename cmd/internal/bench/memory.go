@@ -13,22 +13,32 @@ import (
 // mapMemory returns the bytes that the BPF maps of a process use. Linux says since 6.4 what is used, before that what
 // could be.
 func mapMemory(pid int) (bytes float64, err error) {
+	maps, err := descriptors(pid, "map_type:", "memlock:")
+	for _, n := range maps {
+		bytes += n
+	}
+	return bytes, err
+}
+
+// descriptors returns, for all of a process's descriptors of one kind, the number behind a name in /proc/PID/fdinfo.
+// kind is a name that only this kind has.
+func descriptors(pid int, kind, name string) (all []float64, err error) {
 	files, err := filepath.Glob(fmt.Sprintf("/proc/%d/fdinfo/*", pid))
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	for _, file := range files {
 		text, err := os.ReadFile(file)
-		if err != nil || !strings.Contains(string(text), "map_type:") { // or the descriptor has just been closed
+		if err != nil || !strings.Contains(string(text), kind) { // or the descriptor has just been closed
 			continue
 		}
-		n, err := field(text, "memlock:")
+		n, err := field(text, name)
 		if err != nil {
-			return 0, fmt.Errorf("%s: %w", file, err)
+			return nil, fmt.Errorf("%s: %w", file, err)
 		}
-		bytes += n
+		all = append(all, n)
 	}
-	return bytes, nil
+	return all, nil
 }
 
 // privateMemory returns the bytes of a process's memory that belong to no file.

@@ -86,8 +86,11 @@ var (
 
 // openings returns the paths of this run.
 func (b *bed) openings() []opening {
-	if b.against != "" {
+	switch {
+	case b.against != "":
 		return againstPaths()
+	case b.kernel:
+		return kernelPaths()
 	}
 	return paths()
 }
@@ -117,6 +120,7 @@ type bed struct {
 	machine Machine
 	bin     string // directory of the programs
 	against string // directory of the programs of another version; empty for none
+	kernel  bool   // only what the kernel forwards is measured
 	dir     string // configurations and sockets
 	paths   []*path
 	web     *lab.Host
@@ -125,6 +129,7 @@ type bed struct {
 
 	labs    []*bed    // further ones, which end with this one
 	methods []tcpPath // in labs of their own
+	beside  []flooded // in labs of their own, compared with plain forwarding
 	fast    *bed      // with the fast path; nil: not measured
 }
 
@@ -139,7 +144,7 @@ func layBed(o Options, m Machine, spec lab.Spec, start func(*bed) error) (*bed, 
 	if err != nil {
 		return nil, err
 	}
-	b := &bed{lab: l, web: l.Webs[0], machine: m, bin: o.Bin, against: o.Against}
+	b := &bed{lab: l, web: l.Webs[0], machine: m, bin: o.Bin, against: o.Against, kernel: o.Kernel}
 	// An existing directory belongs to a dead benchmark: a running one would have the prefix.
 	dir := filepath.Join("/run", spec.Prefix)
 	if err := errors.Join(os.RemoveAll(dir), os.Mkdir(dir, 0o700)); err != nil {

@@ -94,11 +94,26 @@ func newReport(o Options, m Machine, res *results) *Report {
 		r.against(res, o.timing.flows)
 		return r
 	}
-	r.floods(res, o.timing.flows)
+	if o.Kernel {
+		r.floodFigures(res, kernelPaths(), o.timing.flows)
+	} else {
+		r.floods(res, o.timing.flows)
+	}
 	r.streams(res)
 	r.trips(res)
 	r.fastPath(res, *o.timing)
+	r.kernelIPVS(res, o.timing.flows)
+	if o.Kernel {
+		r.withoutBars()
+	}
 	return r
+}
+
+// withoutBars makes all rows information: the bars are for two CPUs.
+func (r *Report) withoutBars() {
+	for i := range r.Ratios {
+		r.Ratios[i].Bar, r.Ratios[i].Met = nil, nil
+	}
 }
 
 // ratio adds a row, unless it has no values.
@@ -164,10 +179,17 @@ func (r *Report) floods(res *results, many int) {
 	r.ratio(fmt.Sprintf("packets a second, director : plain forwarding, %s", flowCount(many)),
 		all(pathDirector).delivered,
 		all(pathPlain).delivered, nil)
+	r.floodFigures(res, paths(), many)
+}
 
+// floodFigures adds the absolute figures of 60-byte packets by these paths.
+func (r *Report) floodFigures(res *results, paths []opening, many int) {
 	for _, n := range []int{1, many} {
-		for _, w := range paths() {
+		for _, w := range paths {
 			f := res.floods[floodKey{w.name, n}]
+			if f == nil {
+				continue
+			}
 			name := fmt.Sprintf("%s, %s", w.name, flowCount(n))
 			r.figure(name, "packets/s", f.delivered)
 			r.figure(name+": CPU time", "ns/packet", f.cpu)
@@ -222,7 +244,7 @@ func (r *Report) streams(res *results) {
 		download bool
 	}{{"TCP upload", false}, {"TCP download", true}} {
 		for _, path := range []string{pathPlain, pathDirectorAll, pathGUEAll, pathFast, pathFastGUE, pathFastDirector,
-			pathFastAgent, pathPlainLAN, pathDRAll, pathDROff, pathPlainNAT, pathNATAll, pathNATOff} {
+			pathFastAgent, pathIPVS, pathPlainLAN, pathDRAll, pathDROff, pathPlainNAT, pathNATAll, pathNATOff} {
 			r.figure(d.name+", "+path, "Mbit/s", rate(path, d.download).times(1e-6))
 		}
 	}
@@ -237,7 +259,7 @@ func (r *Report) trips(res *results) {
 		name string
 		t    *trips
 	}{{pathPlain, plain}, {pathDirectorAll, ours}, {pathGUEAll, res.trips[pathGUEAll]},
-		{pathFast, res.trips[pathFast]}} {
+		{pathFast, res.trips[pathFast]}, {pathIPVS, res.trips[pathIPVS]}} {
 		if w.t == nil {
 			continue
 		}
@@ -260,7 +282,7 @@ func (r *Report) writeTable(out io.Writer) error {
 		"packets, %d of TCP, %.0f s\n\n", r.Version, r.Machine.Kernel,
 		r.Machine.CPUs, r.Machine.Processor, r.Machine.GeneratorCPU, r.Machine.DirectorCPU, r.Floods, r.Rounds,
 		r.Seconds)
-	fmt.Fprintf(&b, "%-64s %8s   %-17s %s\n", "Ratio", "median", "spread", "bar")
+	fmt.Fprintf(&b, "%-66s %8s   %-17s %s\n", "Ratio", "median", "spread", "bar")
 	met, barred := 0, 0
 	for _, row := range r.Ratios {
 		bar := ""
@@ -276,18 +298,18 @@ func (r *Report) writeTable(out io.Writer) error {
 			}
 			bar = fmt.Sprintf("%s %.2f  %s", sign, row.Bar.Limit, verdict)
 		}
-		line := fmt.Sprintf("%-64s %8.3f   %-17s %s", row.Name, row.Median, fmt.Sprintf("%.3f … %.3f", row.Least,
+		line := fmt.Sprintf("%-66s %8.3f   %-17s %s", row.Name, row.Median, fmt.Sprintf("%.3f … %.3f", row.Least,
 			row.Most), bar)
 		b.WriteString(strings.TrimRight(line, " ") + "\n")
 	}
-	fmt.Fprintf(&b, "\n%-64s %10s   %-23s %s\n", "Figure (60-byte frames, TCP, one byte there and back)", "median",
+	fmt.Fprintf(&b, "\n%-66s %10s   %-23s %s\n", "Figure (60-byte frames, TCP, one byte there and back)", "median",
 		"spread", "unit")
 	for _, row := range r.Figures {
 		digits := 0
 		if row.Median < 1000 {
 			digits = 1
 		}
-		fmt.Fprintf(&b, "%-64s %10.*f   %-23s %s\n", row.Name, digits, row.Median, fmt.Sprintf("%.*f … %.*f", digits,
+		fmt.Fprintf(&b, "%-66s %10.*f   %-23s %s\n", row.Name, digits, row.Median, fmt.Sprintf("%.*f … %.*f", digits,
 			row.Least, digits, row.Most), row.Unit)
 	}
 	b.WriteString("\n")
@@ -297,7 +319,9 @@ func (r *Report) writeTable(out io.Writer) error {
 	for _, text := range r.Notes {
 		fmt.Fprintf(&b, "Note: %s.\n", text)
 	}
-	fmt.Fprintf(&b, "%d of %d bars met.\n", met, barred)
+	if barred > 0 {
+		fmt.Fprintf(&b, "%d of %d bars met.\n", met, barred)
+	}
 	_, err := io.WriteString(out, b.String())
 	return err
 }

@@ -81,3 +81,24 @@ func (r *Report) loads(res *results) {
 		}
 	}
 }
+
+// kernelIPVS adds the rows of the kernel's own IPVS.
+func (r *Report) kernelIPVS(res *results, many int) {
+	const name, against = pathIPVS, pathIPVS + " : plain forwarding"
+	for _, n := range []int{1, many} {
+		ipvs, plain := res.floods[floodKey{name, n}], res.floods[floodKey{pathPlain, n}]
+		if ipvs == nil {
+			return
+		}
+		flows := flowCount(n)
+		r.ratio("packets a second, "+against+", "+flows, ipvs.delivered, plain.delivered, nil)
+		r.figure(name+", "+flows, "packets/s", ipvs.delivered)
+		hop := each(ipvs.cost(), res.floods[floodKey{pathAtDirector, n}].cost(), minus)
+		r.figure(fmt.Sprintf("%s, %s: from the director on", name, flows), "ns/packet", hop)
+	}
+	r.ratio("TCP upload, "+against, res.streams[streamKey{name, false}], res.streams[streamKey{pathPlain, false}], nil)
+	if ipvs, plain := res.trips[name], res.trips[pathPlain]; ipvs != nil {
+		r.ratio("round trip, median, "+against, ipvs.p50, plain.p50, nil)
+		r.ratio("round trip, 99th percentile, "+against, ipvs.p99, plain.p99, nil)
+	}
+}

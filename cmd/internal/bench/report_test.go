@@ -17,7 +17,7 @@ func made(ours float64) *results {
 		}
 		return Sample{100, 200, 300}
 	}
-	names := []string{pathFast}
+	names := []string{pathFast, pathIPVS}
 	for _, w := range paths() {
 		names = append(names, w.name)
 	}
@@ -29,7 +29,7 @@ func made(ours float64) *results {
 		}
 	}
 	for _, path := range []string{pathPlain, pathDirectorAll, pathGUEAll, pathFast, pathFastGUE, pathFastDirector,
-		pathFastAgent, pathPlainLAN, pathDRAll, pathDROff, pathPlainNAT, pathNATAll, pathNATOff} {
+		pathFastAgent, pathIPVS, pathPlainLAN, pathDRAll, pathDROff, pathPlainNAT, pathNATAll, pathNATOff} {
 		for _, download := range []bool{false, true} {
 			k := streamKey{path, download}
 			r.streams[k], r.loads[k] = value(path), &load{machine: value(path), process: value(path)}
@@ -132,6 +132,28 @@ func TestTable(t *testing.T) {
 	for i, line := range strings.Split(text, "\n") {
 		if i > 0 && utf8.RuneCountInString(line) > 120 {
 			t.Errorf("%d columns: %s", utf8.RuneCountInString(line), line)
+		}
+	}
+}
+
+// With Kernel the rows of the kernel's paths are left, without bars.
+func TestKernelReport(t *testing.T) {
+	timing := fullTiming()
+	var out strings.Builder
+	r := newReport(Options{timing: &timing, Kernel: true}, Machine{Kernel: "6.1", CPUs: 1}, made(160))
+	if err := r.writeTable(&out); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"packets a second, kernel IPVS-TUN : plain forwarding, 10,000 flows",
+		"TCP upload, kernel IPVS-TUN : plain forwarding", "round trip, median, kernel IPVS-TUN : plain forwarding",
+		"kernel IPVS-TUN, 1 flow: from the director on", "packets a second, fast path : plain forwarding, 1 flow"} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("no %q in\n%s", want, out.String())
+		}
+	}
+	for _, bad := range []string{"NaN", "%!", "≥", "bars met", "floor", "naive"} {
+		if strings.Contains(out.String(), bad) {
+			t.Errorf("%q in\n%s", bad, out.String())
 		}
 	}
 }
