@@ -113,7 +113,7 @@ func (b *bed) flood(ctx context.Context, w *path, flows, fastFlows int, t timing
 }
 
 // proveTries is the number of attempts after which lost packets are an error: other work on the machine may cause a
-// loss.
+// loss. Each attempt is slower than the one before.
 const proveTries = 3
 
 // prove sends one datagram of each flow, slowly. It returns an error unless all arrive. The datagrams also add the
@@ -121,12 +121,12 @@ const proveTries = 3
 func (b *bed) prove(ctx context.Context, w *path, flows int) error {
 	g := generator{host: b.lab.Client, cpu: b.machine.GeneratorCPU, source: b.lab.Client.Addr}
 	var arrived uint64
-	for range proveTries {
+	for every := pacedEvery; every < pacedEvery<<(2*proveTries); every <<= 2 {
 		before, err := w.host.Received(w.link)
 		if err != nil {
 			return err
 		}
-		if err := g.trickle(ctx, w.mac, w.addr, flows, flows); err != nil {
+		if err := g.trickle(ctx, w.mac, w.addr, flows, every); err != nil {
 			return err
 		}
 		arrived, err = w.awaitDelivered(ctx, before, uint64(flows))

@@ -19,10 +19,10 @@ const (
 	frameLen    = 60
 	ipLen       = packet.IPv4HeaderLen
 	manyFlows   = 10_000
-	firstPort   = 1024   // source port of flow 0; further flows have the ports above it
-	ports       = 60_000 // flows of a source address; further flows have the addresses above it
-	discardPort = 9      // destination port
-	pacedEvery  = 2 * time.Millisecond
+	firstPort   = 1024                 // source port of flow 0; further flows have the ports above it
+	ports       = 60_000               // flows of a source address; further flows have the addresses above it
+	discardPort = 9                    // destination port
+	pacedEvery  = 2 * time.Millisecond // between two bursts that every loop can carry
 )
 
 // generator sends UDP datagrams of many flows, round robin, by a packet socket of a host. They bypass that host's IP
@@ -79,17 +79,18 @@ func (s *stream) end() error {
 	return <-s.done
 }
 
-// trickle sends count datagrams at a rate that every loop can carry.
-func (g *generator) trickle(ctx context.Context, mac net.HardwareAddr, to netip.Addr, flows, count int) error {
+// trickle sends one datagram of each flow, with pauses between bursts.
+func (g *generator) trickle(ctx context.Context, mac net.HardwareAddr, to netip.Addr, flows int,
+	every time.Duration) error {
 	return g.host.Do(func() error {
 		b, err := newBlaster(mac, g.source, to, flows)
 		if err != nil {
 			return err
 		}
 		defer b.Close()
-		tick := time.NewTicker(pacedEvery)
+		tick := time.NewTicker(every)
 		defer tick.Stop()
-		for count > 0 {
+		for count := flows; count > 0; {
 			n, err := b.send(min(count, lab.Burst))
 			if err != nil {
 				return err
