@@ -16,6 +16,8 @@
 // fast path has a lab of its own, with the same hosts and links, so that packets of all other paths pass no BPF
 // program. Its flows are in the kernel before they are measured.
 //
+// The kernel's own IPVS, where there is one, is measured like the fast path, in a lab of its own.
+//
 // Each round measures every variant once, one after the other. Ratios are taken within the round, so that a temporary
 // slowdown of the machine affects both sides of a ratio. The report has the median of the rounds, the smallest and the
 // largest value.

@@ -15,7 +15,7 @@ func Command() *cobra.Command {
 	o := Options{Status: os.Stderr}
 	c := &cobra.Command{
 		Use:   "bench",
-		Short: "Measure the packet path against plain forwarding; needs root and two CPUs",
+		Short: "Measure the packet path against plain forwarding; needs root and two CPUs (one with --kernel)",
 		Long: "bench measures the director, in network namespaces of its own, against plain forwarding by the " +
 			"kernel, against the\n" +
 			"least loop that a director behind a TUN device can be, and against a naive one: 60-byte packets, TCP " +

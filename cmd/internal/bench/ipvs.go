@@ -21,6 +21,9 @@ const pathIPVS = "kernel IPVS-TUN"
 // advertise the same.
 const ipvsMSS = 1440
 
+// kernelRoom is the size of the directors' connection tables with Kernel: little memory for a guest to touch.
+const kernelRoom = 1 << 16
+
 // kernelPaths returns the paths for a run with Kernel.
 func kernelPaths() []opening {
 	return []opening{
@@ -57,8 +60,8 @@ func lacksIPVS(ctx context.Context) string {
 		cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET}
 		if out, err := cmd.CombinedOutput(); err != nil {
 			why, _, _ := strings.Cut(strings.TrimSpace(string(out)), "\n")
-			return strings.TrimSpace(fmt.Sprintf("%s: needs ipvsadm, and a kernel with ip_vs and ipip: %s: %v %s", pathIPVS,
-				try, err, why))
+			return strings.TrimSpace(fmt.Sprintf("%s: needs ipvsadm, and a kernel with ip_vs and ipip: %s: %v %s",
+				pathIPVS, try, err, why))
 		}
 	}
 	return ""

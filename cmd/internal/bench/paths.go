@@ -283,6 +283,9 @@ func withoutKeep(open func(*bed, context.Context, *path) error) func(*bed, conte
 func (b *bed) startDirector(ctx context.Context, w *path, queues int, programs, services string) error {
 	name := strings.NewReplacer(" ", "-", ",", "").Replace(w.name)
 	w.socket = filepath.Join(b.dir, name+".sock")
+	if b.kernel {
+		w.room = kernelRoom
+	}
 	config := fmt.Sprintf("tun = %q\nqueues = %d\ncontrol = %q\n", fmt.Sprintf("vs-%d", w.addr.As4()[3]), queues,
 		w.socket)
 	b.tables = append(b.tables, keep.Path(w.socket, ".table"))
@@ -400,7 +403,7 @@ func answers(ctx context.Context, socket string) func() bool {
 }
 
 const (
-	upTimeout = 10 * time.Second // for a program to be up
+	upTimeout = 30 * time.Second // for a program to be up, on a busy machine or in a guest
 	pollEvery = 10 * time.Millisecond
 )
 
