@@ -309,13 +309,19 @@ func (b *bed) measureMaps(ctx context.Context, r *results) error {
 	if err != nil {
 		return err
 	}
-	if st.Connections == 0 {
+	switch {
+	case st.Connections == 0:
 		r.idleMaps = Sample{bytes}
-	} else {
+	case bytes == r.idleMaps[0]:
+		r.notes = append(r.notes, roomOfMaps)
+	default:
 		r.flowMemory = Sample{(bytes - r.idleMaps[0]) / float64(st.Connections)}
 	}
 	return nil
 }
+
+// roomOfMaps is the note of a kernel before Linux 6.4.
+const roomOfMaps = "this kernel reports what BPF maps have room for, not what they use"
 
 // firstFlows measures the time until a connection is in the kernel, from its first packet on.
 func (b *bed) firstFlows(ctx context.Context, o Options, r *results) (err error) {
