@@ -26,6 +26,7 @@ type hooks struct {
 	devices map[int]hook
 	stop    chan struct{} // ends the goroutines
 	running sync.WaitGroup
+	way     string // the last way: see hook
 	renews  bool // the goroutine of renew runs
 	follows bool // that of follow
 }
@@ -57,14 +58,29 @@ func (h *hooks) attach(device int) error {
 		return fmt.Errorf("attach a BPF program to %s: it is no Ethernet device", name)
 	}
 	at, err := h.tcx(device)
+	way := wayTCX
 	if errors.Is(err, ebpf.ErrNotSupported) {
 		at, err = h.filter(device)
+		way = wayClsact
 	}
 	if err != nil {
 		return fmt.Errorf("attach a BPF program to %s: %w", name, explainAttach(err))
 	}
-	h.devices[device] = at
+	h.devices[device], h.way = at, way
 	return nil
+}
+
+// The kernel's ways to attach a program.
+const (
+	wayTCX    = "TCX"
+	wayClsact = "clsact"
+)
+
+// hook is the way by which the program was attached last. "": it never was.
+func (h *hooks) hook() string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.way
 }
 
 // explainAttach adds to err what to do.

@@ -66,6 +66,10 @@ func attached(t *testing.T, n *network, noTCX bool) (*Director, *Realserver, *up
 	enter(t, n.realserver)
 	must(t, r.Attach(n.r0))
 	enter(t, n.director)
+	_, tcx := d.hooks.devices[n.d0].(*tcxHook)
+	if want := map[bool]string{true: "TCX", false: "clsact"}[tcx]; d.Hook() != want || r.Hook() != want {
+		t.Errorf("hooks %q and %q, want %q", d.Hook(), r.Hook(), want)
+	}
 	c := tunnels(false)[0]
 	rules, _ := rulesOf(decapsulator(c))
 	rules.Device, rules.LocalAddrs = n.tun, realservers[:]

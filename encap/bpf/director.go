@@ -90,6 +90,9 @@ func newDirector(spec *ebpf.CollectionSpec, c DirectorConfig) (*Director, error)
 // Attach attaches the program to ingress of an Ethernet device, behind other TCX programs.
 func (d *Director) Attach(device int) error { return d.hooks.attach(device) }
 
+// Hook is the kernel's way to attach the program: "TCX", or "clsact" before Linux 6.6. It is "" before the first Attach.
+func (d *Director) Hook() string { return d.hooks.hook() }
+
 // Detach is the reverse of Attach. Without Attach, or with a device that no longer exists, it does nothing.
 func (d *Director) Detach(device int) error { return d.hooks.detach(device) }
 

@@ -89,13 +89,10 @@ func (f *fastPath) update() {
 			at, f.strict = nil, []string{ingress.OffIPsec}
 		}
 	}
-	was := f.devices.Names()
 	if err := f.devices.Follow(at); err != nil {
 		f.log.Warn("no fast path on a device: the sockets take its packets", "error", err)
 	}
-	if is := f.devices.Names(); !slices.Equal(is, was) {
-		f.log.Info("fast path", "devices", is)
-	}
+	f.devices.Log(f.log)
 }
 
 // protected reports whether this host has IPsec policies for packets that come: the program would take those that a

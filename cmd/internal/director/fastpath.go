@@ -138,6 +138,7 @@ func (f *fastPath) put() {
 	if err := f.devices.Follow(devices); err != nil {
 		f.log.Warn("packets of a device do not take the fast path", "error", err)
 	}
+	f.devices.Log(f.log)
 }
 
 // followIPsec keeps all connections out of the kernel while there is an IPsec policy: the program would send packets

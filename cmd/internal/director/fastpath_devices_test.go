@@ -32,6 +32,8 @@ func (k *noKernel) Attach(device int) error {
 	return nil
 }
 
+func (k *noKernel) Hook() string { return "TCX" }
+
 func (k *noKernel) Detach(device int) error {
 	k.at = slices.DeleteFunc(k.at, func(at int) bool { return at == device })
 	return nil

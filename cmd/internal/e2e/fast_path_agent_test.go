@@ -294,6 +294,8 @@ func TestAgentFastPathDevices(t *testing.T) {
 			"eth7: rp_filter is strict, and the path to director 10.0.2.2 is not by eth7")
 	})
 	on("a device with a strict filter is left out", "eth0")
+	s.agent.mustLogHooks(map[string]int{`attached" devices=[eth0] hook=`: 1, `attached" devices=[eth7] hook=`: 2,
+		`detached" devices=[eth7]`: 2})
 	s.mustTake(s.VIP)
 
 	vs0 := func(set func(netlink.Link) error) {

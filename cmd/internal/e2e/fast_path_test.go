@@ -290,7 +290,8 @@ func TestFastPathNextCapture(t *testing.T) {
 }
 
 // TestFastPathDevice: a device that comes later gets the program, though the director has given up its rights. It keeps
-// it when something else changes.
+// it when something else changes. The log has each device that the program is attached to, once, and each that it has
+// left.
 func TestFastPathDevice(t *testing.T) {
 	t.Parallel()
 	s := newRunningSite(t, 1, service{"tcp", "80", "wrr", []int{1}})
@@ -308,6 +309,24 @@ func TestFastPathDevice(t *testing.T) {
 	testkit.Eventually(t, "the device is gone", func() bool {
 		return !slices.Contains(s.director.balance().FastPath.Devices, "late")
 	})
+	s.director.mustLogHooks(map[string]int{`attached" devices=[eth0] hook=`: 1, `attached" devices=[late] hook=`: 1,
+		`detached" devices=[late]`: 1})
+}
+
+// mustLogHooks waits until the program has logged these lines about devices of the fast path, each so often, and checks
+// that it has logged no others.
+func (p *program) mustLogHooks(want map[string]int) {
+	p.t.Helper()
+	all := 0
+	for line, n := range want {
+		testkit.Eventually(p.t, fmt.Sprintf("the log has %q %d times", line, n), func() bool {
+			return strings.Count(p.Output(), `level=INFO msg="fast path `+line) == n
+		})
+		all += n
+	}
+	if got := strings.Count(p.Output(), `msg="fast path `); got != all {
+		p.t.Errorf("%s: %d lines about the fast path, want %d:\n%s", p, got, all, p.Output())
+	}
 }
 
 // capturedFrom returns the number of packets of a capture whose innermost source port is port.

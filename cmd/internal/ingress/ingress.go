@@ -4,6 +4,7 @@ package ingress
 import (
 	"cmp"
 	"errors"
+	"log/slog"
 	"maps"
 	"slices"
 
@@ -15,6 +16,7 @@ import (
 type Program interface {
 	Attach(device int) error
 	Detach(device int) error // does nothing for a device that is gone
+	Hook() string            // the kernel's way to attach it
 }
 
 // Devices are the devices that a Program is attached to. One goroutine uses them.
@@ -22,6 +24,7 @@ type Devices struct {
 	program  Program
 	attached map[int]string // names by index
 	failed   map[int]string // errors of the last call of Follow
+	logged   map[int]string // attached at the last call of Log
 }
 
 // New returns Devices without any.
@@ -67,6 +70,28 @@ func (d *Devices) Follow(devices []query.Device) error {
 	}
 	d.failed = failed
 	return errors.Join(errs...)
+}
+
+// Log logs the devices that the program has been attached to since the last call, and those that it has left.
+func (d *Devices) Log(log *slog.Logger) {
+	if added := without(d.attached, d.logged); len(added) > 0 {
+		log.Info("fast path attached", "devices", added, "hook", d.program.Hook())
+	}
+	if lost := without(d.logged, d.attached); len(lost) > 0 {
+		log.Info("fast path detached", "devices", lost)
+	}
+	d.logged = maps.Clone(d.attached)
+}
+
+// without returns the names of the devices of all that others lacks, in ascending order.
+func without(all, others map[int]string) (names []string) {
+	for index, name := range all {
+		if _, ok := others[index]; !ok {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names
 }
 
 // Names returns the names of the devices that the program is attached to, in ascending order.

@@ -2,8 +2,10 @@ package ingress
 
 import (
 	"errors"
+	"log/slog"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 
 	"vstun/routing/query"
@@ -27,6 +29,8 @@ func (p *program) Detach(device int) error {
 	p.on = slices.DeleteFunc(p.on, func(d int) bool { return d == device })
 	return nil
 }
+
+func (p *program) Hook() string { return "TCX" }
 
 func device(name string, index int) query.Device {
 	return query.Device{Name: name, Index: index, Up: true, Ethernet: true, Kind: "device"}
@@ -84,5 +88,37 @@ func TestFollow(t *testing.T) {
 	}
 	if !slices.Equal(p.on, []int{2}) || !slices.Equal(d.Names(), []string{"eth1"}) {
 		t.Errorf("on %v, names %v", p.on, d.Names())
+	}
+}
+
+// TestLog: the log has all devices at the start, and later those that are added and lost. It has nothing in between.
+func TestLog(t *testing.T) {
+	var out strings.Builder
+	log := slog.New(slog.NewTextHandler(&out, &slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+		if a.Key == slog.TimeKey {
+			return slog.Attr{}
+		}
+		return a
+	}}))
+	d := New(&program{})
+	eth0, eth1, eth2 := device("eth0", 1), device("eth1", 2), device("eth2", 3)
+	for _, step := range []struct {
+		devices []query.Device
+		want    string
+	}{
+		{nil, ""},
+		{[]query.Device{eth1, eth0}, `level=INFO msg="fast path attached" devices="[eth0 eth1]" hook=TCX`},
+		{[]query.Device{eth0, eth1}, ""},
+		{[]query.Device{eth0, eth1, eth2}, `level=INFO msg="fast path attached" devices=[eth2] hook=TCX`},
+		{[]query.Device{eth2}, `level=INFO msg="fast path detached" devices="[eth0 eth1]"`},
+		{[]query.Device{eth2}, ""},
+	} {
+		out.Reset()
+		if err := d.Follow(step.devices); err != nil {
+			t.Fatal(err)
+		}
+		if d.Log(log); strings.TrimSpace(out.String()) != step.want {
+			t.Errorf("devices %v: %q, want %q", step.devices, out.String(), step.want)
+		}
 	}
 }
