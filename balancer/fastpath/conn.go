@@ -99,6 +99,7 @@ func (c *Cache) promote(busy []conntab.Conn) {
 		}
 		if c.wanting[k.family()] > 0 {
 			c.wanting[k.family()]++
+			c.refused[ConnectionsFull].Add(1)
 			continue
 		}
 		d, ref, ok := c.admit(&busy[i])
@@ -193,6 +194,7 @@ func (c *Cache) noRoom(flows []bpf.Flow, keys []key) (others []bpf.Flow, of []ke
 		}
 	}
 	c.wanting[family] += len(out)
+	c.refused[ConnectionsFull].Add(uint64(len(out)))
 	c.release(out)
 	return others, of
 }

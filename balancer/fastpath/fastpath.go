@@ -41,7 +41,27 @@ type Config struct {
 	Worker int      // number under which it counts in the balancer
 	Ports  []uint16 // source ports of tunnels over UDP, at least one
 	Failed func(error)
+	// NoPath is called with the first error of each Refusal because of which a realserver has no path in the kernel.
+	NoPath func(error)
 }
+
+// Refusal is why the kernel does not get a connection that has many packets.
+type Refusal uint8
+
+const (
+	ConnectionsFull Refusal = iota // there is no room for more connections of its family
+	PathsFull                      // there is no room for the path to its realserver
+	PathError                      // the path cannot be made, or the kernel has refused it
+	refusals
+)
+
+var refusalNames = [refusals]string{"connections_full", "paths_full", "path_error"}
+
+// String is the reason in status and metrics.
+func (r Refusal) String() string { return refusalNames[r] }
+
+// RefusalNames returns the names of all reasons.
+func RefusalNames() []string { return refusalNames[:] }
 
 // Cache is the connections in the kernel. Any number of goroutines may use it.
 type Cache struct {
@@ -67,6 +87,8 @@ type Cache struct {
 	took     atomic.Int64
 	flows    atomic.Int64
 	promoted atomic.Uint64
+	refused  [refusals]atomic.Uint64
+	told     [refusals]bool // NoPath has been called
 	in, out  traffic
 }
 
@@ -77,6 +99,8 @@ type traffic struct{ packets, bytes atomic.Uint64 }
 type Stats struct {
 	Connections int    // in the kernel now
 	Promoted    uint64 // that have got there
+	// Refused is how often the kernel did not get a connection, by Refusal. A connection asks with every 16th packet.
+	Refused [refusals]uint64
 	// In is what has come, Out what has left: with the headers of tunnels. GSO packets count once.
 	InPackets, InBytes, OutPackets, OutBytes uint64
 }
@@ -228,9 +252,27 @@ func (c *Cache) Has(f packet.Flow) bool {
 
 // Stats returns what the cache has done up to the last account.
 func (c *Cache) Stats() Stats {
-	return Stats{Connections: int(c.flows.Load()), Promoted: c.promoted.Load(),
+	s := Stats{Connections: int(c.flows.Load()), Promoted: c.promoted.Load(),
 		InPackets: c.in.packets.Load(), InBytes: c.in.bytes.Load(),
 		OutPackets: c.out.packets.Load(), OutBytes: c.out.bytes.Load()}
+	for r := range c.refused {
+		s.Refused[r] = c.refused[r].Load()
+	}
+	return s
+}
+
+// PathFaults returns the number of realservers whose path the kernel should have and does not, and the error of one of
+// them.
+func (c *Cache) PathFaults() (realservers int, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	dests := map[uint32]bool{} // a path has one family
+	for id, p := range c.paths {
+		if p.err != nil {
+			dests[id.dest], err = true, p.err
+		}
+	}
+	return len(dests), err
 }
 
 // Close takes the last counts. The caller has detached the program from its devices, and ended Run.

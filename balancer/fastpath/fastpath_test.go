@@ -1,11 +1,14 @@
 package fastpath
 
 import (
+	"errors"
 	"maps"
 	"net/netip"
 	"os"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"vstun/balancer"
 	"vstun/balancer/conntab"
@@ -13,6 +16,7 @@ import (
 	"vstun/encap/bpf"
 	"vstun/encap/packet"
 	"vstun/encap/packet/drop"
+	"vstun/testdata/testkit"
 )
 
 // kernel is the real program's maps. Their counts come from the test: no packet passes.
@@ -22,6 +26,14 @@ type kernel struct {
 	behind func() // called once, when flows have been read and before they are given out
 	sets   int    // calls of Set
 	most   int    // flows in one call of Delete
+	broken error  // of Add
+}
+
+func (k *kernel) Add(p bpf.Path) (bpf.Ref, error) {
+	if k.broken != nil {
+		return bpf.Ref{}, k.broken
+	}
+	return k.Director.Add(p)
 }
 
 func (k *kernel) Set(flows []bpf.Flow) (int, error) {
@@ -74,6 +86,7 @@ type world struct {
 	table    *conntab.Table
 	balancer *balancer.Balancer
 	now      conntab.Ticks
+	noPath   chan error // of NoPath
 }
 
 var (
@@ -84,19 +97,26 @@ var (
 
 func newWorld(t *testing.T, room int) *world {
 	t.Helper()
+	return newWorldOf(t, bpf.DirectorConfig{Flows4: room, Flows6: 64, Paths: 64})
+}
+
+func newWorldOf(t *testing.T, c bpf.DirectorConfig) *world {
+	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("SKIPPED: it needs root")
 	}
-	d, err := bpf.LoadDirector(bpf.DirectorConfig{Flows4: room, Flows6: 64, Paths: 64})
+	d, err := bpf.LoadDirector(c)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = d.Close() })
-	w := &world{t: t, kernel: &kernel{Director: d, counts: map[packet.Flow]bpf.State{}}, now: 100}
+	w := &world{t: t, kernel: &kernel{Director: d, counts: map[packet.Flow]bpf.State{}}, now: 100,
+		noPath: make(chan error, 16)}
 	w.table = conntab.New(conntab.Config{Max: 4096})
 	w.balancer = balancer.New(w.table, 2)
 	w.Cache = New(Config{Kernel: w.kernel, Table: w.table, Clock: func() conntab.Ticks { return w.now }, Worker: 1,
-		Ports: []uint16{40000}, Failed: func(err error) { t.Error(err) }})
+		Ports: []uint16{40000}, Failed: func(err error) { t.Error(err) },
+		NoPath: func(err error) { w.noPath <- err }})
 	w.SetWays(Ways{realA: {Device: 1, Source: netip.MustParseAddr("10.0.2.2"), MTU: 1500},
 		realB: {Device: 1, Source: netip.MustParseAddr("10.0.2.2"), MTU: 1500}})
 	return w
@@ -340,6 +360,9 @@ func TestFull(t *testing.T) {
 	if w.kernel.sets != sets {
 		t.Error("the kernel is asked again for room that it does not have")
 	}
+	if n := w.Stats().Refused[ConnectionsFull]; n < 8 {
+		t.Errorf("%d refused", n)
+	}
 	w.account()
 	for f := range w.kernel.has(t) {
 		if f.SrcPort%2 != 0 {
@@ -352,6 +375,48 @@ func TestFull(t *testing.T) {
 	w.send(16, packet.FlagACK, 20)
 	w.lookNow()
 	w.mustHave("a busy one", 16, true)
+}
+
+// TestNoPath: connections of a realserver whose path the kernel does not take stay out and are counted. NoPath is
+// called once. They get there when a change makes room, or the kernel takes the path.
+func TestNoPath(t *testing.T) {
+	for name, row := range map[string]struct {
+		paths  int // for which there is room
+		broken error
+		reason Refusal
+		is     error
+	}{
+		"full":  {1, nil, PathsFull, bpf.ErrPathsFull},
+		"error": {64, unix.EPERM, PathError, unix.EPERM},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorldOf(t, bpf.DirectorConfig{Flows4: 64, Flows6: 64, Paths: row.paths})
+			w.apply(real(realA, method.TUN), real(realB, method.TUN))
+			w.open(1)
+			w.kernel.broken = row.broken
+			w.open(2)
+			w.send(2, packet.FlagACK, 40)
+			w.lookNow()
+			w.mustHave("the first", 1, true)
+			w.mustHave("the second", 2, false)
+			if err := testkit.Receive(t, "an error", w.noPath); !errors.Is(err, row.is) {
+				t.Errorf("NoPath: %v", err)
+			}
+			n, err := w.PathFaults()
+			if count := w.Stats().Refused[row.reason]; count < 2 || n != 1 || !errors.Is(err, row.is) {
+				t.Errorf("%d refused; %d realservers without a path: %v", count, n, err)
+			}
+			w.kernel.broken = nil
+			c, _ := w.table.Lookup(client(2), w.now)
+			w.apply(real(w.snapshot.Dest(c.Dest).Address, method.TUN))
+			w.send(2, packet.FlagACK, 20)
+			w.lookNow()
+			w.mustHave("the second, later", 2, true)
+			if n, err := w.PathFaults(); n != 0 || err != nil || len(w.noPath) != 0 {
+				t.Errorf("%d realservers without a path: %v; %d more errors", n, err, len(w.noPath))
+			}
+		})
+	}
 }
 
 // TestFullOfQuiet: where a map is full of connections that have no packets just now, no more of them make place than

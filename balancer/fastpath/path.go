@@ -1,6 +1,7 @@
 package fastpath
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 
@@ -30,6 +31,7 @@ type pathID struct {
 type path struct {
 	via via
 	ref bpf.Ref
+	err error // why the kernel does not have it
 }
 
 // via is all that a path depends on.
@@ -80,28 +82,56 @@ func (v via) path(six bool) (bpf.Path, error) {
 // get returns the path id, and adds it to the kernel if it is not there. ok is false if there is none. The caller holds
 // c.mu.
 func (c *Cache) get(id pathID) (ref bpf.Ref, ok bool) {
-	if p, known := c.paths[id]; known { // revise keeps it true
-		return p.ref, p.ref != bpf.Ref{}
+	p, known := c.paths[id] // revise keeps it true
+	if !known {
+		v, ok := c.via(id)
+		if !ok {
+			return ref, false
+		}
+		p = c.add(id, v)
 	}
-	v, ok := c.via(id)
-	if !ok {
-		return ref, false
+	if p.err != nil {
+		r := refusalOf(p.err)
+		c.refused[r].Add(1)
+		if !c.told[r] {
+			c.told[r] = true
+			go c.NoPath(p.err)
+		}
 	}
-	p, err := v.path(id.six)
-	if err == nil {
-		ref, err = c.Kernel.Add(p)
-	}
-	if err != nil { // no room, or a tunnel that the program does not have: the same next time
-		ref = bpf.Ref{}
-	}
-	c.paths[id] = path{v, ref}
-	return ref, err == nil
+	return p.ref, p.err == nil
 }
 
-// revise takes paths out of the kernel that are not what they should be. The caller holds c.mu.
+// add adds the path id, which is v, to the kernel. The caller holds c.mu.
+func (c *Cache) add(id pathID, v via) path {
+	p := path{via: v}
+	to, err := v.path(id.six)
+	if err == nil {
+		p.ref, err = c.Kernel.Add(to)
+	}
+	if err != nil {
+		p.ref, p.err = bpf.Ref{}, err
+	}
+	c.paths[id] = p
+	return p
+}
+
+// refusalOf is the reason for err, an error of a path.
+func refusalOf(err error) Refusal {
+	if errors.Is(err, bpf.ErrPathsFull) {
+		return PathsFull
+	}
+	return PathError
+}
+
+// revise takes paths out of the kernel that are not what they should be, and adds those that it has refused before. The
+// caller holds c.mu.
 func (c *Cache) revise() {
+	var failed []pathID
 	for id, p := range c.paths {
 		if v, ok := c.via(id); ok && v == p.via {
+			if p.err != nil {
+				failed = append(failed, id)
+			}
 			continue
 		}
 		delete(c.paths, id)
@@ -111,5 +141,8 @@ func (c *Cache) revise() {
 				return
 			}
 		}
+	}
+	for _, id := range failed { // there may be room now
+		c.add(id, c.paths[id].via)
 	}
 }

@@ -27,8 +27,8 @@ type hooks struct {
 	stop    chan struct{} // ends the goroutines
 	running sync.WaitGroup
 	way     string // the last way: see hook
-	renews  bool // the goroutine of renew runs
-	follows bool // that of follow
+	renews  bool   // the goroutine of renew runs
+	follows bool   // that of follow
 }
 
 // hook is a program at a device.

@@ -26,6 +26,9 @@ const maxVIPs = 1 << 14
 // ErrFull is the error of Set when no room is left for a flow of its family, for its VIP, or in the kernel's memory.
 var ErrFull = errors.New("no room for more flows in the BPF map")
 
+// ErrPathsFull is the error of Add when the Director has as many paths as it has room for.
+var ErrPathsFull = errors.New("no room for more paths in the BPF map")
+
 // Director is the program of a director, and its maps. Any number of goroutines may use it.
 type Director struct {
 	objects directorObjects
@@ -90,7 +93,7 @@ func newDirector(spec *ebpf.CollectionSpec, c DirectorConfig) (*Director, error)
 // Attach attaches the program to ingress of an Ethernet device, behind other TCX programs.
 func (d *Director) Attach(device int) error { return d.hooks.attach(device) }
 
-// Hook is the kernel's way to attach the program: "TCX", or "clsact" before Linux 6.6. It is "" before the first Attach.
+// Hook is the kernel's way to attach the program: "TCX", or "clsact" before Linux 6.6. "": it has not been attached.
 func (d *Director) Hook() string { return d.hooks.hook() }
 
 // Detach is the reverse of Attach. Without Attach, or with a device that no longer exists, it does nothing.
@@ -99,7 +102,7 @@ func (d *Director) Detach(device int) error { return d.hooks.detach(device) }
 // Close detaches the program from all devices and frees its maps.
 func (d *Director) Close() error { return errors.Join(d.hooks.close(), d.objects.Close()) }
 
-// Add makes a path known. Flows that refer to it can then be set.
+// Add makes a path known. Flows that refer to it can then be set. The error is ErrPathsFull if there is no room.
 func (d *Director) Add(p Path) (Ref, error) {
 	r, err := p.record()
 	if err != nil {
@@ -108,7 +111,7 @@ func (d *Director) Add(p Path) (Ref, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if len(d.free) == 0 {
-		return Ref{}, fmt.Errorf("fast path to a realserver: no room for more than %d", len(d.paths))
+		return Ref{}, fmt.Errorf("%w, which has %d", ErrPathsFull, len(d.paths))
 	}
 	index := d.free[len(d.free)-1]
 	generation := max(1, d.paths[index].Generation+1)

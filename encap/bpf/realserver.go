@@ -114,7 +114,7 @@ func newRealserver(spec *ebpf.CollectionSpec) (*Realserver, error) {
 // Attach attaches the program to ingress of an Ethernet device, behind other TCX programs.
 func (r *Realserver) Attach(device int) error { return r.hooks.attach(device) }
 
-// Hook is the kernel's way to attach the program: "TCX", or "clsact" before Linux 6.6. It is "" before the first Attach.
+// Hook is the kernel's way to attach the program: "TCX", or "clsact" before Linux 6.6. "": it has not been attached.
 func (r *Realserver) Hook() string { return r.hooks.hook() }
 
 // Detach is the reverse of Attach. Without Attach, or with a device that no longer exists, it does nothing.

@@ -9,4 +9,6 @@ type FastPath struct {
 	// Of a director:
 	Connections int    `json:"connections,omitempty"` // that it forwards now
 	Promoted    uint64 `json:"promoted,omitempty"`    // that it has got since the start
+	// Refused is how often it could not get a connection, by reason; only reasons that occurred.
+	Refused map[string]uint64 `json:"refused,omitempty"`
 }

@@ -107,19 +107,22 @@ func PrintRealserver(out io.Writer, st *api.RealserverStatus) error {
 
 // printFastPath writes what the fast path does, or why it does nothing.
 func printFastPath(w io.Writer, f *api.FastPath) {
-	switch {
-	case !f.On:
-		fmt.Fprintf(w, "fast path off: %s\n", f.Reason)
-	default:
+	if f.On {
 		fmt.Fprintf(w, "fast path by %s\t%s\t%s", strings.Join(f.Devices, ", "),
 			words.Count(f.Taken.Packets, "packet"), words.Count(f.Taken.Bytes, "byte"))
 		if f.Promoted > 0 {
 			fmt.Fprintf(w, "\t%s now", words.Count(f.Connections, "connection"))
 		}
 		fmt.Fprintln(w)
-		if f.Reason != "" {
-			fmt.Fprintf(w, "fast path not everywhere: %s\n", f.Reason)
-		}
+	}
+	for _, reason := range slices.Sorted(maps.Keys(f.Refused)) {
+		fmt.Fprintf(w, "fast path refused: %s\t%s\n", reason, words.Count(f.Refused[reason], "time"))
+	}
+	switch {
+	case !f.On:
+		fmt.Fprintf(w, "fast path off: %s\n", f.Reason)
+	case f.Reason != "":
+		fmt.Fprintf(w, "fast path not everywhere: %s\n", f.Reason)
 	}
 }
 

@@ -57,7 +57,7 @@ func TestPrint(t *testing.T) {
 		Directors: []string{"10.0.2.2/32"}, Encap: []string{"ipip"}, MSS: 1440, Overruns: 9, TUN: "vs0",
 		Answers: api.Traffic{Packets: 7, Bytes: 900}, Drops: map[string]uint64{"not_answer": 3},
 		FastPath: api.FastPath{On: true, Devices: []string{"eth0", "eth1"}, Reason: "eth2: why",
-			Taken: api.Traffic{Packets: 5, Bytes: 700}},
+			Taken: api.Traffic{Packets: 5, Bytes: 700}, Refused: map[string]uint64{"paths_full": 1}},
 		SendError:           "no route to host",
 		FromDirectors:       []api.Counted{{Address: "10.0.2.2", Packets: 5, Last: 61}},
 		RefusedSources:      []api.Counted{{Address: "10.0.2.9", Packets: 6, Last: 0}},
@@ -73,6 +73,7 @@ func TestPrint(t *testing.T) {
 	}
 	for _, line := range []string{"from director 10.0.2.2 5 packets last 1m1s ago",
 		"fast path by eth0, eth1 5 packets 700 bytes", "fast path not everywhere: eth2: why",
+		"fast path refused: paths_full 1 time",
 		"not_director: from 10.0.2.9 6 packets last 0s ago",
 		"inner_destination: for 198.51.100.81 7 packets last 1s ago"} {
 		if !slices.ContainsFunc(slices.Collect(strings.Lines(out.String())),

@@ -4,10 +4,12 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -18,6 +20,7 @@ import (
 	"vstun/cmd/internal/daemon"
 	"vstun/cmd/internal/director/plan"
 	"vstun/cmd/internal/ingress"
+	"vstun/cmd/internal/words"
 	"vstun/encap/bpf"
 	"vstun/encap/packet"
 	"vstun/encap/packet/stats"
@@ -81,7 +84,7 @@ func (f *fastPath) open(cfg *config.Director, p *dataPlane, log *slog.Logger) {
 	f.kernel, f.devices = kernel, ingress.New(kernel)
 	f.ask, f.again, f.secure.Ask = query.Paths, make(chan struct{}, 1), query.HasIPsec
 	f.cache = fastpath.New(fastpath.Config{Kernel: kernel, Table: p.table, Clock: p.now, Worker: len(p.workers),
-		Ports: p.udpPorts, Failed: f.failed})
+		Ports: p.udpPorts, Failed: f.failed, NoPath: f.noPath})
 }
 
 // needsCapability reports whether the fast path needs CAP_BPF as long as the director runs.
@@ -94,6 +97,11 @@ func (f *fastPath) failed(err error) {
 	f.reason = err.Error()
 	f.log.Error("the fast path has failed: all packets take the TUN device until a restart", "error",
 		errors.Join(err, f.devices.Follow(nil)))
+}
+
+// noPath logs why the kernel does not have the path to a realserver.
+func (f *fastPath) noPath(err error) {
+	f.log.Warn("connections of a realserver do not take the fast path", "error", err)
 }
 
 // follow puts a state in force: no connection is in the kernel that goes another way now.
@@ -264,16 +272,30 @@ func (f *fastPath) status() api.FastPath {
 	s := f.cache.Stats()
 	st := api.FastPath{Reason: f.reason, Devices: f.devices.Names(), Connections: s.Connections, Promoted: s.Promoted,
 		Taken: api.Traffic{Packets: s.InPackets, Bytes: s.InBytes}}
+	for r, n := range s.Refused {
+		if n > 0 {
+			if st.Refused == nil {
+				st.Refused = map[string]uint64{}
+			}
+			st.Refused[fastpath.Refusal(r).String()] = n
+		}
+	}
+	faults := f.devices.Faults()
 	switch {
 	case st.Reason != "":
 	case f.wanted.Off:
 		st.Reason = ingress.OffByKey
 	case f.ipsec:
 		st.Reason = ingress.OffIPsec
-	case len(st.Devices) == 0:
+	case len(st.Devices) == 0 && len(faults) == 0:
 		st.Reason = ingress.OffNoDevice
+	default:
+		st.On = len(st.Devices) > 0
+		if n, err := f.cache.PathFaults(); err != nil {
+			faults = append(faults, fmt.Sprintf("no path in the kernel to %s: %v", words.Count(n, "realserver"), err))
+		}
+		st.Reason = strings.Join(faults, "; ")
 	}
-	st.On = st.Reason == ""
 	return st
 }
 

@@ -1,27 +1,37 @@
 package director
 
 import (
+	"context"
 	"fmt"
 	"log/slog"
 	"net/netip"
 	"slices"
+	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"vstun/balancer"
 	"vstun/balancer/conntab"
 	"vstun/balancer/fastpath"
+	"vstun/balancer/method"
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/director/plan"
 	"vstun/cmd/internal/ingress"
 	"vstun/encap/bpf"
 	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
 	"vstun/routing/query"
+	"vstun/testdata/testkit"
 )
 
 // noKernel is a program without flows. It has the devices that it is attached to.
-type noKernel struct{ at []int }
+type noKernel struct {
+	at   []int
+	full error // of Add
+}
 
-func (*noKernel) Add(bpf.Path) (bpf.Ref, error)                            { return bpf.Ref{}, nil }
+func (k *noKernel) Add(bpf.Path) (bpf.Ref, error)                          { return bpf.Ref{}, k.full }
 func (*noKernel) Remove(bpf.Ref) error                                     { return nil }
 func (*noKernel) Set([]bpf.Flow) (int, error)                              { return 0, nil }
 func (*noKernel) Delete([]packet.Flow, func(packet.Flow, bpf.State)) error { return nil }
@@ -48,11 +58,12 @@ func newTestFastPath(t *testing.T) (*fastPath, *noKernel) {
 	t.Cleanup(routes.Close)
 	k := &noKernel{}
 	table := conntab.New(conntab.Config{Max: 1024})
-	cache := fastpath.New(fastpath.Config{Kernel: k, Table: table, Clock: func() conntab.Ticks { return 0 },
-		Ports: []uint16{40000}})
-	return &fastPath{log: slog.New(slog.DiscardHandler), cache: cache, routes: routes, devices: ingress.New(k),
+	f := &fastPath{log: slog.New(slog.DiscardHandler), routes: routes, devices: ingress.New(k),
 		again:  make(chan struct{}, 1),
-		secure: ingress.Policies{Ask: func() (in, out bool, err error) { return false, false, nil }}}, k
+		secure: ingress.Policies{Ask: func() (in, out bool, err error) { return false, false, nil }}}
+	f.cache = fastpath.New(fastpath.Config{Kernel: k, Table: table, Clock: func() conntab.Ticks { return 0 },
+		Ports: []uint16{40000}, NoPath: func(err error) { f.noPath(err) }})
+	return f, k
 }
 
 // stateWith returns a state with these devices, and paths to these realservers.
@@ -86,5 +97,47 @@ func TestFastPathDevices(t *testing.T) {
 	f.follow(st)
 	if !slices.Equal(k.at, []int{2}) {
 		t.Errorf("without the first: %v", k.at)
+	}
+}
+
+// TestFastPathFull: where the kernel has no room for the path to a realserver, the log says so once, and status has the
+// cause and the number of connections that have asked.
+func TestFastPathFull(t *testing.T) {
+	f, k := newTestFastPath(t)
+	k.full = bpf.ErrPathsFull
+	var out testkit.Log
+	f.log = slog.New(slog.NewTextHandler(&out, nil))
+	vip, to := netip.MustParseAddr("198.51.100.80"), "10.0.11.2"
+	b := balancer.New(f.cache.Table, 2)
+	if err := b.Apply(balancer.Config{Services: []balancer.Service{{Name: "web", VIPs: []netip.Addr{vip},
+		Protocol: packet.ProtoUDP, Ports: []balancer.PortRange{{First: 53, Last: 53}}, Scheduler: "rr",
+		Realservers: []balancer.Realserver{{Address: netip.MustParseAddr(to), Weight: 1,
+			Config: method.Config{Kind: method.TUN, MTU: 1500}}}}}}); err != nil {
+		t.Fatal(err)
+	}
+	st := stateWith([]query.Device{{Name: "eth0", Index: 2, Up: true, Ethernet: true, Kind: "device"}}, to)
+	st.snapshot = b.Snapshot()
+	f.follow(st)
+	for range 3 * 16 {
+		p := packet.Info{Len: 60, Flow: packet.Flow{Src: netip.MustParseAddr("192.0.2.1"), Dst: vip, SrcPort: 1,
+			DstPort: 53, Proto: packet.ProtoUDP}}
+		if _, reason := st.snapshot.Decide(&p, 0); reason != drop.Accept {
+			t.Fatal(reason)
+		}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	running.Go(func() { _ = f.cache.Run(ctx) })
+	defer running.Wait()
+	defer cancel()
+	testkit.Within(t, "it is counted", 10*time.Second, func() bool { return f.status().Refused["paths_full"] == 3 })
+	is := f.status()
+	if want := "no path in the kernel to 1 realserver: " + bpf.ErrPathsFull.Error(); !is.On || is.Reason != want {
+		t.Errorf("%+v, want %q", is, want)
+	}
+	testkit.Within(t, "the log says so", 10*time.Second, func() bool { return out.String() != "" })
+	if got := out.String(); strings.Count(got, "level=WARN") != 1 || !strings.Contains(got,
+		`msg="connections of a realserver do not take the fast path"`) {
+		t.Errorf("the log: %s", got)
 	}
 }

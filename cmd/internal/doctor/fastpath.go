@@ -15,6 +15,11 @@ func (res *result) realserverFastPath(cfg *config.Realserver, st *api.FastPath) 
 
 // directorFastPath examines whether the director's fast path takes packets.
 func (res *result) directorFastPath(cfg *config.Director, st *api.FastPath) {
+	if st.On && st.Reason != "" {
+		res.find(Finding{Severity: Hint, What: "some packets do not take the fast path",
+			Why: "they take the TUN device, which costs more", Causes: strings.Split(st.Reason, "; ")})
+		return
+	}
 	res.fastPath(st, !cfg.FastPath.Off && !cfg.TAP, "all packets take the TUN device, which costs more",
 		"vstun-director")
 }
@@ -22,6 +27,8 @@ func (res *result) directorFastPath(cfg *config.Director, st *api.FastPath) {
 // fastPath examines whether a fast path is on that is wanted. why says what else takes the packets.
 func (res *result) fastPath(st *api.FastPath, wanted bool, why, unit string) {
 	switch {
+	case st.On && st.Reason != "":
+		res.fine("by %s; not everywhere: %s", strings.Join(st.Devices, ", "), st.Reason)
 	case st.On:
 		res.fine("by %s", strings.Join(st.Devices, ", "))
 	case !wanted:

@@ -94,12 +94,13 @@ func TestFollow(t *testing.T) {
 // TestLog: the log has all devices at the start, and later those that are added and lost. It has nothing in between.
 func TestLog(t *testing.T) {
 	var out strings.Builder
-	log := slog.New(slog.NewTextHandler(&out, &slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+	withoutTime := func(_ []string, a slog.Attr) slog.Attr {
 		if a.Key == slog.TimeKey {
 			return slog.Attr{}
 		}
 		return a
-	}}))
+	}
+	log := slog.New(slog.NewTextHandler(&out, &slog.HandlerOptions{ReplaceAttr: withoutTime}))
 	d := New(&program{})
 	eth0, eth1, eth2 := device("eth0", 1), device("eth1", 2), device("eth2", 3)
 	for _, step := range []struct {

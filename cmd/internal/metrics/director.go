@@ -7,6 +7,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"vstun/balancer/fastpath"
 	"vstun/cmd/internal/api"
 	"vstun/encap/packet/drop"
 	"vstun/encap/packet/stats"
@@ -159,6 +160,8 @@ var (
 		[]string{"reason"}, nil)
 	directorBatches = prometheus.NewDesc("vstun_director_batch_packets", "Packets that were read from a queue of "+
 		"the TUN device at once; full batches mean that more were waiting.", []string{"queue"}, nil)
+	fastPathRefused = prometheus.NewDesc("vstun_director_fast_path_refused_total", "Times that the kernel could not "+
+		"get a connection with many packets, by reason.", []string{"reason"}, nil)
 	serviceInfo = prometheus.NewDesc("vstun_service_info", "What a service is: a constant 1.",
 		[]string{"service", "protocol", "vips", "ports", "scheduler"}, nil)
 	current = prometheus.NewDesc("vstun_realserver_current_connections",
@@ -173,8 +176,8 @@ func (c *director) Describe(ch chan<- *prometheus.Desc) {
 	describe(ch, vrrpSeries)
 	describe(ch, syncSeries)
 	describe(ch, syncPeerSeries)
-	for _, d := range []*prometheus.Desc{buildDesc, directorDrops, directorBatches, serviceInfo, current, vrrpRefused,
-		syncRefused, syncTableAge, syncHeard} {
+	for _, d := range []*prometheus.Desc{buildDesc, directorDrops, directorBatches, fastPathRefused, serviceInfo,
+		current, vrrpRefused, syncRefused, syncTableAge, syncHeard} {
 		ch <- d
 	}
 }
@@ -195,6 +198,10 @@ func (c *director) Collect(ch chan<- prometheus.Metric) {
 	sendDrops(ch, directorDrops, drop.Reason.Director, st.Drops)
 	sendBatches(ch, directorBatches, c.batches)
 	sendBatch(ch, directorBatches, "local", c.local)
+	for _, reason := range fastpath.RefusalNames() {
+		n := float64(st.FastPath.Refused[reason])
+		ch <- prometheus.MustNewConstMetric(fastPathRefused, counterValue, n, reason)
+	}
 	sendSync(ch, st.Sync)
 	for i := range st.Services {
 		sendService(ch, &st.Services[i])
