@@ -29,15 +29,18 @@ type Device struct {
 	Ethernet   bool   // its packets have Ethernet headers
 	Kind       string // the kernel's name of its driver's kind: "veth", "vlan"; "device" for a card
 	MTU        int    // bytes
-	Master     int    // index of the bridge or bond whose port it is; 0: none
+	Master     int    // index of the bridge, bond or VRF whose port it is; 0: none
 	Losses     int    // how often Running has ended, as a DeviceWatch has seen it
 }
 
+// VRF is the Kind of a VRF's device. By it comes no frame: packets of its ports pass it behind ingress.
+const VRF = "vrf"
+
 // Uplink reports whether packets of other hosts come in by the device as Ethernet frames for this host: it is up, and
-// no port of a bridge or bond. A container's end of a veth pair counts, the host's end does not: by it comes what
+// no port of a bridge, bond or VRF. A container's end of a veth pair counts, the host's end does not: by it comes what
 // containers send, unless it has an address.
 func (d *Device) Uplink() bool {
-	if !d.Up || !d.Ethernet || d.Loopback || d.Master != 0 {
+	if !d.Up || !d.Ethernet || d.Loopback || d.Master != 0 || d.Kind == VRF {
 		return false
 	}
 	virtual := d.Kind == "veth" || d.Kind == "tuntap"

@@ -109,3 +109,28 @@ func TestFindBridge(t *testing.T) {
 		}
 	}
 }
+
+// TestVRF: the ports of a VRF are no uplinks, and neither is its device.
+func TestVRF(t *testing.T) {
+	newHost(t)
+	red := &netlink.Vrf{LinkAttrs: named("red"), Table: 100}
+	if err := netlink.LinkAdd(red); err != nil {
+		t.Skipf("SKIPPED: the kernel makes no VRF: %v", err)
+	}
+	linkUp(t, "red")
+	must(t, netlink.LinkSetMaster(linkOf(t, "east"), red))
+	all, err := Devices()
+	must(t, err)
+	for _, d := range all {
+		switch d.Name {
+		case "red":
+			if d.Kind != VRF || d.Uplink() {
+				t.Errorf("%+v", d)
+			}
+		case "east":
+			if d.Master != red.Index || d.Uplink() {
+				t.Errorf("%+v", d)
+			}
+		}
+	}
+}

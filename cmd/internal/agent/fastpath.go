@@ -32,7 +32,7 @@ type fastPath struct {
 	off     string       // why there is no program
 	full    bool         // the program takes no more of them
 	refused string       // why the program has no rules
-	strict  []string     // devices that it is not at, and why
+	left    []string     // devices that it is not at, and why
 	secure  ingress.Policies
 	past    map[netip.Addr]bpf.Taken // of a program that has been closed
 }
@@ -187,7 +187,7 @@ func (f *fastPath) status(taken bpf.Taken) api.FastPath {
 		return st
 	}
 	st.Devices = f.devices.Names()
-	faults := slices.Concat(f.strict, f.devices.Faults())
+	faults := slices.Concat(f.left, f.devices.Faults())
 	if f.refused != "" {
 		faults = append(faults, f.refused)
 	}

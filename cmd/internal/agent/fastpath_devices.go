@@ -84,9 +84,11 @@ func (f *fastPath) update() {
 		return
 	}
 	var at []query.Device
-	if f.strict = nil; f.rules.Device != 0 && len(f.cfg.Encaps) > 0 {
-		if at = slices.DeleteFunc(ingress.Select(all, f.cfg.FastPath.Devices), f.filtered); f.protected() {
-			at, f.strict = nil, []string{ingress.OffIPsec}
+	if f.left = nil; f.rules.Device != 0 && len(f.cfg.Encaps) > 0 {
+		names := f.cfg.FastPath.Devices
+		f.left = ingress.LeftOut(all, names)
+		if at = slices.DeleteFunc(ingress.Select(all, names), f.filtered); f.protected() {
+			at, f.left = nil, []string{ingress.OffIPsec}
 		}
 	}
 	if err := f.devices.Follow(at); err != nil {
@@ -113,7 +115,7 @@ func (f *fastPath) filtered(d query.Device) bool {
 			continue
 		}
 		if back, ok, err := query.Lookup(a, netip.Addr{}); err != nil || !ok || back.Link != d.Name {
-			f.strict = append(f.strict, fmt.Sprintf("%s: rp_filter is strict, and the path to director %s is not by %s",
+			f.left = append(f.left, fmt.Sprintf("%s: rp_filter is strict, and the path to director %s is not by %s",
 				d.Name, a, d.Name))
 			return true
 		}

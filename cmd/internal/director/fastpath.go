@@ -42,7 +42,8 @@ type fastPath struct {
 	devices *ingress.Devices
 	host    []query.Device // of this host
 	wanted  config.FastPath
-	unused  bool // no device has the program
+	unused  bool     // no device has the program
+	left    []string // devices that it is not at, and why
 	secure  ingress.Policies
 	ipsec   bool       // see followIPsec
 	paths   plan.Paths // in force
@@ -138,8 +139,8 @@ func (f *fastPath) attach(host []query.Device) {
 // put is attach for the known devices. f.mu is held.
 func (f *fastPath) put() {
 	var devices []query.Device
-	if f.reason == "" && !f.wanted.Off {
-		devices = ingress.Select(f.host, f.wanted.Devices)
+	if f.left = nil; f.reason == "" && !f.wanted.Off {
+		devices, f.left = ingress.Select(f.host, f.wanted.Devices), ingress.LeftOut(f.host, f.wanted.Devices)
 	}
 	f.unused = len(devices) == 0
 	f.followIPsec()
@@ -280,7 +281,7 @@ func (f *fastPath) status() api.FastPath {
 			st.Refused[fastpath.Refusal(r).String()] = n
 		}
 	}
-	faults := f.devices.Faults()
+	faults := slices.Concat(f.left, f.devices.Faults())
 	switch {
 	case st.Reason != "":
 	case f.wanted.Off:

@@ -100,6 +100,29 @@ func TestFastPathDevices(t *testing.T) {
 	}
 }
 
+// TestFastPathVRF: the program is at no port of a VRF, and status says so, where it is at other devices, too.
+func TestFastPathVRF(t *testing.T) {
+	f, k := newTestFastPath(t)
+	card := query.Device{Name: "eth0", Index: 1, Up: true, Ethernet: true, Kind: "device"}
+	vrf := query.Device{Name: "red", Index: 2, Up: true, Ethernet: true, Kind: "vrf"}
+	port := query.Device{Name: "eth1", Index: 3, Up: true, Ethernet: true, Kind: "device", Master: 2}
+	const reason = "eth1 is a port of VRF red, and fast_path_devices does not name it"
+	st := stateWith([]query.Device{card, vrf, port})
+	f.follow(st)
+	if is := f.status(); !slices.Equal(k.at, []int{1}) || !is.On || is.Reason != reason {
+		t.Errorf("at %v; %+v", k.at, is)
+	}
+	f.attach([]query.Device{vrf, port})
+	if is := f.status(); len(k.at) > 0 || is.On || is.Reason != reason {
+		t.Errorf("at %v; %+v", k.at, is)
+	}
+	st.inputs.Config.FastPath.Devices = []string{"eth1"}
+	f.follow(st)
+	if is := f.status(); !slices.Equal(k.at, []int{3}) || !is.On || is.Reason != "" {
+		t.Errorf("at %v; %+v", k.at, is)
+	}
+}
+
 // TestFastPathFull: where the kernel has no room for the path to a realserver, the log says so once, and status has the
 // cause and the number of connections that have asked.
 func TestFastPathFull(t *testing.T) {

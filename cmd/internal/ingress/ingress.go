@@ -4,6 +4,7 @@ package ingress
 import (
 	"cmp"
 	"errors"
+	"fmt"
 	"log/slog"
 	"maps"
 	"slices"
@@ -40,6 +41,26 @@ func Select(all []query.Device, names []string) (selected []query.Device) {
 		}
 	}
 	return selected
+}
+
+// LeftOut returns why devices by which packets may come are not among those of Select: ports of a VRF, unless names has
+// them. Hosts of two VRFs may have the same addresses, and the program does not look at the VRF.
+func LeftOut(all []query.Device, names []string) (reasons []string) {
+	if len(names) > 0 {
+		return nil
+	}
+	for _, d := range all {
+		i := slices.IndexFunc(all, func(m query.Device) bool { return m.Index == d.Master && m.Kind == query.VRF })
+		if i < 0 {
+			continue
+		}
+		vrf := all[i].Name
+		if d.Master = 0; d.Uplink() {
+			reasons = append(reasons, fmt.Sprintf("%s is a port of VRF %s, and fast_path_devices does not name it",
+				d.Name, vrf))
+		}
+	}
+	return reasons
 }
 
 // Follow attaches the program to those of these devices that it is not attached to, and detaches it from all others. It

@@ -51,6 +51,10 @@ func TestSelect(t *testing.T) {
 		with(device("eth1", 7), func(d *query.Device) { d.Kind, d.Addrs = "veth", address }),
 		with(device("tap0", 8), func(d *query.Device) { d.Kind = "tuntap" }),
 		with(device("br0", 9), func(d *query.Device) { d.Kind = "bridge" }),
+		with(device("red", 10), func(d *query.Device) { d.Kind = "vrf" }),
+		with(device("eth2", 11), func(d *query.Device) { d.Master = 10 }),
+		with(device("eth3", 12), func(d *query.Device) { d.Master, d.Up = 10, false }),
+		with(device("cali2", 13), func(d *query.Device) { d.Master, d.Kind = 10, "veth" }),
 	}
 	names := func(list []query.Device) (names []string) {
 		for _, d := range list {
@@ -63,6 +67,14 @@ func TestSelect(t *testing.T) {
 	}
 	if got, want := names(Select(all, []string{"cali1", "down", "none"})), []string{"cali1"}; !slices.Equal(got, want) {
 		t.Errorf("by name: %v, want %v", got, want)
+	}
+	const reason = "eth2 is a port of VRF red, and fast_path_devices does not name it"
+	if got := LeftOut(all, nil); !slices.Equal(got, []string{reason}) {
+		t.Errorf("left out: %q, want %q", got, reason)
+	}
+	by := []string{"eth2"}
+	if got, left := names(Select(all, by)), LeftOut(all, by); !slices.Equal(got, by) || len(left) > 0 {
+		t.Errorf("%v by name: %v; left out: %q", by, got, left)
 	}
 }
 
