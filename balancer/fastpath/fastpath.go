@@ -40,6 +40,7 @@ type Config struct {
 	Clock  func() conntab.Ticks
 	Worker int      // number under which it counts in the balancer
 	Ports  []uint16 // source ports of tunnels over UDP, at least one
+	Device int      // interface index of the director's device, by which packets of VS/NAT come back into the kernel
 	Failed func(error)
 	// NoPath is called with the first error of each Refusal because of which a realserver has no path in the kernel.
 	NoPath func(error)

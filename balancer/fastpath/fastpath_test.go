@@ -115,7 +115,7 @@ func newWorldOf(t *testing.T, c bpf.DirectorConfig) *world {
 	w.table = conntab.New(conntab.Config{Max: 4096})
 	w.balancer = balancer.New(w.table, 2)
 	w.Cache = New(Config{Kernel: w.kernel, Table: w.table, Clock: func() conntab.Ticks { return w.now }, Worker: 1,
-		Ports: []uint16{40000}, Failed: func(err error) { t.Error(err) },
+		Ports: []uint16{40000}, Device: 1, Failed: func(err error) { t.Error(err) },
 		NoPath: func(err error) { w.noPath <- err }})
 	w.SetWays(Ways{realA: {Device: 1, Source: netip.MustParseAddr("10.0.2.2"), MTU: 1500},
 		realB: {Device: 1, Source: netip.MustParseAddr("10.0.2.2"), MTU: 1500}})
@@ -333,6 +333,23 @@ func TestChanges(t *testing.T) {
 			w.lookNow()
 			w.mustHave("later", 1, row.again)
 		})
+	}
+}
+
+// TestNoNAT: on a way that is not for packets of VS/NAT, those of tunnels are in the kernel alone.
+func TestNoNAT(t *testing.T) {
+	for _, kind := range []method.Kind{method.TUN, method.NAT} {
+		w := newWorld(t, 64)
+		w.apply(real(realA, kind))
+		w.open(1)
+		w.answer(1)
+		w.mustHave("before", 1, true)
+		w.SetWays(Ways{realA: {Device: 1, Source: netip.MustParseAddr("10.0.2.2"), MTU: 1500, NoNAT: true}})
+		w.account()
+		w.send(1, packet.FlagACK, 40)
+		w.lookNow()
+		w.answer(1)
+		w.mustHave(kind.String(), 1, kind == method.TUN)
 	}
 }
 

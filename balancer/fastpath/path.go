@@ -16,6 +16,7 @@ type Way struct {
 	NextHop netip.Addr // a router on Device, or the address itself
 	Source  netip.Addr // that the kernel gives a packet without one; the zero Addr: none
 	MTU     int        // largest packet, in bytes
+	NoNAT   bool       // packets of VS/NAT may take another way
 }
 
 // Ways are the ways to realservers, as far as there are any. It is immutable.
@@ -54,11 +55,11 @@ func (c *Cache) via(id pathID) (v via, ok bool) {
 		return v, d.Link.Resolved()
 	}
 	v.way, ok = c.ways[d.Address]
-	return v, ok && (d.Kind == method.TUN || d.Address.Is4() != id.six)
+	return v, ok && (d.Kind == method.TUN || d.Address.Is4() != id.six && !v.way.NoNAT)
 }
 
 // path returns the path of v for packets of one family.
-func (v via) path(six bool) (bpf.Path, error) {
+func (c *Cache) path(v via, six bool) (bpf.Path, error) {
 	p := bpf.Path{IPv6: six, Device: v.way.Device, NextHop: v.way.NextHop, MTU: min(v.to.MTU, v.way.MTU)}
 	switch v.to.Kind {
 	case method.TUN:
@@ -73,7 +74,8 @@ func (v via) path(six bool) (bpf.Path, error) {
 		p.MAC, p.OwnMAC = v.to.Link.MAC, v.to.Link.OwnMAC
 		return p, nil
 	case method.NAT:
-		p.Kind, p.Realserver = bpf.NAT, netip.AddrPortFrom(v.to.Address, v.to.Port)
+		p.Kind, p.Device = bpf.NAT, c.Device
+		p.Realserver = netip.AddrPortFrom(v.to.Address, v.to.Port)
 		return p, nil
 	}
 	return p, fmt.Errorf("realserver %v: the fast path has no method %v", v.to.Address, v.to.Kind)
@@ -104,7 +106,7 @@ func (c *Cache) get(id pathID) (ref bpf.Ref, ok bool) {
 // add adds the path id, which is v, to the kernel. The caller holds c.mu.
 func (c *Cache) add(id pathID, v via) path {
 	p := path{via: v}
-	to, err := v.path(id.six)
+	to, err := c.path(v, id.six)
 	if err == nil {
 		p.ref, err = c.Kernel.Add(to)
 	}

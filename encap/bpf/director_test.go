@@ -8,7 +8,6 @@ import (
 	"testing"
 
 	"github.com/cilium/ebpf"
-	"github.com/vishvananda/netlink"
 
 	"vstun/balancer/method"
 	"vstun/encap"
@@ -137,15 +136,18 @@ func TestLink(t *testing.T) {
 	}
 }
 
-// TestNATRequests: with method NAT, requests leave the program as they leave the worker and its kernel.
+// TestNATRequests: with method NAT, requests leave the program as they leave the worker and its kernel, by the kernel's
+// route to the realserver. Without a route they are left.
 func TestNATRequests(t *testing.T) {
+	needRoot(t)
+	newRouter(t, 1500)
 	d := newTestDirector(t)
 	for _, six := range []bool{false, true} {
 		for _, proto := range []uint8{packet.ProtoTCP, packet.ProtoUDP} {
 			for _, port := range []uint16{0, 80, 8080} {
 				s := request(six, proto)
 				to := netip.AddrPortFrom(pick(realservers, six), port)
-				add(t, d, Path{Kind: NAT, IPv6: six, Device: loopback, MTU: 1500, Realserver: to}, s, Flow{})
+				ref := add(t, d, Path{Kind: NAT, IPv6: six, Device: loopback, MTU: 1500, Realserver: to}, s, Flow{})
 				m, err := method.New(to.Addr(), method.Config{Kind: method.NAT, Port: port, MTU: 1500})
 				if err != nil {
 					t.Fatal(err)
@@ -160,10 +162,20 @@ func TestNATRequests(t *testing.T) {
 						t.Fatalf("%v: port %d: %s: action %d:\n got %x\nwant %x", six, port, name, action, got, want)
 					}
 				})
+				must(t, d.Remove(ref))
+				to = netip.AddrPortFrom(pick(nowhere, six), port)
+				ref = add(t, d, Path{Kind: NAT, IPv6: six, Device: loopback, MTU: 1500, Realserver: to}, s, Flow{})
+				b := frame(s.bytes())
+				if action, got := run(t, d.objects.Director, b); action != next || !bytes.Equal(got, b) {
+					t.Errorf("IPv6 %v: a request without a route: action %d", six, action)
+				}
+				must(t, d.Remove(ref))
 			}
 		}
 	}
 	s := request(false, packet.ProtoUDP)
+	to := netip.AddrPortFrom(realservers[0], 80)
+	add(t, d, Path{Kind: NAT, Device: loopback, MTU: 1500, Realserver: to}, s, Flow{})
 	s.noChecksum = true
 	b := frame(s.bytes())
 	if action, got := run(t, d.objects.Director, b); action != next || !bytes.Equal(got, b) {
@@ -309,13 +321,7 @@ func TestPadding(t *testing.T) {
 // route to the client. Without a route, and where they do not fit it, they are left.
 func TestNATReplies(t *testing.T) {
 	needRoot(t)
-	testkit.NewNamespace(t)
-	prepare(t)
-	sysctl(t, "ipv4/conf/lo/forwarding", "1")
-	sysctl(t, "ipv6/conf/all/forwarding", "1")
-	must(t, netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "client", MTU: 1300}, PeerName: "peer"}))
-	up(t, "peer")
-	up(t, "client", "192.0.2.1/24", "2001:db8::1/64")
+	newRouter(t, 1300)
 	d := newTestDirector(t)
 	for _, six := range []bool{false, true} {
 		for _, proto := range []uint8{packet.ProtoTCP, packet.ProtoUDP} {
@@ -342,8 +348,7 @@ func TestNATReplies(t *testing.T) {
 				if action, got := run(t, d.objects.Director, big); action != next || !bytes.Equal(got, big) {
 					t.Errorf("IPv6 %v: a reply that does not fit: action %d", six, action)
 				}
-				s.payload, s.dst = 100, netip.AddrPortFrom(pick([2]netip.Addr{netip.MustParseAddr("203.0.113.1"),
-					netip.MustParseAddr("2001:db8:9::1")}, six), 40007)
+				s.payload, s.dst = 100, netip.AddrPortFrom(pick(nowhere, six), 40007)
 				add(t, d, Path{Kind: NAT, IPv6: six, Device: loopback, MTU: 1500, Realserver: server}, s,
 					Flow{VIP: vip.Addr(), Port: port})
 				away := frame(s.bytes())

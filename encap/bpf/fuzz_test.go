@@ -71,6 +71,7 @@ func FuzzDirector(f *testing.F) {
 		f.Skip("SKIPPED: ", err)
 	}
 	f.Cleanup(func() { d.Close() })
+	router := newRouter(f, 1500)
 	four, six := forwarders(f, d, false), forwarders(f, d, true)
 	seeds(f, len(four), func(_ int, b []byte) []byte { return b })
 	w := newWorker()
@@ -78,6 +79,8 @@ func FuzzDirector(f *testing.F) {
 		if len(b) < packet.IPv6HeaderLen || len(b) > fuzzLen {
 			return
 		}
+		defer lock(t)()
+		enter(t, router)
 		if selector >= 128 {
 			b = finishHeaders(b)
 		}

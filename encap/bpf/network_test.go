@@ -128,6 +128,26 @@ func newNetwork(t testing.TB) *network {
 	return n
 }
 
+// newRouter makes a namespace that forwards what comes in by its loopback device: to the clients by the device client,
+// which has this MTU, and to the realservers by the device real. The goroutine is there afterwards.
+func newRouter(t testing.TB, mtu int) netns.NsHandle {
+	t.Helper()
+	ns := testkit.NewNamespace(t)
+	prepare(t)
+	sysctl(t, "ipv4/conf/lo/forwarding", "1")
+	sysctl(t, "ipv6/conf/all/forwarding", "1")
+	link := func(name string, mtu int, addresses ...string) {
+		t.Helper()
+		must(t, netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name, MTU: mtu},
+			PeerName: name + "-peer"}))
+		up(t, name+"-peer")
+		up(t, name, addresses...)
+	}
+	link("client", mtu, "192.0.2.1/24", "2001:db8::1/64")
+	link("real", 1500, "10.0.11.1/24", "fd00:11::1/64")
+	return ns
+}
+
 // path is a path from the director to the realserver.
 func (n *network) path(t testing.TB, c *netip.Addr, p Path) Path {
 	p.Device, p.MTU, p.MAC, p.OwnMAC = n.d1, 1500, n.macR, n.mac1

@@ -29,13 +29,16 @@ const (
 type Path struct {
 	Kind    Kind
 	IPv6    bool          // the family of the flows; that of the tunnel is the tunnel's
-	Device  int           // interface index of the device to the realserver
-	NextHop netip.Addr    // neighbour on Device, of Tunnel and NAT; invalid: the kernel looks the route up
+	Device  int           // interface index of the device to the realserver; of NAT see below
+	NextHop netip.Addr    // neighbour on Device, of Tunnel; invalid: the kernel looks the route up
 	MTU     int           // largest packet that the path takes, in bytes: with the tunnel's headers
 	Tunnel  *encap.Tunnel // of Tunnel
 
-	MAC, OwnMAC [6]byte        // of Link: of the realserver and of Device
-	Realserver  netip.AddrPort // of NAT; port 0: the packet's own
+	MAC, OwnMAC [6]byte // of Link: of the realserver and of Device
+
+	// Of NAT. Port 0 is the packet's own. The kernel looks up the route of each request and each reply, as if it came
+	// in by Device: the director's TUN device.
+	Realserver netip.AddrPort
 }
 
 // Flags of bpf_skb_adjust_room (linux/bpf.h).

@@ -51,6 +51,7 @@ var (
 	virtuals    = [2]netip.Addr{netip.MustParseAddr("198.51.100.80"), netip.MustParseAddr("2001:db8:1::80")}
 	directors   = [2]netip.Addr{netip.MustParseAddr("10.0.2.2"), netip.MustParseAddr("fd00:2::2")}
 	realservers = [2]netip.Addr{netip.MustParseAddr("10.0.11.2"), netip.MustParseAddr("fd00:11::2")}
+	nowhere     = [2]netip.Addr{netip.MustParseAddr("203.0.113.1"), netip.MustParseAddr("2001:db8:9::1")}
 )
 
 // pick returns the address of IPv4, or of IPv6.

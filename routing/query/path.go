@@ -45,7 +45,7 @@ func Paths(dsts []netip.Addr) (map[netip.Addr]Path, error) {
 			if _, known := paths[dst]; known || !dst.IsValid() {
 				continue
 			}
-			p, err := pathTo(h, dst, netip.Addr{}, "", devices)
+			p, err := pathTo(h, dst, netip.Addr{}, "", 0, devices)
 			if err != nil {
 				return nil, err
 			}
@@ -69,7 +69,7 @@ func LookupForwarded(dst, from netip.Addr, link string) (p Path, ok bool, err er
 
 func lookup(dst, from netip.Addr, link string) (p Path, ok bool, err error) {
 	found, err := ask(func(h *netlink.Handle) (*Path, error) {
-		return pathTo(h, dst, from, link, map[int]*device{})
+		return pathTo(h, dst, from, link, 0, map[int]*device{})
 	})
 	if found == nil {
 		return Path{}, false, err
@@ -77,11 +77,12 @@ func lookup(dst, from netip.Addr, link string) (p Path, ok bool, err error) {
 	return *found, true, nil
 }
 
-// pathTo asks for one path. It asks for the path's device unless devices has it, and adds it there. It returns nil if
-// there is no path.
-func pathTo(h *netlink.Handle, dst, from netip.Addr, link string, devices map[int]*device) (*Path, error) {
+// pathTo asks for one path, of a packet with this mark. It asks for the path's device unless devices has it, and adds
+// it there. It returns nil if there is no path.
+func pathTo(h *netlink.Handle, dst, from netip.Addr, link string, mark uint32,
+	devices map[int]*device) (*Path, error) {
 	dst = dst.Unmap()
-	options := netlink.RouteGetOptions{Iif: link}
+	options := netlink.RouteGetOptions{Iif: link, Mark: mark}
 	if from.IsValid() {
 		options.SrcAddr = from.AsSlice()
 	}

@@ -1,17 +1,16 @@
 package director
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
+	"net"
 	"net/netip"
 	"slices"
 	"strings"
 	"sync"
-	"time"
 
 	"vstun/balancer/fastpath"
 	"vstun/balancer/forward"
@@ -35,6 +34,7 @@ type fastPath struct {
 	cache  *fastpath.Cache // nil, too
 	routes *query.Watch
 	ask    func([]netip.Addr) (map[netip.Addr]query.Path, error) // query.Paths
+	marks  func(map[netip.Addr]query.Path) (query.Marks, error)  // query.FindMarks
 	again  chan struct{}                                         // followWays asks again when it gets a value
 
 	mu      sync.Mutex
@@ -45,8 +45,11 @@ type fastPath struct {
 	unused  bool     // no device has the program
 	left    []string // devices that it is not at, and why
 	secure  ingress.Policies
-	ipsec   bool       // see followIPsec
-	paths   plan.Paths // in force
+	ipsec   bool         // see followIPsec
+	paths   plan.Paths   // in force
+	nat     []netip.Addr // realservers of VS/NAT
+	marked  query.Marks  // see setWays
+	logged  string       // reason
 	ended   sync.Once
 }
 
@@ -69,8 +72,12 @@ func (f *fastPath) open(cfg *config.Director, p *dataPlane, log *slog.Logger) {
 		f.reason = "device = \"tap\": packets take that device alone"
 		return
 	}
-	kernel, err := bpf.LoadDirector(bpf.DirectorConfig{Flows4: min(mostFlows4, 2*cfg.Connections.Max),
-		Flows6: min(mostFlows6, 2*cfg.Connections.Max), Paths: mostPaths})
+	var kernel *bpf.Director
+	device, err := net.InterfaceByName(cfg.TUN)
+	if err == nil {
+		kernel, err = bpf.LoadDirector(bpf.DirectorConfig{Flows4: min(mostFlows4, 2*cfg.Connections.Max),
+			Flows6: min(mostFlows6, 2*cfg.Connections.Max), Paths: mostPaths})
+	}
 	if err == nil {
 		f.routes, err = query.WatchRoutes()
 	}
@@ -83,9 +90,9 @@ func (f *fastPath) open(cfg *config.Director, p *dataPlane, log *slog.Logger) {
 		return
 	}
 	f.kernel, f.devices = kernel, ingress.New(kernel)
-	f.ask, f.again, f.secure.Ask = query.Paths, make(chan struct{}, 1), query.HasIPsec
+	f.ask, f.marks, f.again, f.secure.Ask = query.Paths, query.FindMarks, make(chan struct{}, 1), query.HasIPsec
 	f.cache = fastpath.New(fastpath.Config{Kernel: kernel, Table: p.table, Clock: p.now, Worker: len(p.workers),
-		Ports: p.udpPorts, Failed: f.failed, NoPath: f.noPath})
+		Ports: p.udpPorts, Device: device.Index, Failed: f.failed, NoPath: f.noPath})
 }
 
 // needsCapability reports whether the fast path needs CAP_BPF as long as the director runs.
@@ -112,14 +119,14 @@ func (f *fastPath) follow(st *state) {
 	}
 	f.cache.Follow(st.snapshot)
 	f.mu.Lock()
-	f.wanted = st.inputs.Config.FastPath
+	f.wanted, f.nat = st.inputs.Config.FastPath, natRealservers(st.inputs.Config)
 	if f.host == nil { // later, follow may come with older ones than attach
 		f.host = st.inputs.Devices
 	}
 	if paths := st.inputs.Paths; !maps.Equal(paths, f.paths) { // otherwise followWays may know more
 		f.paths = paths
-		f.cache.SetWays(ways(paths))
-		f.askAgain() // followWays may have asked before, for other addresses, and answer later
+		_ = f.setWays(paths) // followWays asks again, and logs the error
+		f.askAgain()         // followWays may have asked before, for other addresses, and answer later
 	}
 	f.put()
 	f.mu.Unlock()
@@ -168,68 +175,6 @@ func (f *fastPath) run(ctx context.Context) error {
 		return nil
 	}
 	return daemon.Run(ctx, f.cache.Run, f.routes.Run, f.followWays)
-}
-
-// waysRetry is the pause after a question about ways that the kernel has not answered.
-const waysRetry = time.Second
-
-// askAgain lets followWays ask once more.
-func (f *fastPath) askAgain() {
-	select {
-	case f.again <- struct{}{}:
-	default:
-	}
-}
-
-// followWays asks the kernel for the ways to realservers at once when its routes have changed: packets in the fast path
-// do not look them up. The next look is behind a pause of pathsShare times the duration of this one. IPsec policies,
-// of which the kernel reports no change here, come in force with a change of routes, or every pathsEvery.
-func (f *fastPath) followWays(ctx context.Context) error {
-	var failed error
-	tick := time.NewTicker(pathsEvery)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-		case <-f.routes.Changed():
-		case <-f.again:
-		}
-		begin := time.Now()
-		f.mu.Lock()
-		f.followIPsec()
-		to := slices.Collect(maps.Keys(f.paths))
-		f.mu.Unlock()
-		paths, err := f.ask(to)
-		f.cache.SetWays(ways(paths))
-		pause := min(pathsShare*time.Since(begin), pathsEvery)
-		if err != nil {
-			f.askAgain()
-			pause = waysRetry
-		}
-		if err != nil && failed == nil {
-			f.log.Error("cannot ask the kernel for the ways to realservers: there is no fast path until it answers",
-				"error", err)
-		}
-		failed = err
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-time.After(pause):
-		}
-	}
-}
-
-// ways returns the ways that are paths out of this host.
-func ways(paths map[netip.Addr]query.Path) fastpath.Ways {
-	all := make(fastpath.Ways, len(paths))
-	for a, p := range paths {
-		if !p.Local && p.Link != "" {
-			all[a] = fastpath.Way{Device: p.Index, NextHop: cmp.Or(p.Gateway, a), Source: p.Source, MTU: p.MTU}
-		}
-	}
-	return all
 }
 
 // exclude keeps the connections that c captures out of the kernel until the call of end, or of exclude for the next
@@ -292,6 +237,9 @@ func (f *fastPath) status() api.FastPath {
 		st.Reason = ingress.OffNoDevice
 	default:
 		st.On = len(st.Devices) > 0
+		if reason := f.markReason(); reason != "" {
+			faults = append(faults, reason)
+		}
 		if n, err := f.cache.PathFaults(); err != nil {
 			faults = append(faults, fmt.Sprintf("no path in the kernel to %s: %v", words.Count(n, "realserver"), err))
 		}

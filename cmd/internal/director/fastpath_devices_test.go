@@ -59,7 +59,7 @@ func newTestFastPath(t *testing.T) (*fastPath, *noKernel) {
 	k := &noKernel{}
 	table := conntab.New(conntab.Config{Max: 1024})
 	f := &fastPath{log: slog.New(slog.DiscardHandler), routes: routes, devices: ingress.New(k),
-		again:  make(chan struct{}, 1),
+		again: make(chan struct{}, 1), marks: noMarks,
 		secure: ingress.Policies{Ask: func() (in, out bool, err error) { return false, false, nil }}}
 	f.cache = fastpath.New(fastpath.Config{Kernel: k, Table: table, Clock: func() conntab.Ticks { return 0 },
 		Ports: []uint16{40000}, NoPath: func(err error) { f.noPath(err) }})
@@ -98,6 +98,37 @@ func TestFastPathDevices(t *testing.T) {
 	if !slices.Equal(k.at, []int{2}) {
 		t.Errorf("without the first: %v", k.at)
 	}
+}
+
+// TestFastPathMarks: status and log say to how many realservers packets do not take the fast path because of a rule by
+// mark: those to which a mark leads another way, and those of nat.
+func TestFastPathMarks(t *testing.T) {
+	f, _ := newTestFastPath(t)
+	var out testkit.Log
+	f.log = slog.New(slog.NewTextHandler(&out, nil))
+	one, two := netip.MustParseAddr("10.0.11.2"), netip.MustParseAddr("10.0.11.3")
+	f.marks = func(map[netip.Addr]query.Path) (query.Marks, error) {
+		return query.Marks{Rule4: "ip rule 1: fwmark 0x1/0x1", Other: map[netip.Addr]bool{one: true}}, nil
+	}
+	st := stateWith([]query.Device{{Name: "eth0", Index: 2, Up: true, Ethernet: true, Kind: "device"}}, one.String(),
+		two.String())
+	reason := func(of string) {
+		t.Helper()
+		want := "a mark may lead packets of " + of + " another way (ip rule 1: fwmark 0x1/0x1)"
+		if is := f.status(); !is.On || is.Reason != want {
+			t.Errorf("%+v, want %q", is, want)
+		}
+	}
+	f.follow(st)
+	reason("1 realserver")
+	if got := out.String(); strings.Count(got, "\n") != 2 || !strings.Contains(got,
+		`msg="some packets do not take the fast path"`) {
+		t.Errorf("the log, with a line about the device: %s", got)
+	}
+	st.inputs.Config = &config.Director{Services: []config.Service{{Realservers: []config.RealserverRef{
+		{Address: two, Forward: method.NAT}}}}}
+	f.follow(st)
+	reason("2 realservers")
 }
 
 // TestFastPathVRF: the program is at no port of a VRF, and status says so, where it is at other devices, too.

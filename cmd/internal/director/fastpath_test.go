@@ -41,6 +41,9 @@ func (q *wayQuestions) ask(to []netip.Addr) (map[netip.Addr]query.Path, error) {
 	return nil, q.answer(to)
 }
 
+// noMarks is a host without rules by mark.
+func noMarks(map[netip.Addr]query.Path) (query.Marks, error) { return query.Marks{}, nil }
+
 // about returns the number of questions about n addresses.
 func (q *wayQuestions) about(n int) (questions int) {
 	q.mu.Lock()
@@ -60,8 +63,8 @@ func newFastPath(t *testing.T, q *wayQuestions) *fastPath {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f := &fastPath{log: slog.New(slog.DiscardHandler), routes: routes, ask: q.ask, again: make(chan struct{}, 1),
-		secure: ingress.Policies{Ask: q.hasIPsec}, devices: ingress.New(nil),
+	f := &fastPath{log: slog.New(slog.DiscardHandler), routes: routes, ask: q.ask, marks: noMarks,
+		again: make(chan struct{}, 1), secure: ingress.Policies{Ask: q.hasIPsec}, devices: ingress.New(nil),
 		cache: fastpath.New(fastpath.Config{Table: conntab.New(conntab.Config{Max: 64})})}
 	ctx, cancel := context.WithCancel(context.Background())
 	var tasks sync.WaitGroup

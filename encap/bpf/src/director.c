@@ -40,7 +40,7 @@ enum kind { TUNNEL = 1, LINK, NAT };
 struct path {
 	__u64 flags;       /* of bpf_skb_adjust_room */
 	__u32 generation;  /* 0: no path */
-	__u32 ifindex;     /* of the device to the realserver */
+	__u32 ifindex;     /* of the device to the realserver; NAT: of the director's device */
 	struct bpf_redir_neigh next; /* its next hop; family 0: the kernel's route */
 	__u32 sum;         /* of the outer IPv4 header without the fields that differ between packets */
 	__u16 mtu;         /* largest packet that the path takes, in bytes */
@@ -335,57 +335,87 @@ static __always_inline int replace(struct __sk_buff *skb, struct packet *in, int
 	return 0;
 }
 
-/* request sends the packet to the realserver's own address and port: method NAT. */
-static __always_inline int request(struct __sk_buff *skb, struct packet *in, const __be32 *dst, struct path *p)
+/* ends sets the addresses of fib. */
+static __always_inline void ends(const struct packet *in, struct bpf_fib_lookup *fib, const __be32 *src,
+				 const __be32 *dst)
 {
+	if (in->six) {
+		__builtin_memcpy(fib->ipv6_src, src, 16);
+		__builtin_memcpy(fib->ipv6_dst, dst, 16);
+	} else {
+		fib->ipv4_src = src[0];
+		fib->ipv4_dst = dst[0];
+	}
+}
+
+/*
+ * way asks the kernel for the way of a packet by NAT, whose new addresses and ports are in fib: as if it came in by the
+ * director's device, where user space would have written it. It returns 0 if there is one that the packet fits.
+ */
+static __always_inline int way(struct __sk_buff *skb, const struct packet *in, const struct path *p,
+			       struct bpf_fib_lookup *fib)
+{
+	int err;
+
+	fib->family = in->six ? AF_INET6 : AF_INET;
+	fib->l4_protocol = in->proto;
+	fib->tot_len = in->segment;
+	fib->ifindex = p->ifindex;
+	if (in->six)
+		fib->flowinfo = in->first[0] & bpf_htonl(0x0fffffff); /* traffic class and flow label */
+	else
+		fib->tos = in->class;
+	err = bpf_fib_lookup(skb, fib, sizeof(*fib), 0);
+	return err != BPF_FIB_LKUP_RET_SUCCESS && err != BPF_FIB_LKUP_RET_NO_NEIGH;
+}
+
+/* leave redirects the packet to the way that fib has: its next hop is now in place of the destination's address. */
+static __always_inline int leave(const struct bpf_fib_lookup *fib)
+{
+	struct bpf_redir_neigh next = {.nh_family = fib->family};
+
+	__builtin_memcpy(next.ipv6_nh, fib->ipv6_dst, 16);
+	return bpf_redirect_neigh(fib->ifindex, &next, sizeof(next), 0);
+}
+
+/* request sends the packet to the realserver's own address and port: method NAT. */
+static __always_inline int request(struct __sk_buff *skb, struct packet *in, const __be32 *src, const __be32 *dst,
+				   const struct path *p)
+{
+	struct bpf_fib_lookup fib = {};
 	__be32 to[4];
 	__be16 port;
 
-	if (in->unchecked || !fits(skb, in, p, 0) || !trim(skb, in))
+	if (in->unchecked || in->segment > p->mtu)
 		return NEXT; /* the worker computes a checksum for a datagram without one */
 	__builtin_memcpy(to, p->header, sizeof(to));
 	__builtin_memcpy(&port, p->header + sizeof(to), sizeof(port));
-	if (replace(skb, in, 0, dst, to, in->dport, port))
+	ends(in, &fib, src, to);
+	fib.sport = in->sport;
+	fib.dport = port ? port : in->dport;
+	if (way(skb, in, p, &fib) || !trim(skb, in) || replace(skb, in, 0, dst, to, in->dport, port))
 		return NEXT;
-	return out(p);
+	return leave(&fib);
 }
 
 /* reply sends the realserver's packet on to the client, from the VIP: method NAT. */
 static __always_inline int reply(struct __sk_buff *skb, struct packet *in, const __be32 *src, const __be32 *dst,
-				 const struct entry *e)
+				 const struct entry *e, const struct path *p)
 {
 	__u32 index = e->vip;
 	const struct in6_addr *vip = bpf_map_lookup_elem(&vips, &index);
 	struct bpf_fib_lookup fib = {};
-	struct bpf_redir_neigh next = {};
 	__be32 from[4];
-	int err;
 
 	if (!vip || in->unchecked)
 		return NEXT;
 	__builtin_memcpy(from, vip, sizeof(from));
-	fib.family = in->six ? AF_INET6 : AF_INET;
-	fib.l4_protocol = in->proto;
+	ends(in, &fib, from, dst);
 	fib.sport = e->port;
 	fib.dport = in->dport;
-	fib.tot_len = in->segment;
-	fib.ifindex = skb->ifindex;
-	if (in->six) {
-		__builtin_memcpy(fib.ipv6_src, from, 16);
-		__builtin_memcpy(fib.ipv6_dst, dst, 16);
-	} else {
-		fib.tos = in->class;
-		fib.ipv4_src = from[0];
-		fib.ipv4_dst = dst[0];
-	}
-	err = bpf_fib_lookup(skb, &fib, sizeof(fib), 0);
-	if (err != BPF_FIB_LKUP_RET_SUCCESS && err != BPF_FIB_LKUP_RET_NO_NEIGH)
+	if (way(skb, in, p, &fib) || !trim(skb, in) || replace(skb, in, 1, src, from, in->sport, e->port))
 		return NEXT;
-	if (!trim(skb, in) || replace(skb, in, 1, src, from, in->sport, e->port))
-		return NEXT;
-	next.nh_family = fib.family; /* of the next hop, whose address is now in place of the destination's */
-	__builtin_memcpy(next.ipv6_nh, fib.ipv6_dst, 16);
-	return bpf_redirect_neigh(fib.ifindex, &next, sizeof(next), 0);
+	return leave(&fib);
 }
 
 /* forward sends the packet on as its flow's entry says. src and dst are its addresses. */
@@ -421,7 +451,7 @@ static __always_inline int forward(struct __sk_buff *skb, struct packet *in, str
 		action = link(skb, in, &p);
 		break;
 	case NAT:
-		action = e->vip ? reply(skb, in, src, dst, e) : request(skb, in, dst, &p);
+		action = e->vip ? reply(skb, in, src, dst, e, &p) : request(skb, in, src, dst, &p);
 		break;
 	}
 	if (action != NEXT) {

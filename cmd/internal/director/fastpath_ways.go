@@ -1,0 +1,123 @@
+package director
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"time"
+
+	"vstun/balancer/fastpath"
+	"vstun/balancer/method"
+	"vstun/cmd/internal/config"
+	"vstun/cmd/internal/words"
+	"vstun/routing/query"
+)
+
+// waysRetry is the pause after a question about ways that the kernel has not answered.
+const waysRetry = time.Second
+
+// askAgain lets followWays ask once more.
+func (f *fastPath) askAgain() {
+	select {
+	case f.again <- struct{}{}:
+	default:
+	}
+}
+
+// followWays asks the kernel for the ways to realservers at once when its routes have changed: packets in the fast path
+// do not look them up. The next look is behind a pause of pathsShare times the duration of this one. IPsec policies,
+// of which the kernel reports no change here, come in force with a change of routes, or every pathsEvery.
+func (f *fastPath) followWays(ctx context.Context) error {
+	var failed error
+	tick := time.NewTicker(pathsEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		case <-f.routes.Changed():
+		case <-f.again:
+		}
+		begin := time.Now()
+		f.mu.Lock()
+		f.followIPsec()
+		to := slices.Collect(maps.Keys(f.paths))
+		f.mu.Unlock()
+		paths, err := f.ask(to)
+		f.mu.Lock()
+		err = errors.Join(err, f.setWays(paths))
+		f.mu.Unlock()
+		pause := min(pathsShare*time.Since(begin), pathsEvery)
+		if err != nil {
+			f.askAgain()
+			pause = waysRetry
+		}
+		if err != nil && failed == nil {
+			f.log.Error("cannot ask the kernel for the ways to realservers: there is no fast path until it answers",
+				"error", err)
+		}
+		failed = err
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(pause):
+		}
+	}
+}
+
+// setWays puts ways in force: the paths out of this host on which no packet can have a mark that leads it another way.
+// Nftables may give it one on the way from the director's device or a socket, which the program passes by. After an
+// error there is no way. f.mu is held.
+func (f *fastPath) setWays(paths map[netip.Addr]query.Path) error {
+	marks, err := f.marks(paths)
+	if err != nil {
+		f.cache.SetWays(nil)
+		return err
+	}
+	f.marked = marks
+	was := f.logged
+	if f.logged = f.markReason(); f.logged != was && f.logged != "" {
+		f.log.Info("some packets do not take the fast path", "reason", f.logged)
+	}
+	all := make(fastpath.Ways, len(paths))
+	for a, p := range paths {
+		if !p.Local && p.Link != "" && !marks.Other[a] {
+			all[a] = fastpath.Way{Device: p.Index, NextHop: cmp.Or(p.Gateway, a), Source: p.Source, MTU: p.MTU,
+				NoNAT: marks.Rule(a) != ""} // the way of its replies may depend on a mark, too
+		}
+	}
+	f.cache.SetWays(all)
+	return nil
+}
+
+// markReason says which packets stay out because of marks. f.mu is held.
+func (f *fastPath) markReason() string {
+	of := maps.Clone(f.marked.Other)
+	for _, a := range f.nat {
+		if f.marked.Rule(a) != "" {
+			of[a] = true
+		}
+	}
+	if len(of) == 0 {
+		return ""
+	}
+	return fmt.Sprintf("a mark may lead packets of %s another way (%s)", words.Count(len(of), "realserver"),
+		cmp.Or(f.marked.Rule4, f.marked.Rule6))
+}
+
+// natRealservers returns the addresses of cfg's realservers of VS/NAT.
+func natRealservers(cfg *config.Director) (all []netip.Addr) {
+	for i := range cfg.Services {
+		for _, r := range cfg.Services[i].Realservers {
+			if r.Forward == method.NAT {
+				all = append(all, r.Address)
+			}
+		}
+	}
+	return all
+}

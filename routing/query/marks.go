@@ -1,0 +1,100 @@
+package query
+
+import (
+	"errors"
+	"fmt"
+	"math/bits"
+	"net/netip"
+	"slices"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"vstun/routing/kernel"
+)
+
+// Marks is what policy rules of this host that look at a packet's mark do with packets to some destinations.
+type Marks struct {
+	Rule4, Rule6 string              // one such rule of each family; "": there is none
+	Other        map[netip.Addr]bool // destinations to which some mark leads packets of this host another way
+}
+
+// Rule returns the rule of a's family.
+func (m *Marks) Rule(a netip.Addr) string {
+	if a.Is4() {
+		return m.Rule4
+	}
+	return m.Rule6
+}
+
+// FindMarks looks for rules by mark of the families of paths, which are the paths of packets without a mark. A mark
+// that leads packets into this host itself, as those of a transparent proxy, leads to no other way.
+func FindMarks(paths map[netip.Addr]Path) (Marks, error) {
+	return ask(func(h *netlink.Handle) (m Marks, err error) {
+		m.Other = map[netip.Addr]bool{}
+		of := map[int][]netip.Addr{}
+		for a := range paths {
+			of[kernel.Family(a)] = append(of[kernel.Family(a)], a)
+		}
+		for family, addrs := range of {
+			rules, err := kernel.Rules(h, family)
+			if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EAFNOSUPPORT) { // see HasRules
+				continue
+			}
+			if err != nil {
+				return Marks{}, err
+			}
+			rule, marks := rulesByMark(rules)
+			if rule == "" {
+				continue
+			}
+			if family == unix.AF_INET {
+				m.Rule4 = rule
+			} else {
+				m.Rule6 = rule
+			}
+			devices := map[int]*device{}
+			for _, mark := range marks {
+				for _, a := range addrs {
+					p, err := pathTo(h, a, netip.Addr{}, "", mark, devices)
+					if err != nil {
+						return Marks{}, err
+					}
+					is := paths[a]
+					if p == nil || !p.Local && (p.Index != is.Index || p.Gateway != is.Gateway) {
+						m.Other[a] = true
+					}
+				}
+			}
+		}
+		return m, nil
+	})
+}
+
+// rulesByMark returns the first rule that looks at the mark, and marks between which the rules make a difference. A
+// packet without a mark has the mark 0, which is not among them.
+func rulesByMark(rules []netlink.Rule) (first string, marks []uint32) {
+	add := func(mark uint32) {
+		if mark != 0 && !slices.Contains(marks, mark) {
+			marks = append(marks, mark)
+		}
+	}
+	for _, r := range rules {
+		if r.Mark == 0 && r.Mask == nil {
+			continue
+		}
+		mask := ^uint32(0)
+		if r.Mask != nil {
+			mask = *r.Mask
+		}
+		if mask == 0 { // every packet
+			continue
+		}
+		if first == "" {
+			first = fmt.Sprintf("ip rule %d: fwmark %#x/%#x", r.Priority, r.Mark, mask)
+		}
+		add(r.Mark & mask)                               // the rule's
+		add(r.Mark&mask ^ 1<<bits.TrailingZeros32(mask)) // not the rule's
+	}
+	return first, marks
+}

@@ -1,0 +1,76 @@
+package query
+
+import (
+	"maps"
+	"net/netip"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// TestFindMarks: a rule by mark is found, and the destinations whose packets it leads another way.
+func TestFindMarks(t *testing.T) {
+	newHost(t)
+	east, far, own := netip.MustParseAddr("10.1.0.77"), netip.MustParseAddr("8.8.8.8"), netip.MustParseAddr("10.1.0.1")
+	six := netip.MustParseAddr("2001:db8::1")
+	setSysctl(t, "net/ipv6/conf/east/disable_ipv6", "0")
+	addAddr(t, "east", "2001:db8::2/64")
+	paths, err := Paths([]netip.Addr{east, far, own, six})
+	must(t, err)
+	if len(paths) != 4 {
+		t.Fatalf("paths: %v", paths)
+	}
+	check := func(when, rule string, other ...netip.Addr) {
+		t.Helper()
+		got, err := FindMarks(paths)
+		of := got.Rule4 + got.Rule6
+		want := map[netip.Addr]bool{}
+		for _, a := range other {
+			want[a] = true
+		}
+		if err != nil || of != rule || !maps.Equal(got.Other, want) {
+			t.Errorf("%s: %+v, %v; want %q and %v", when, got, err, rule, want)
+		}
+	}
+	add := func(change func(r *netlink.Rule)) (remove func()) {
+		t.Helper()
+		r := netlink.NewRule()
+		r.Priority, r.Table, r.Family = 1000, 200, unix.AF_INET
+		change(r)
+		must(t, netlink.RuleAdd(r))
+		return func() { t.Helper(); must(t, netlink.RuleDel(r)) }
+	}
+	all := ^uint32(0)
+	check("no rule", "")
+	remove := add(func(r *netlink.Rule) { r.IifName = "west" })
+	check("no rule by mark", "")
+	remove()
+
+	remove = add(func(r *netlink.Rule) { r.Mark, r.Mask = 1, &all })
+	check("an empty table", "ip rule 1000: fwmark 0x1/0xffffffff")
+	must(t, netlink.RouteAdd(&netlink.Route{Dst: cidr("8.8.8.0/24"), LinkIndex: linkOf(t, "west").Attrs().Index,
+		Table: 200, Scope: unix.RT_SCOPE_LINK}))
+	check("another way", "ip rule 1000: fwmark 0x1/0xffffffff", far)
+	remove()
+
+	mask := uint32(0xff00)
+	remove = add(func(r *netlink.Rule) { r.Mark, r.Mask = 0, &mask })
+	paths, err = Paths([]netip.Addr{east, far, own, six})
+	must(t, err)
+	check("packets without a mark", "ip rule 1000: fwmark 0x0/0xff00", far)
+	remove()
+	paths, err = Paths([]netip.Addr{east, far, own, six})
+	must(t, err)
+
+	must(t, netlink.RouteAdd(&netlink.Route{Dst: cidr("10.1.0.77/32"), LinkIndex: linkOf(t, "lo").Attrs().Index,
+		Table: 201, Scope: unix.RT_SCOPE_HOST, Type: unix.RTN_LOCAL}))
+	remove = add(func(r *netlink.Rule) { r.Mark, r.Mask, r.Table = 1, &all, 201 })
+	check("a transparent proxy", "ip rule 1000: fwmark 0x1/0xffffffff")
+	remove()
+
+	must(t, netlink.RouteAdd(&netlink.Route{Dst: cidr("2001:db8::1/128"), Table: 200, Type: unix.RTN_UNREACHABLE}))
+	remove = add(func(r *netlink.Rule) { r.Mark, r.Mask, r.Family = 2, &all, unix.AF_INET6 })
+	check("a path that a mark ends", "ip rule 1000: fwmark 0x2/0xffffffff", six)
+	remove()
+}
