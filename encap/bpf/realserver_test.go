@@ -458,8 +458,8 @@ func runSegments(t *testing.T, p *ebpf.Program, f []byte, size uint32) int {
 	return int(int32(r))
 }
 
-// TestLeftInOrder: a packet that is larger than the device's MTU and datagrams that the kernel has merged are left to
-// the sockets, and so are the packets that would overtake them, for a moment.
+// TestLeftInOrder: a packet that is larger than the device's MTU, datagrams that the kernel has merged and packets with
+// a UDP checksum are left to the sockets, and so are the packets that would overtake them, for a moment.
 func TestLeftInOrder(t *testing.T) {
 	r := newTestRealserver(t)
 	p := r.objects.Realserver
@@ -475,6 +475,9 @@ func TestLeftInOrder(t *testing.T) {
 			headers += packet.IPv6HeaderLen - packet.IPv4HeaderLen
 		}
 		small := frame(wrapped(t, gue, s.bytes()))
+		checked := gue
+		checked.Checksum = true
+		sum := frame(wrapped(t, checked, s.bytes()))
 		s.payload = 1500 - headers
 		fits := frame(wrapped(t, gue, s.bytes()))
 		s.payload++
@@ -500,6 +503,7 @@ func TestLeftInOrder(t *testing.T) {
 			"large packet":      func() bool { return !taken(large, 0) },
 			"segments too long": func() bool { return !taken(segments, uint32(1501-headers)) },
 			"datagrams":         func() bool { return !taken(datagrams, uint32(len(small)-42)) },
+			"UDP checksum":      func() bool { return !taken(sum, 0) },
 		} {
 			if !left() {
 				t.Errorf("%s: taken", name)

@@ -206,8 +206,9 @@ static __always_inline int ecn(__u8 o, __u8 i)
 
 /*
  * hold leaves the packet to the sockets, and the next ones of its connection, too: those would overtake it. Only a
- * packet does so that others of its connection are unlike: several datagrams in one GSO packet, or a large packet. Over
- * UDP its connection is that of its source port, otherwise all of the director's on this CPU.
+ * packet does so that others of its connection are unlike: several datagrams in one GSO packet, a large packet, or a
+ * packet with a UDP checksum. Over UDP its connection is that of its source port, otherwise all of the director's on
+ * this CPU.
  */
 static __always_inline int hold(const struct rules *r, const struct outer *o)
 {
@@ -387,10 +388,15 @@ static __always_inline int tunnel(struct __sk_buff *skb, const struct rules *r, 
 
 		if (!r->udp || (const void *)(b + sizeof(*udp) + 4) > end)
 			return NEXT;
-		if (udp->dest != r->port || udp->check || bpf_ntohs(udp->len) != o->len - n)
+		if (udp->dest != r->port || bpf_ntohs(udp->len) != o->len - n)
 			return NEXT;
 		__u32 port = bpf_ntohs(udp->source) % HOLD_PORTS;
 
+		o->until = bpf_map_lookup_elem(&ports, &port);
+		if (!o->until)
+			return NEXT;
+		if (udp->check) /* of several packets that the director has sent at once: small ones have none */
+			return hold(r, o);
 		SKIP(b, n, sizeof(*udp));
 		if (r->udp == UDP_GUE && b[0] >> 6 != 1) { /* variant 1 has no header */
 			if (b[0] || b[2] || b[3] || (b[1] != IPPROTO_IPIP && b[1] != IPPROTO_IPV6))
@@ -400,9 +406,6 @@ static __always_inline int tunnel(struct __sk_buff *skb, const struct rules *r, 
 		} else {
 			six = version(b) == 6;
 		}
-		o->until = bpf_map_lookup_elem(&ports, &port);
-		if (!o->until)
-			return NEXT;
 		break;
 	}
 	default:
