@@ -416,6 +416,7 @@ func (r *vrrpReader) readTrack(t *table, kind string, value any, track *Track) {
 	switch kind {
 	case "interface":
 		track.Device = readDeviceName(t, kind, value, `the name of a device, such as "eth1"`)
+		t.mark(kind, "")
 	case "gateway":
 		track.Gateway, _ = t.address(kind, value)
 	case "service":

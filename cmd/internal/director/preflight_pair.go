@@ -97,11 +97,16 @@ func sources(v *config.VRRP, d *query.Device) (all []netip.Addr) {
 	return all
 }
 
-// pairWarnings says what of [[vrrp]] and [sync] does not fit the devices of this host. It may fit later.
+// pairWarnings says what of [[vrrp]] and [sync] does not fit the devices of this host. It may fit later. Without
+// devices, which a failed query leaves, it says nothing.
 func pairWarnings(cfg *config.Director, devices []query.Device) (all []string) {
+	if len(devices) == 0 {
+		return nil
+	}
 	for i := range cfg.VRRP {
 		v := &cfg.VRRP[i]
 		label := instanceLabel(v)
+		all = append(all, trackWarnings(cfg, v, devices)...)
 		at := slices.IndexFunc(devices, func(d query.Device) bool { return d.Name == v.Device })
 		if at < 0 {
 			all = append(all, fmt.Sprintf("%sthere is no device %s, and without it the instance has a fault: %s",
@@ -120,6 +125,27 @@ func pairWarnings(cfg *config.Director, devices []query.Device) (all []string) {
 	}
 	if text := noSyncDevice(cfg, devices); text != "" {
 		all = append(all, text)
+	}
+	return all
+}
+
+// trackWarnings says which devices of v's tracks are not there.
+func trackWarnings(cfg *config.Director, v *config.VRRP, devices []query.Device) (all []string) {
+	for i := range v.Track {
+		k := &v.Track[i]
+		if k.Device == "" || slices.ContainsFunc(devices, func(d query.Device) bool { return d.Name == k.Device }) {
+			continue
+		}
+		outcome := "the instance has a fault"
+		switch {
+		case k.Weight < 0:
+			outcome = fmt.Sprintf("the priority is lower by %d", -k.Weight)
+		case k.Weight > 0:
+			outcome = fmt.Sprintf("the priority is not raised by %d", k.Weight)
+		}
+		label := fmt.Sprintf("%s: track[%d]", instanceLabel(v), i+1)
+		all = append(all, fmt.Sprintf("%sthere is no device %s, and without it %s: %s",
+			cfg.Places.At(label, "interface", ""), k.Device, outcome, wantDevice(cfg, devices)))
 	}
 	return all
 }

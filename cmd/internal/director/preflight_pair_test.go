@@ -47,6 +47,10 @@ func TestCheckOfPair(t *testing.T) {
 	}
 	exchange := func(keys string) string { return fmt.Sprintf("[sync]\nkey = %q\n%s\n", key, keys) }
 	const vip = `["10.9.0.80"]`
+	const tracks = `track = [{ interface = "eth1" },
+{ interface = "eth9" },
+{ interface = "eth8", weight = -20 },
+{ interface = "eth7", weight = 5 }]`
 	for _, c := range []struct {
 		name, text   string
 		errs, warned []string
@@ -58,6 +62,13 @@ func TestCheckOfPair(t *testing.T) {
 				`eth0 or eth1`,
 			`:16: sync: interface: there is no device eth8, and without it the director does not start: want eth0 or ` +
 				`eth1`}},
+		{"no device of a track", instance("eth0", vip, tracks), nil, []string{
+			`:14: vrrp "VI_1": track[2]: interface: there is no device eth9, and without it the instance has a ` +
+				`fault: want eth0 or eth1`,
+			`:15: vrrp "VI_1": track[3]: interface: there is no device eth8, and without it the priority is ` +
+				`lower by 20: want eth0 or eth1`,
+			`:16: vrrp "VI_1": track[4]: interface: there is no device eth7, and without it the priority is not ` +
+				`raised by 5: want eth0 or eth1`}},
 		{"another source", instance("eth0", vip, `source = "10.9.0.9"`), nil, []string{
 			`:13: vrrp "VI_1": source: 10.9.0.9 is no address of eth0, and without it the instance has a fault: want ` +
 				`10.9.0.2`}},

@@ -3,6 +3,7 @@ package director
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"vstun/cmd/internal/api"
@@ -26,8 +27,9 @@ func (d *director) reload() ([]api.Change, error) {
 			return reload.Result{}, err
 		}
 		return reload.Result{
-			Changes: append(changes(was.inputs.Config, cfg), droppedWeights(was.inputs.Weights, is.inputs.Weights)...),
-			Summary: []any{"services", len(cfg.Services)}, Warnings: cfg.Warnings,
+			Changes:  append(changes(was.inputs.Config, cfg), droppedWeights(was.inputs.Weights, is.inputs.Weights)...),
+			Summary:  []any{"services", len(cfg.Services)},
+			Warnings: slices.Concat(cfg.Warnings, pairWarnings(cfg, is.inputs.Devices)),
 		}, nil
 	})
 }

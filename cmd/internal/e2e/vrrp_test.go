@@ -193,20 +193,27 @@ func TestVRRPTracking(t *testing.T) {
 	p := newPair(t, false)
 	p.configurePair(p.second, 100, p.addresses())
 	p.second.start()
+	const noDevice = `vrrp \"VI_1\": track[1]: interface: there is no device lan9, and without it `
+	warned := func(text string) {
+		t.Helper()
+		testkit.Eventually(t, "the log has: "+text, func() bool { return strings.Contains(p.first.Output(), text) })
+	}
 	for _, c := range []struct {
 		track, role string
 		priority    uint8
+		warning     string
 	}{
-		{`{ interface = "eth0", weight = 10 }`, "master", 160},
-		{`{ interface = "lan9", weight = -20 }`, "master", 130},
-		{`{ interface = "lan9", weight = -90 }`, "backup", 60},
-		{`{ interface = "lan9" }`, "fault", 150},
-		{`{ service = "web" }`, "master", 150},
-		{fmt.Sprintf(`{ gateway = "%v" }`, p.Insider.Addr), "master", 150},
-		{`{ gateway = "10.0.2.199" }`, "fault", 150},
+		{`{ interface = "eth0", weight = 10 }`, "master", 160, ""},
+		{`{ interface = "lan9", weight = -20 }`, "master", 130, noDevice + "the priority is lower by 20: want eth0"},
+		{`{ interface = "lan9", weight = -90 }`, "backup", 60, noDevice + "the priority is lower by 90: want eth0"},
+		{`{ interface = "lan9" }`, "fault", 150, noDevice + "the instance has a fault: want eth0"},
+		{`{ service = "web" }`, "master", 150, ""},
+		{fmt.Sprintf(`{ gateway = "%v" }`, p.Insider.Addr), "master", 150, ""},
+		{`{ gateway = "10.0.2.199" }`, "fault", 150, ""},
 	} {
 		p.configurePair(p.first, 150, p.addresses()+"track = ["+c.track+"]\n")
 		p.first.start()
+		warned(c.warning)
 		testkit.Eventually(t, c.track+" is "+c.role, func() bool {
 			v := p.first.balance().VRRP[0]
 			return v.Role == c.role && v.Priority == c.priority
@@ -228,6 +235,9 @@ func TestVRRPTracking(t *testing.T) {
 			return len(v.Tracks) == 1 && strings.Contains(track, strings.Fields(v.Tracks[0].Name)[1])
 		})
 	}
+	p.configurePair(p.first, 150, p.addresses()+"track = [{ interface = \"lan9\", weight = 7 }]\n")
+	p.mustReload()
+	warned(noDevice + "the priority is not raised by 7: want eth0")
 	if v := p.first.balance().VRRP[0]; v.Role != "master" || v.Elected != 1 {
 		t.Errorf("reloads with a track switch roles: %+v", v)
 	}
