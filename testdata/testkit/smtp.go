@@ -27,13 +27,24 @@ import (
 // Certificate returns a certificate that authorises itself, for names and addresses, and its PEM text.
 func Certificate(t testing.TB, names ...string) (tls.Certificate, string) {
 	t.Helper()
+	return certificate(t, time.Now().Add(time.Hour), names)
+}
+
+// ExpiredCertificate returns a Certificate that has expired.
+func ExpiredCertificate(t testing.TB, names ...string) (tls.Certificate, string) {
+	t.Helper()
+	return certificate(t, time.Now().Add(-time.Minute), names)
+}
+
+func certificate(t testing.TB, end time.Time, names []string) (tls.Certificate, string) {
+	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
 	c := &x509.Certificate{SerialNumber: big.NewInt(time.Now().UnixNano()), IsCA: true, BasicConstraintsValid: true,
 		KeyUsage:  x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature,
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour)}
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: end}
 	for _, name := range names {
 		if ip := net.ParseIP(name); ip != nil {
 			c.IPAddresses = append(c.IPAddresses, ip)

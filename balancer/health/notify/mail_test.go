@@ -307,9 +307,9 @@ func TestMailSlowServer(t *testing.T) {
 		want    string
 	}{
 		{"silent", func(c net.Conn) { _, _ = io.Copy(io.Discard, c) }, 100 * time.Millisecond,
-			`not done within 100ms: .*i/o timeout: next attempt in`},
-		{"trickle", trickle, 200 * time.Millisecond, `not done within 200ms: .*i/o timeout: next attempt in`},
-		{"endless", endless, patience, `the server's answers are longer than 1024 KiB: next attempt in`},
+			`not done within 100ms: greeting: i/o timeout: .*: next attempt`},
+		{"trickle", trickle, 200 * time.Millisecond, `not done within 200ms: greeting: i/o timeout: .*: next attempt`},
+		{"endless", endless, patience, `the server's answers are longer than 1024 KiB: .*: next attempt`},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()

@@ -6,10 +6,13 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/textproto"
+	"os"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/wneessen/go-mail/smtp"
@@ -61,16 +64,46 @@ func deliver(ctx context.Context, c *Mail, r *report) (delivered bool, later []s
 	}
 	w, err := client.Data()
 	if err != nil {
-		return false, nil, err
+		return false, nil, c.failed("message", err)
 	}
 	if _, err := message.WriteTo(w); err != nil {
-		return false, nil, err
+		return false, nil, c.failed("message", err)
 	}
 	if err := w.Close(); err != nil {
-		return false, nil, refused(err)
+		return false, nil, refused(c.failed("message", err))
 	}
-	_ = client.Quit() // the server has the mail
+	// The server has the mail, whether it answers the goodbye or not.
+	_ = conn.SetDeadline(time.Now().Add(byeTime))
+	_ = client.Quit()
 	return true, later, refusals
+}
+
+// byeTime bounds the wait for the answer to QUIT.
+const byeTime = time.Second
+
+// failed adds to an error in which step of the exchange the server has caused it, and what to do. An answer with a
+// status says that itself.
+func (c *Mail) failed(step string, err error) error {
+	if answer, ok := errors.AsType[*textproto.Error](err); ok {
+		return fmt.Errorf("%s: %w", step, answer)
+	}
+	malformed, isMalformed := errors.AsType[textproto.ProtocolError](err)
+	late := errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, context.DeadlineExceeded)
+	switch {
+	case late && step == "greeting" && c.TLS != TLSDirect:
+		return fmt.Errorf(`%s: %w: want the port of an SMTP server, and tls = "tls" for one that begins with TLS`, step,
+			os.ErrDeadlineExceeded)
+	case late:
+		return fmt.Errorf("%s: %w: look at the server's log", step, os.ErrDeadlineExceeded)
+	case errors.Is(err, errTooLong):
+		return fmt.Errorf("%s: %w: want the port of an SMTP server", step, errTooLong)
+	case isMalformed:
+		return fmt.Errorf("%s: %w: want the port of an SMTP server", step, malformed)
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET),
+		errors.Is(err, syscall.EPIPE):
+		return fmt.Errorf("%s: the server closes the connection: look at its log", step)
+	}
+	return fmt.Errorf("%s: %w", step, c.advised(err))
 }
 
 // dial connects to an SMTP server within the time of ctx.
@@ -86,6 +119,9 @@ func dial(ctx context.Context, server string) (net.Conn, error) {
 	return &boundedConn{Conn: conn, left: maxAnswers}, nil
 }
 
+// errTooLong is the error of a connection with more than maxAnswers.
+var errTooLong = fmt.Errorf("the server's answers are longer than %d KiB", maxAnswers>>10)
+
 // boundedConn bounds what is read from a connection.
 type boundedConn struct {
 	net.Conn
@@ -94,7 +130,7 @@ type boundedConn struct {
 
 func (c *boundedConn) Read(b []byte) (int, error) {
 	if c.left <= 0 {
-		return 0, fmt.Errorf("the server's answers are longer than %d KiB", maxAnswers>>10)
+		return 0, errTooLong
 	}
 	n, err := c.Conn.Read(b)
 	c.left -= n
@@ -115,27 +151,27 @@ func (c *Mail) connect(ctx context.Context, conn net.Conn, host string) (*smtp.C
 	if c.TLS == TLSDirect {
 		encrypted := tls.Client(conn, secure)
 		if err := encrypted.HandshakeContext(ctx); err != nil {
-			return nil, advised(err)
+			return nil, c.failed("TLS", err)
 		}
 		conn = encrypted
 	}
 	client, err := smtp.NewClient(conn, name)
 	if err != nil {
-		return nil, err
+		return nil, c.failed("greeting", err)
 	}
 	client.SkipSMTPUTF8(true)
 	if c.Helo != "" {
 		host = c.Helo
 	}
 	if err := client.Hello(host); err != nil {
-		return nil, err
+		return nil, c.failed("EHLO", err)
 	}
 	if c.TLS == TLSStart {
 		if has, _ := client.Extension("STARTTLS"); !has {
 			return nil, errors.New(`the server offers no STARTTLS: want tls = "tls" or "none", or another port`)
 		}
 		if err := client.StartTLS(secure); err != nil {
-			return nil, advised(err)
+			return nil, c.failed("STARTTLS", err)
 		}
 	}
 	if c.User == "" {
@@ -164,7 +200,10 @@ func (c *Mail) login(client *smtp.Client, name string) error {
 	if _, answered := errors.AsType[*textproto.Error](err); answered {
 		return fmt.Errorf("the server refuses the login as %q: %w: look at user and password_file", c.User, err)
 	}
-	return err
+	if err != nil {
+		return c.failed("login", err)
+	}
+	return nil
 }
 
 // envelope names the sender and recipients to the server. refusals is nil, or names the recipients that the server
@@ -176,7 +215,7 @@ func (c *Mail) envelope(client *smtp.Client, recipients []string) (refusals erro
 		return nil, nil, err
 	}
 	if err := client.Mail("<" + from + ">"); err != nil {
-		return nil, nil, fmt.Errorf("from %s: %w", from, err)
+		return nil, nil, c.failed("from "+from, err)
 	}
 	var all []error
 	for _, text := range recipients {
@@ -185,7 +224,7 @@ func (c *Mail) envelope(client *smtp.Client, recipients []string) (refusals erro
 			return nil, nil, err
 		}
 		if err := client.Rcpt("<" + to + ">"); err != nil {
-			err = fmt.Errorf("to %s: %w", to, err)
+			err = c.failed("to "+to, err)
 			answer, answered := errors.AsType[*textproto.Error](err)
 			if !answered {
 				return nil, nil, err
@@ -203,17 +242,27 @@ func (c *Mail) envelope(client *smtp.Client, recipients []string) (refusals erro
 }
 
 // advised adds the remedy to an error of TLS.
-func advised(err error) error {
+func (c *Mail) advised(err error) error {
 	remedy := ""
-	if _, ok := errors.AsType[tls.RecordHeaderError](err); ok {
-		remedy = `: the server does not speak TLS first: want tls = "starttls", or its port for TLS`
+	_, isNoTLS := errors.AsType[tls.RecordHeaderError](err)
+	invalid, isInvalid := errors.AsType[x509.CertificateInvalidError](err)
+	if isNoTLS && c.TLS == TLSDirect {
+		remedy = `the server does not speak TLS first: want tls = "starttls", or its port for TLS`
+	} else if isNoTLS {
+		remedy = "the server does not speak TLS after STARTTLS: look at its log"
+	} else if strings.Contains(err.Error(), "protocol version") {
+		remedy = "want a server with TLS 1.2 or later"
 	} else if _, ok := errors.AsType[x509.UnknownAuthorityError](err); ok {
-		remedy = ": name its authority, or its own certificate, as ca"
+		remedy = "name its authority, or its own certificate, as ca"
 	} else if _, ok := errors.AsType[x509.HostnameError](err); ok {
-		remedy = ": write the name in its certificate as server"
+		remedy = "write the name in its certificate as server"
+	} else if isInvalid && invalid.Reason == x509.Expired {
+		remedy = "renew the server's certificate, or set this host's clock"
+	} else if isInvalid {
+		remedy = "give the server another certificate"
 	}
 	if remedy == "" {
 		return err
 	}
-	return fmt.Errorf("%w%s", err, remedy)
+	return fmt.Errorf("%w: %s", err, remedy)
 }
