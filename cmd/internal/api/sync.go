@@ -20,7 +20,8 @@ type Sync struct {
 	ErrorAge      float64           `json:"error_seconds_ago,omitempty"`
 	Refused       map[string]uint64 `json:"refused,omitempty"` // datagrams and records, by reason
 	Peers         []SyncPeer        `json:"peers,omitempty"`
-	// addresses of configured peers of which nothing has come since the start, or for ten minutes
+	// addresses of configured peers of which nothing has come since the start, or for ten minutes; with multicast, the
+	// group, if nothing has come of any director
 	Unheard []string     `json:"unheard_peers,omitempty"`
 	Senders []SyncSender `json:"refused_senders,omitempty"` // of refused datagrams
 }

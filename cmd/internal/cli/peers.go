@@ -112,6 +112,9 @@ func printElection(out io.Writer, all []api.VRRP) error {
 			fmt.Fprintf(w, "  peer %s\tpriority %d\t%v ago\t%s\n", o.Address, o.Priority, uptime(o.Last),
 				peerRemark(&o))
 		}
+		if len(v.Peers) == 0 && v.Role == "master" {
+			fmt.Fprintf(w, "  no peer has been heard\ta backup sends nothing: director peers there must say backup\n")
+		}
 	}
 	return w.Flush()
 }

@@ -40,10 +40,11 @@ func TestPrintPeers(t *testing.T) {
 				"sent           0 datagrams           0 records  0 bytes\n" +
 				"received       0 datagrams           0 records  0 bytes\n" +
 				"peer 10.0.2.3  silent, heard 9s ago  0 records  0 lost  table complete 7s ago\n"},
-		"alone": {&api.Sync{Mode: "vstun", Ready: true}, "sync vstun, NO PEER is heard\n" +
-			"sent      0 datagrams  0 records  0 bytes\n" +
-			"received  0 datagrams  0 records  0 bytes\n" +
-			"no peer has been heard\n"},
+		"alone": {&api.Sync{Mode: "vstun", Ready: true, Unheard: []string{"224.0.0.81"}},
+			"sync vstun, NO PEER is heard\n" +
+				"sent              0 datagrams  0 records  0 bytes\n" +
+				"received          0 datagrams  0 records  0 bytes\n" +
+				"group 224.0.0.81  no peer has been heard\n"},
 		"one is not heard": {&api.Sync{Mode: "vstun", Ready: true, Unheard: []string{"10.0.2.3"}},
 			"sync vstun, NO PEER is heard\n" +
 				"sent           0 datagrams  0 records  0 bytes\n" +
@@ -54,12 +55,12 @@ func TestPrintPeers(t *testing.T) {
 				"sent         0 datagrams  0 records  0 bytes\n" +
 				"received     0 datagrams  0 records  0 bytes\n" +
 				"send errors  2 datagrams\n" +
-				"last error   no such device, 1m1s ago\n" +
-				"no peer has been heard\n"},
-		"ipvs": {&api.Sync{Mode: "ipvs", Ready: true}, "sync ipvs, without authentication\n" +
-			"sent      0 datagrams  0 records  0 bytes\n" +
-			"received  0 datagrams  0 records  0 bytes\n" +
-			"no peer has been heard\n"},
+				"last error   no such device, 1m1s ago\n"},
+		"ipvs": {&api.Sync{Mode: "ipvs", Ready: true, Unheard: []string{"ff02::81"}},
+			"sync ipvs, without authentication\n" +
+				"sent            0 datagrams  0 records  0 bytes\n" +
+				"received        0 datagrams  0 records  0 bytes\n" +
+				"group ff02::81  no peer has been heard\n"},
 	} {
 		var out strings.Builder
 		if err := printSync(&out, c.sync); err != nil || out.String() != c.want {
@@ -81,9 +82,43 @@ func TestPrintSyncLine(t *testing.T) {
 		t.Errorf("%q, want %q", out.String(), want)
 	}
 	out.Reset()
-	printSyncLine(&out, &api.Sync{Mode: "vstun"})
+	printSyncLine(&out, &api.Sync{Mode: "vstun", Unheard: []string{"224.0.0.81"}})
 	if got := out.String(); !strings.Contains(got, "waiting for the peers' connections") ||
-		!strings.Contains(got, "no sync peer has been heard") {
+		!strings.Contains(got, "group 224.0.0.81\tno peer has been heard\n") {
 		t.Errorf("alone: %q", got)
+	}
+}
+
+// TestPrintElection: the lines of an instance have its role and its peers. A master says that it has heard none, which
+// is usual.
+func TestPrintElection(t *testing.T) {
+	v := api.VRRP{Name: "VI_1", Interface: "eth0", Role: "master", Since: 7, Priority: 150, Configured: 150,
+		Addresses: []string{"10.0.2.80"}, Sent: 70}
+	const head = "VI_1 on eth0: master for 7s, priority 150\n" +
+		"  addresses               10.0.2.80\n" +
+		"  sent                    70  received  0  refused  0\n"
+	backup := v
+	backup.Role = "backup"
+	heard := v
+	heard.Peers = []api.Peer{{Address: "10.0.2.3", Priority: 100, Last: 3}}
+	for _, c := range []struct {
+		name string
+		v    api.VRRP
+		want string
+	}{
+		{"never heard", v, head + "  no peer has been heard  a backup sends nothing: director peers there must say " +
+			"backup\n"},
+		{"a backup", backup, "VI_1 on eth0: backup for 7s, priority 150\n" +
+			"  addresses  10.0.2.80\n" +
+			"  sent       70  received  0  refused  0\n"},
+		{"heard", heard, "VI_1 on eth0: master for 7s, priority 150\n" +
+			"  addresses      10.0.2.80\n" +
+			"  sent           70            received  0  refused  0\n" +
+			"  peer 10.0.2.3  priority 100  3s ago    \n"},
+	} {
+		var out strings.Builder
+		if err := printElection(&out, []api.VRRP{c.v}); err != nil || out.String() != c.want {
+			t.Errorf("%s: %v\n%q\nwant\n%q", c.name, err, out.String(), c.want)
+		}
 	}
 }

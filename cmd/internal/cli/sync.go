@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"net/netip"
 	"slices"
 	"text/tabwriter"
 
@@ -46,7 +47,7 @@ func printSync(out io.Writer, s *api.Sync) error {
 	for i := range s.Peers {
 		printSyncPeer(w, &s.Peers[i], s.Mode)
 	}
-	printUnheard(w, s, "no peer has been heard")
+	printUnheard(w, s)
 	return w.Flush()
 }
 
@@ -74,16 +75,17 @@ func printSyncLine(w io.Writer, s *api.Sync) {
 	for i := range s.Peers {
 		printSyncPeer(w, &s.Peers[i], s.Mode)
 	}
-	printUnheard(w, s, "no sync peer has been heard")
+	printUnheard(w, s)
 }
 
-// printUnheard writes the configured peers of which nothing has come; without any, the text if there is no peer at all.
-func printUnheard(w io.Writer, s *api.Sync, none string) {
-	for _, a := range s.Unheard {
-		fmt.Fprintf(w, "peer %s\tnot heard\n", a)
-	}
-	if len(s.Peers)+len(s.Unheard) == 0 {
-		fmt.Fprintln(w, none)
+// printUnheard writes the configured peers, or the multicast group, of which nothing has come.
+func printUnheard(w io.Writer, s *api.Sync) {
+	for _, text := range s.Unheard {
+		if a, err := netip.ParseAddr(text); err == nil && a.IsMulticast() {
+			fmt.Fprintf(w, "group %s\tno peer has been heard\n", text)
+			continue
+		}
+		fmt.Fprintf(w, "peer %s\tnot heard\n", text)
 	}
 }
 

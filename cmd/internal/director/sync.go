@@ -24,6 +24,7 @@ type peerSync struct {
 	log      *slog.Logger
 	mode     string
 	peers    []netip.Addr        // the configured ones; none: multicast
+	group    netip.Addr          // of multicast
 	held     atomic.Bool         // the connections of the peers are awaited: see syncing.hold
 	alive    map[netip.Addr]bool // peers that the log has as heard
 	rejoined chan struct{}       // see rejoin
@@ -52,7 +53,7 @@ func (s *peerSync) open(cfg *config.Sync, p *dataPlane, log *slog.Logger) error 
 		c.Key = []byte(cfg.Key)
 	}
 	s.Sync, s.log, s.mode = connsync.New(c, link, p.table, p.balancer, p.now), log, cfg.Mode()
-	s.peers = peers
+	s.peers, s.group = peers, cfg.Group
 	s.held.Store(true)
 	s.alive, s.rejoined = map[netip.Addr]bool{}, make(chan struct{}, 1)
 	return nil
@@ -275,6 +276,9 @@ func (s *peerSync) status() *api.Sync {
 		if !slices.ContainsFunc(st.Peers, func(p connsync.PeerStatus) bool { return p.Addr == a }) {
 			out.Unheard = append(out.Unheard, a.String())
 		}
+	}
+	if len(s.peers)+len(st.Peers) == 0 {
+		out.Unheard = []string{s.group.String()}
 	}
 	for _, p := range st.Peers {
 		peer := api.SyncPeer{Address: p.Addr.String(), State: "silent", Heard: p.Heard.Seconds(),

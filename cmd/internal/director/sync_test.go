@@ -291,6 +291,30 @@ func TestRefusedInLog(t *testing.T) {
 	})
 }
 
+// TestUnheardGroup: the status names the multicast group until a peer is heard.
+func TestUnheardGroup(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newCable()
+		own, _ := newSync(t, &w.ends[0], 0)
+		peer, _ := newSync(t, &w.ends[1], 0)
+		s := peerSync{Sync: own, mode: "vstun", group: netip.MustParseAddr("224.0.0.81")}
+		ctx, cancel := context.WithCancel(t.Context())
+		var running sync.WaitGroup
+		running.Go(func() { _ = own.Run(ctx) })
+		time.Sleep(5 * time.Second)
+		if got := s.status().Unheard; !slices.Equal(got, []string{"224.0.0.81"}) {
+			t.Errorf("alone: %q", got)
+		}
+		running.Go(func() { _ = peer.Run(ctx) })
+		time.Sleep(5 * time.Second)
+		if got := s.status().Unheard; got != nil {
+			t.Errorf("with a peer: %q", got)
+		}
+		cancel()
+		running.Wait()
+	})
+}
+
 // TestUnheardPeers: the status names each configured peer that has not been heard yet.
 func TestUnheardPeers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

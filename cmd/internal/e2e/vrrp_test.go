@@ -382,7 +382,7 @@ func TestVRRPConflict(t *testing.T) {
 	testkit.Eventually(t, "one master", func() bool { return p.first.balance().VRRP[0].OtherMaster == nil })
 }
 
-// TestVRRPDeaf: the doctor of each of two masters that hear nothing of each other finds the other one.
+// TestVRRPDeaf: two masters that hear nothing of each other say so, and the doctor of each finds the other one.
 func TestVRRPDeaf(t *testing.T) {
 	t.Parallel()
 	p := newPair(t, false)
@@ -394,6 +394,9 @@ func TestVRRPDeaf(t *testing.T) {
 	}
 	for _, d := range all {
 		p.role(d, "master")
+		if p.director = d; !strings.Contains(p.ask("peers").stdout, "no peer has been heard") {
+			t.Errorf("%s does not say that it hears no peer:\n%s", d, p.ask("peers").stdout)
+		}
 		testkit.Eventually(t, "the doctor finds another master", func() bool {
 			return slices.ContainsFunc(d.examine().Findings, func(f doctor.Finding) bool {
 				return f.Check == "neighbours" && strings.Contains(f.What, "answers ARP for it") &&
