@@ -25,18 +25,19 @@ type UDPConfig struct {
 // not run wait for its neighbour's answer, up to 212,992 bytes of them for some seconds.
 const socketBuffer = 8 << 20
 
-// udp is a Link over UDP. As the kernel's datagrams, its own have a TTL of 1 with multicast, do not come back to their
+// UDP is a Link over UDP. As the kernel's datagrams, its own have a TTL of 1 with multicast, do not come back to their
 // sender, and are fragmented if the path is too narrow (Linux ip_vs_sync.c, make_send_sock and make_receive_sock).
-type udp struct {
+type UDP struct {
 	config UDPConfig
 	closed chan struct{} // by Close
 
 	mu      sync.Mutex // guards the fields below
 	sockets sockets    // only Receive replaces them
+	stale   bool       // the sockets are those of a device that has been made anew: see Renew
 	ask     int        // a socket to ask for the index of the interface; -1 after Close
 }
 
-// sockets are the sockets of a udp. The zero value: there are none, as the device is not there.
+// sockets are the sockets of a UDP. The zero value: there are none, as the device is not there.
 type sockets struct {
 	in, out *net.UDPConn // the same with unicast
 	raw     syscall.RawConn
@@ -46,7 +47,7 @@ type sockets struct {
 
 // OpenUDP opens the sockets. Before Linux 5.7 it needs CAP_NET_RAW for Interface. size is the largest datagram that
 // the device carries, without IP and UDP headers, at most MaxSize.
-func OpenUDP(c UDPConfig) (_ Link, size int, err error) {
+func OpenUDP(c UDPConfig) (_ *UDP, size int, err error) {
 	size = MaxSize
 	var device *net.Interface
 	if c.Interface != "" {
@@ -74,7 +75,7 @@ func OpenUDP(c UDPConfig) (_ Link, size int, err error) {
 	if err != nil {
 		return nil, 0, errors.Join(os.NewSyscallError("socket", err), s.close())
 	}
-	return &udp{config: c, closed: make(chan struct{}), sockets: s, ask: ask}, size, nil
+	return &UDP{config: c, closed: make(chan struct{}), sockets: s, ask: ask}, size, nil
 }
 
 // open opens the sockets on a device, nil for any.
@@ -221,7 +222,7 @@ func prepare(fd int, device string, six bool, set func(fd int) error) error {
 
 // Send sends b to all peers, or to the group. It never waits: without room in the socket's buffer the datagram is lost,
 // and the error is EAGAIN. An error of one peer does not keep b from the others.
-func (u *udp) Send(b []byte) (err error) {
+func (u *UDP) Send(b []byte) (err error) {
 	s := u.present()
 	if s.out == nil {
 		return fmt.Errorf("interface %s: %w", u.config.Interface, unix.ENODEV)
@@ -238,7 +239,7 @@ func (u *udp) Send(b []byte) (err error) {
 }
 
 // present returns the sockets.
-func (u *udp) present() sockets {
+func (u *UDP) present() sockets {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	return u.sockets
@@ -248,7 +249,7 @@ func (u *udp) present() sockets {
 const lookEvery = time.Second
 
 // Receive reads a datagram. With unicast, datagrams of others than the peers come, too.
-func (u *udp) Receive(b []byte) (int, netip.Addr, error) {
+func (u *UDP) Receive(b []byte) (int, netip.Addr, error) {
 	for {
 		s := u.present()
 		if s.in == nil {
@@ -272,9 +273,20 @@ func (u *udp) Receive(b []byte) (int, netip.Addr, error) {
 	}
 }
 
-// follow opens the sockets anew if the interface is another device than the one with an index, 0 for none. Those of a
-// device that has been removed are bound to its index: no datagram comes or goes by them any more.
-func (u *udp) follow(was int) error {
+// Renew lets Receive open the sockets anew, within lookEvery. It is for an interface that was removed and made anew
+// with the same index, which Receive cannot know: no socket is in the group on such a device. It may be called from any
+// goroutine.
+func (u *UDP) Renew() {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.stale = true; u.sockets.in != nil {
+		_ = u.sockets.in.SetReadDeadline(time.Now())
+	}
+}
+
+// follow opens the sockets anew if the interface is another device than the one with an index, 0 for none, or after
+// Renew. Those of a device that has been removed are bound to its index: no datagram comes or goes by them any more.
+func (u *UDP) follow(was int) error {
 	name := u.config.Interface
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -282,14 +294,17 @@ func (u *udp) follow(was int) error {
 		return net.ErrClosed
 	}
 	is := u.deviceIndex(name)
-	if is == was {
+	if is == was && !u.stale {
 		return nil
 	}
-	_ = u.sockets.close()
-	if u.sockets = (sockets{}); is == 0 {
+	_ = u.sockets.close() // first: the kernel would leave the group on a new device of the same index
+	if u.sockets, u.stale = (sockets{}), false; is == 0 {
 		return nil
 	}
 	s, err := open(u.config, &net.Interface{Index: is, Name: name})
+	if errors.Is(err, unix.ENODEV) {
+		return nil // it is gone again
+	}
 	if err != nil {
 		return fmt.Errorf("interface %s has been made anew: %w", name, err)
 	}
@@ -298,7 +313,7 @@ func (u *udp) follow(was int) error {
 }
 
 // deviceIndex returns the index of a device, 0 if there is none of this name. The caller holds mu.
-func (u *udp) deviceIndex(name string) int {
+func (u *UDP) deviceIndex(name string) int {
 	request, err := unix.NewIfreq(name)
 	if err != nil || unix.IoctlIfreq(u.ask, unix.SIOCGIFINDEX, request) != nil {
 		return 0
@@ -307,7 +322,7 @@ func (u *udp) deviceIndex(name string) int {
 }
 
 // Close ends Receive. A second call does nothing.
-func (u *udp) Close() error {
+func (u *UDP) Close() error {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if u.ask < 0 {

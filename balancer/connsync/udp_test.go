@@ -16,8 +16,9 @@ import (
 	"vstun/testdata/testkit"
 )
 
-// makePair makes a veth pair, e0 and e1, in this thread's namespace, and returns their addresses.
-func makePair(t *testing.T, six bool) [2]netip.Addr {
+// makePair makes a veth pair, e0 and e1, in this thread's namespace, and returns their addresses. index is of e0; 0: a
+// free one.
+func makePair(t *testing.T, six bool, index int) [2]netip.Addr {
 	t.Helper()
 	addrs := [2]netip.Addr{netip.MustParseAddr("10.0.2.2"), netip.MustParseAddr("10.0.2.3")}
 	if six {
@@ -29,7 +30,11 @@ func makePair(t *testing.T, six bool) [2]netip.Addr {
 			t.Fatalf("ip %v: %v: %s", args, err, out)
 		}
 	}
-	ip("link", "add", "e0", "mtu", "1400", "type", "veth", "peer", "name", "e1", "mtu", "1400")
+	add := []string{"link", "add", "e0", "mtu", "1400"}
+	if index != 0 {
+		add = append(add, "index", strconv.Itoa(index))
+	}
+	ip(append(add, "type", "veth", "peer", "name", "e1", "mtu", "1400")...)
 	ip("link", "set", "e0", "up")
 	ip("link", "set", "e1", "up")
 	for i, a := range addrs {
@@ -51,10 +56,10 @@ func makePair(t *testing.T, six bool) [2]netip.Addr {
 }
 
 // openPair opens a link on each end of a veth pair, e0 and e1.
-func openPair(t *testing.T, config func(device string, peer netip.Addr) UDPConfig, six bool) (one, two Link, size int) {
+func openPair(t *testing.T, config func(device string, peer netip.Addr) UDPConfig, six bool) (one, two *UDP, size int) {
 	t.Helper()
 	testkit.NewNamespace(t)
-	addrs := makePair(t, six)
+	addrs := makePair(t, six, 0)
 	one, size, err := OpenUDP(config("e0", addrs[1]))
 	if err != nil {
 		t.Fatal(err)
@@ -105,7 +110,7 @@ func TestMulticast(t *testing.T) {
 	}
 }
 
-// TestDeviceAnew: a link goes on when its device has been removed and made anew.
+// TestDeviceAnew: a link goes on when its device has been removed and made anew, with another index or the same.
 func TestDeviceAnew(t *testing.T) {
 	for name, config := range map[string]func(device string, peer netip.Addr) UDPConfig{
 		"multicast": func(device string, _ netip.Addr) UDPConfig {
@@ -134,27 +139,43 @@ func TestDeviceAnew(t *testing.T) {
 			if err := two.Send(make([]byte, 7)); err != nil || testkit.Receive(t, "a datagram", back) != 7 {
 				t.Fatal(err)
 			}
-			if out, err := exec.Command("ip", "link", "del", "e0").CombinedOutput(); err != nil {
-				t.Fatalf("%v: %s", err, out)
+			remove := func() {
+				t.Helper()
+				if out, err := exec.Command("ip", "link", "del", "e0").CombinedOutput(); err != nil {
+					t.Fatalf("%v: %s", err, out)
+				}
 			}
+			works := func(what string) {
+				t.Helper()
+				for _, way := range []struct {
+					from Link
+					to   chan int
+				}{{one, got}, {two, back}} {
+					testkit.Eventually(t, "a datagram arrives by "+what, func() bool {
+						if way.from.Send(make([]byte, 9)) != nil {
+							return false
+						}
+						select {
+						case n := <-way.to:
+							return n == 9
+						case <-time.After(50 * time.Millisecond):
+							return false
+						}
+					})
+				}
+			}
+			remove()
 			testkit.Eventually(t, "there is no device", func() bool { return one.Send(make([]byte, 8)) != nil })
-			makePair(t, false)
-			for _, way := range []struct {
-				from Link
-				to   chan int
-			}{{one, got}, {two, back}} {
-				testkit.Eventually(t, "a datagram arrives by the new device", func() bool {
-					if way.from.Send(make([]byte, 9)) != nil {
-						return false
-					}
-					select {
-					case n := <-way.to:
-						return n == 9
-					case <-time.After(50 * time.Millisecond):
-						return false
-					}
-				})
+			makePair(t, false, 0)
+			works("the new device")
+			was, err := net.InterfaceByName("e0")
+			if err != nil {
+				t.Fatal(err)
 			}
+			remove()
+			makePair(t, false, was.Index)
+			one.Renew()
+			works("a device with the same index")
 		})
 	}
 }

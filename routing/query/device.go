@@ -31,6 +31,10 @@ type Device struct {
 	MTU        int    // bytes
 	Master     int    // index of the bridge, bond or VRF whose port it is; 0: none
 	Losses     int    // how often Running has ended, as a DeviceWatch has seen it
+	// Removals counts how often a device of this index has been removed, as a DeviceWatch has seen it. A device that is
+	// made anew may have the same index and name, but no socket is in a multicast group on it, and no program is
+	// attached to it.
+	Removals int
 }
 
 // VRF is the Kind of a VRF's device. By it comes no frame: packets of its ports pass it behind ingress.

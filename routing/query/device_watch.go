@@ -1,6 +1,7 @@
 package query
 
 import (
+	"maps"
 	"sync"
 	"syscall"
 
@@ -12,10 +13,13 @@ import (
 type DeviceWatch struct {
 	*Watch
 
-	mu     sync.Mutex
-	losses map[int]int // by index
-	all    int         // losses of every device: the kernel has dropped events
+	mu   sync.Mutex
+	past map[int]past // by index
+	lost int          // how often the kernel has dropped events: they may have been about any device
 }
+
+// past is the events of a device's index.
+type past struct{ losses, removals int }
 
 // WatchDevices begins to follow the devices of the calling thread's network namespace. The caller calls Run.
 func WatchDevices() (*DeviceWatch, error) {
@@ -23,16 +27,16 @@ func WatchDevices() (*DeviceWatch, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &DeviceWatch{Watch: watch, losses: map[int]int{}}
+	w := &DeviceWatch{Watch: watch, past: map[int]past{}}
 	w.take = w.note
 	return w, nil
 }
 
 // note processes messages of the kernel, or the loss of some.
 func (w *DeviceWatch) note(messages []syscall.NetlinkMessage, lost bool) {
-	if lost { // any device may have lost its link
+	if lost {
 		w.mu.Lock()
-		w.all++
+		w.lost++
 		w.mu.Unlock()
 	}
 	for _, m := range messages {
@@ -42,15 +46,23 @@ func (w *DeviceWatch) note(messages []syscall.NetlinkMessage, lost bool) {
 	}
 }
 
-// Devices is the function Devices, with the losses of each device.
+// Devices is the function Devices, with the losses and removals of each device.
 func (w *DeviceWatch) Devices() ([]Device, error) {
 	all, err := Devices()
+	if err != nil {
+		return nil, err
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	here := make(map[int]bool, len(all))
 	for i := range all {
-		all[i].Losses = w.all + w.losses[all[i].Index]
+		d := &all[i]
+		here[d.Index] = true
+		d.Losses, d.Removals = w.lost+w.past[d.Index].losses, w.lost+w.past[d.Index].removals
 	}
-	return all, err
+	// The caller sees that these are gone: their past is of no use any more.
+	maps.DeleteFunc(w.past, func(index int, _ past) bool { return !here[index] })
+	return all, nil
 }
 
 // link processes a message about a device. A device that stays without a link may count more than one loss, with each
@@ -58,10 +70,15 @@ func (w *DeviceWatch) Devices() ([]Device, error) {
 func (w *DeviceWatch) link(kind uint16, d *nl.IfInfomsg) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	p := w.past[int(d.Index)]
 	switch {
 	case kind == unix.RTM_NEWLINK && d.Flags&unix.IFF_RUNNING == 0:
-		w.losses[int(d.Index)]++
+		p.losses++
 	case kind == unix.RTM_DELLINK && d.Family == unix.AF_UNSPEC: // else it has only left a bridge
-		delete(w.losses, int(d.Index))
+		p.losses++
+		p.removals++
+	default:
+		return
 	}
+	w.past[int(d.Index)] = p
 }

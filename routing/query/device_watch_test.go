@@ -63,3 +63,46 @@ func TestWatchDevices(t *testing.T) {
 		}
 	}
 }
+
+// TestWatchRemovals: a device that was removed and made anew with the same index and name is another one, each time,
+// also without a look in between.
+func TestWatchRemovals(t *testing.T) {
+	newHost(t)
+	w, err := WatchDevices()
+	must(t, err)
+	ctx, cancel := context.WithCancel(context.Background())
+	var running sync.WaitGroup
+	running.Go(func() { _ = w.Run(ctx) })
+	defer running.Wait()
+	defer cancel()
+	made := netlink.Veth{LinkAttrs: netlink.NewLinkAttrs(), PeerName: "again2"}
+	made.Name, made.Index = "again", 4711
+	look := func() Device {
+		all, err := w.Devices()
+		must(t, err)
+		return all[slices.IndexFunc(all, func(d Device) bool { return d.Name == "again" })]
+	}
+	must(t, netlink.LinkAdd(&made))
+	before := look()
+	for range 3 {
+		must(t, netlink.LinkDel(&made))
+		must(t, netlink.LinkAdd(&made))
+		testkit.Eventually(t, "it is another one", func() bool {
+			is := look()
+			return is.Index == before.Index && is.Removals > before.Removals && is.Losses > before.Losses
+		})
+		before = look()
+	}
+	for range 3 { // what is gone takes no memory
+		must(t, netlink.LinkDel(&made))
+		made.Index++
+		must(t, netlink.LinkAdd(&made))
+	}
+	testkit.Eventually(t, "the past of the present devices is kept alone", func() bool {
+		all, err := w.Devices()
+		must(t, err)
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		return len(w.past) <= len(all)
+	})
+}

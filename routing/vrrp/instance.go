@@ -69,6 +69,8 @@ type Device struct {
 	Index   int
 	Running bool // it is up and has a link
 	Addrs   []netip.Prefix
+	// Removals is another number if the device has been made anew with the same index.
+	Removals int
 }
 
 // Track is something that an instance depends on.

@@ -110,10 +110,10 @@ func (r *Router) SetDevices(all []Device) {
 func (r *Router) join() {
 	r.joinErr = nil
 	for n, ipv6 := range []bool{false, true} {
-		want := map[int]bool{}
+		want := map[int]int{}
 		for _, i := range r.election.all {
 			if i.is6() == ipv6 && i.device != nil {
-				want[i.device.Index] = true
+				want[i.device.Index] = i.device.Removals
 			}
 		}
 		r.joinErr = errors.Join(r.joinErr, r.groups[n].set(ipv6, want))

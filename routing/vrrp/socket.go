@@ -148,19 +148,26 @@ func (s *rawSocket) close() error {
 
 // membership is the multicast groups of one family, by device. A socket of its own for each needs no privilege, and no
 // part of the 20 groups that a socket may have (igmp_max_memberships): raw sockets receive what any socket has joined.
-type membership map[int]*socket.Conn
+type membership map[int]member
 
-// set joins the group on the devices, and leaves it on all others.
-func (m membership) set(ipv6 bool, devices map[int]bool) error {
+// member is a socket that has joined the group on a device.
+type member struct {
+	conn     *socket.Conn
+	removals int // of the device: a new one with the same index has forgotten the group
+}
+
+// set joins the group on the devices, which have these Removals, and leaves it on all others. It leaves before it
+// joins: the kernel would leave the group on a new device of the same index.
+func (m membership) set(ipv6 bool, devices map[int]int) error {
 	for index, c := range m {
-		if !devices[index] {
-			_ = c.Close()
+		if removals, wanted := devices[index]; !wanted || removals != c.removals {
+			_ = c.conn.Close()
 			delete(m, index)
 		}
 	}
 	var errs []error
-	for index := range devices {
-		if m[index] != nil {
+	for index, removals := range devices {
+		if _, has := m[index]; has {
 			continue
 		}
 		c, err := join(ipv6, index)
@@ -168,7 +175,7 @@ func (m membership) set(ipv6 bool, devices map[int]bool) error {
 			errs = append(errs, fmt.Errorf("join %v on device %d: %w", group(ipv6), index, err))
 			continue
 		}
-		m[index] = c
+		m[index] = member{c, removals}
 	}
 	return errors.Join(errs...)
 }

@@ -24,6 +24,7 @@ type fastPath struct {
 	mu      sync.Mutex
 	program *bpf.Realserver // nil: there is none
 	devices *ingress.Devices
+	list    func() ([]query.Device, error) // of this host
 	cfg     *config.Realserver
 	own     []netip.Addr // addresses of this host, in ascending order
 	heard   []netip.Addr // directors that directors has by prefixes
@@ -64,7 +65,7 @@ func (f *fastPath) load(log *slog.Logger, cfg *config.Realserver) {
 		}
 		return
 	}
-	f.program, f.devices = program, ingress.New(program)
+	f.program, f.devices, f.list = program, ingress.New(program), query.Devices
 }
 
 // needsCapability reports whether the fast path needs CAP_BPF as long as the agent runs.

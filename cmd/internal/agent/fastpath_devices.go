@@ -31,6 +31,9 @@ func (f *fastPath) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	f.mu.Lock()
+	f.list = watch.Devices
+	f.mu.Unlock()
 	followed := make(chan struct{})
 	go func() {
 		defer close(followed)
@@ -68,7 +71,7 @@ func (f *fastPath) update() {
 	if f.program == nil {
 		return
 	}
-	all, err := query.Devices()
+	all, err := f.list()
 	if err != nil {
 		f.log.Error("the fast path cannot list this host's devices", "error", err)
 		return

@@ -17,6 +17,7 @@ import (
 	"vstun/cmd/internal/reload"
 	"vstun/routing"
 	"vstun/routing/neigh"
+	"vstun/routing/query"
 )
 
 // controller owns the director's state. One goroutine, run, changes an input, plans, applies the plan, and then reports
@@ -37,6 +38,7 @@ type controller struct {
 	neighbours neighbours
 	notify     func(events ...notify.Event) // notifies
 	note       func(in *plan.Inputs)        // of inputs in force, for the next process
+	look       func(devices []query.Device) // at the present devices
 	handed     bool                         // the devices, with the routes by them, are a predecessor's
 
 	requests chan func()   // that run calls, one after the other
@@ -71,7 +73,7 @@ func newController(log *slog.Logger, plane *dataPlane, checks *checks, network n
 	lan *lan) *controller {
 	return &controller{log: log, plane: plane, checks: checks, network: network, neighbours: neighbours, lan: lan,
 		roles: &roles{}, ask: newQuestions(plane, lan), notify: func(...notify.Event) {},
-		note: func(*plan.Inputs) {}, requests: make(chan func()),
+		note: func(*plan.Inputs) {}, look: func([]query.Device) {}, requests: make(chan func()),
 		ended: make(chan struct{}), failures: map[string]string{}}
 }
 

@@ -131,7 +131,7 @@ func (d *director) wire(cfg *config.Director) {
 	d.checks.notifier.Set(cfg.Notify)
 	d.controller.notify, d.roles.notify = d.checks.notifier.Send, d.checks.notifier.Send
 	d.controller.roles, d.roles.rejoined = &d.roles, d.sync.rejoin
-	d.controller.handed = d.handover.adopted
+	d.controller.handed, d.controller.look = d.handover.adopted, d.sync.followDevices
 	d.roles.give, d.roles.lost = d.sync.giveTable, d.sync.switched
 	d.roles.hold(cfg.Sync.On)
 }

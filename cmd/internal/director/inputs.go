@@ -104,6 +104,7 @@ func (c *controller) followDevices() (pause <-chan time.Time) {
 	in := c.state().inputs
 	c.listDevices(&in)
 	c.plane.fast.attach(in.Devices)
+	c.look(in.Devices)
 	was := &c.state().inputs
 	if !in.SameDevices(was) || !neigh.EqualDevices(plan.Announce(in), c.state().Announce) || !in.SameOwned(was) {
 		c.logFailure(slog.LevelError, "cannot apply a change of devices", c.follow(in))

@@ -125,7 +125,7 @@ func (r *roles) followDevices(all []query.Device) {
 	devices := make([]vrrp.Device, len(all))
 	for i := range all {
 		d := &all[i]
-		devices[i] = vrrp.Device{Name: d.Name, Index: d.Index, Running: d.Running, Addrs: d.Addrs}
+		devices[i] = vrrp.Device{Name: d.Name, Index: d.Index, Running: d.Running, Addrs: d.Addrs, Removals: d.Removals}
 	}
 	r.router.SetDevices(devices)
 	r.logDeaf()

@@ -25,6 +25,9 @@ type peerSync struct {
 	mode     string
 	peers    []netip.Addr        // the configured ones; none: multicast
 	group    netip.Addr          // of multicast
+	device   string              // the key interface; "": none
+	removals int                 // query.Device.Removals of device
+	renew    func()              // see connsync.UDP.Renew
 	held     atomic.Bool         // the connections of the peers are awaited: see syncing.hold
 	alive    map[netip.Addr]bool // peers that the log has as heard
 	rejoined chan struct{}       // see rejoin
@@ -53,10 +56,27 @@ func (s *peerSync) open(cfg *config.Sync, p *dataPlane, log *slog.Logger) error 
 		c.Key = []byte(cfg.Key)
 	}
 	s.Sync, s.log, s.mode = connsync.New(c, link, p.table, p.balancer, p.now), log, cfg.Mode()
-	s.peers, s.group = peers, cfg.Group
+	s.peers, s.group, s.device, s.renew = peers, cfg.Group, cfg.Interface, link.Renew
 	s.held.Store(true)
 	s.alive, s.rejoined = map[netip.Addr]bool{}, make(chan struct{}, 1)
 	return nil
+}
+
+// followDevices lets the sockets follow their device, if it has been removed and made anew. The controller calls it.
+func (s *peerSync) followDevices(all []query.Device) {
+	if s.Sync == nil || s.device == "" {
+		return
+	}
+	removals := -1 // it is not there
+	for i := range all {
+		if all[i].Name == s.device {
+			removals = all[i].Removals
+		}
+	}
+	if removals != s.removals && removals >= 0 {
+		s.renew()
+	}
+	s.removals = removals
 }
 
 // others returns peers without the addresses of this host: all directors can have the same list.

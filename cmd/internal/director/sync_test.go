@@ -18,6 +18,7 @@ import (
 	"vstun/balancer/conntab"
 	"vstun/balancer/method"
 	"vstun/encap/packet"
+	"vstun/routing/query"
 	"vstun/testdata/testkit"
 )
 
@@ -289,6 +290,33 @@ func TestRefusedInLog(t *testing.T) {
 		cancel()
 		running.Wait()
 	})
+}
+
+// TestSyncFollowsDevice: the sockets are opened anew when their device has been made anew, whether the director has
+// seen it away or not, and for no other reason.
+func TestSyncFollowsDevice(t *testing.T) {
+	own, _ := newSync(t, &newCable().ends[0], 0)
+	renewed := 0
+	s := peerSync{Sync: own, device: "eth0", renew: func() { renewed++ }}
+	eth0 := func(removals int) query.Device { return query.Device{Name: "eth0", Index: 2, Removals: removals} }
+	other := query.Device{Name: "eth1", Index: 3, Removals: 9}
+	for _, c := range []struct {
+		what    string
+		devices []query.Device
+		want    int
+	}{
+		{"the first look", []query.Device{eth0(0), other}, 0},
+		{"the same", []query.Device{eth0(0), other}, 0},
+		{"made anew between two looks", []query.Device{eth0(1), other}, 1},
+		{"the same", []query.Device{eth0(1)}, 1},
+		{"away", []query.Device{other}, 1},
+		{"back", []query.Device{eth0(1), other}, 2},
+	} {
+		if s.followDevices(c.devices); renewed != c.want {
+			t.Errorf("%s: %d, want %d", c.what, renewed, c.want)
+		}
+	}
+	(&peerSync{}).followDevices([]query.Device{eth0(5)}) // there is no [sync]
 }
 
 // TestUnheardGroup: the status names the multicast group until a peer is heard.

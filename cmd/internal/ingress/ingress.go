@@ -2,7 +2,6 @@
 package ingress
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -23,14 +22,14 @@ type Program interface {
 // Devices are the devices that a Program is attached to. One goroutine uses them.
 type Devices struct {
 	program  Program
-	attached map[int]string // names by index
-	failed   map[int]string // errors of the last call of Follow
-	logged   map[int]string // attached at the last call of Log
+	attached map[int]query.Device // by index
+	failed   map[int]string       // errors of the last call of Follow
+	logged   map[int]query.Device // attached at the last call of Log
 }
 
 // New returns Devices without any.
 func New(p Program) *Devices {
-	return &Devices{program: p, attached: map[int]string{}, failed: map[int]string{}}
+	return &Devices{program: p, attached: map[int]query.Device{}, failed: map[int]string{}}
 }
 
 // Select returns the devices that the program belongs to: those with names, or without names all uplinks.
@@ -63,9 +62,9 @@ func LeftOut(all []query.Device, names []string) (reasons []string) {
 	return reasons
 }
 
-// Follow attaches the program to those of these devices that it is not attached to, and detaches it from all others. It
-// returns an error for each device at which that fails, but not the same error in successive calls. A device that
-// failed is tried again by the next call.
+// Follow attaches the program to those of these devices that it is not attached to, and detaches it from all others. A
+// device that was made anew with the same index does not have the program. Follow returns an error for each device at
+// which that fails, but not the same error in successive calls. A device that failed is tried again by the next call.
 func (d *Devices) Follow(devices []query.Device) error {
 	failed, errs := map[int]string{}, []error(nil)
 	note := func(device int, err error) bool {
@@ -78,15 +77,17 @@ func (d *Devices) Follow(devices []query.Device) error {
 		}
 		return false
 	}
-	for index := range maps.Clone(d.attached) {
-		stays := slices.ContainsFunc(devices, func(is query.Device) bool { return is.Index == index })
+	for index, was := range maps.Clone(d.attached) {
+		stays := slices.ContainsFunc(devices, func(is query.Device) bool {
+			return is.Index == index && is.Removals == was.Removals
+		})
 		if !stays && note(index, d.program.Detach(index)) {
 			delete(d.attached, index)
 		}
 	}
 	for _, is := range devices {
 		if _, known := d.attached[is.Index]; known || note(is.Index, d.program.Attach(is.Index)) {
-			d.attached[is.Index] = is.Name
+			d.attached[is.Index] = is
 		}
 	}
 	d.failed = failed
@@ -95,20 +96,20 @@ func (d *Devices) Follow(devices []query.Device) error {
 
 // Log logs the devices that the program has been attached to since the last call, and those that it has left.
 func (d *Devices) Log(log *slog.Logger) {
-	if added := without(d.attached, d.logged); len(added) > 0 {
-		log.Info("fast path attached", "devices", added, "hook", d.program.Hook())
-	}
 	if lost := without(d.logged, d.attached); len(lost) > 0 {
 		log.Info("fast path detached", "devices", lost)
+	}
+	if added := without(d.attached, d.logged); len(added) > 0 {
+		log.Info("fast path attached", "devices", added, "hook", d.program.Hook())
 	}
 	d.logged = maps.Clone(d.attached)
 }
 
 // without returns the names of the devices of all that others lacks, in ascending order.
-func without(all, others map[int]string) (names []string) {
-	for index, name := range all {
-		if _, ok := others[index]; !ok {
-			names = append(names, name)
+func without(all, others map[int]query.Device) (names []string) {
+	for index, d := range all {
+		if other, ok := others[index]; !ok || other.Removals != d.Removals {
+			names = append(names, d.Name)
 		}
 	}
 	slices.Sort(names)
@@ -116,8 +117,12 @@ func without(all, others map[int]string) (names []string) {
 }
 
 // Names returns the names of the devices that the program is attached to, in ascending order.
-func (d *Devices) Names() []string {
-	return slices.SortedFunc(maps.Values(d.attached), cmp.Compare[string])
+func (d *Devices) Names() (names []string) {
+	for _, at := range d.attached {
+		names = append(names, at.Name)
+	}
+	slices.Sort(names)
+	return names
 }
 
 // Faults returns the errors of the last call of Follow, in ascending order.

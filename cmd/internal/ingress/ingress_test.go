@@ -115,6 +115,8 @@ func TestLog(t *testing.T) {
 	log := slog.New(slog.NewTextHandler(&out, &slog.HandlerOptions{ReplaceAttr: withoutTime}))
 	d := New(&program{})
 	eth0, eth1, eth2 := device("eth0", 1), device("eth1", 2), device("eth2", 3)
+	anew := eth2
+	anew.Removals = 1
 	for _, step := range []struct {
 		devices []query.Device
 		want    string
@@ -125,6 +127,8 @@ func TestLog(t *testing.T) {
 		{[]query.Device{eth0, eth1, eth2}, `level=INFO msg="fast path attached" devices=[eth2] hook=TCX`},
 		{[]query.Device{eth2}, `level=INFO msg="fast path detached" devices="[eth0 eth1]"`},
 		{[]query.Device{eth2}, ""},
+		{[]query.Device{anew}, `level=INFO msg="fast path detached" devices=[eth2]` + "\n" +
+			`level=INFO msg="fast path attached" devices=[eth2] hook=TCX`},
 	} {
 		out.Reset()
 		if err := d.Follow(step.devices); err != nil {
@@ -132,6 +136,25 @@ func TestLog(t *testing.T) {
 		}
 		if d.Log(log); strings.TrimSpace(out.String()) != step.want {
 			t.Errorf("devices %v: %q, want %q", step.devices, out.String(), step.want)
+		}
+	}
+}
+
+// TestFollowAnew: a device that was made anew with the same index gets the program again.
+func TestFollowAnew(t *testing.T) {
+	p := &program{}
+	d := New(p)
+	anew := device("eth0", 1)
+	for n := range 3 {
+		p.on = nil // gone with the device
+		anew.Removals = n
+		for range 2 {
+			if err := d.Follow([]query.Device{anew}); err != nil {
+				t.Error(err)
+			}
+		}
+		if !slices.Equal(p.on, []int{1}) {
+			t.Errorf("device %d: on %v", n, p.on)
 		}
 	}
 }

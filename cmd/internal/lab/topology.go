@@ -243,6 +243,77 @@ func (l *Lab) Plug(h *Host, in bool) error {
 	return w.awaitCarrier(ctx)
 }
 
+// Renew removes a host's eth0 and makes it anew, as a driver that is loaded again does: with the same index, name, MAC
+// address, addresses and routes. It is for hosts at the switch of the networks LAN and NAT.
+func (l *Lab) Renew(h *Host) error {
+	if l.bridge == nil {
+		return fmt.Errorf("%s: renew: the network has no switch", h.Name)
+	}
+	err := h.Do(func() error {
+		old, err := netlink.LinkByName(uplink)
+		if err != nil {
+			return fmt.Errorf("find %s: %w", uplink, err)
+		}
+		addrs, err := netlink.AddrList(old, netlink.FAMILY_ALL)
+		if err != nil {
+			return fmt.Errorf("addresses of %s: %w", uplink, err)
+		}
+		routes, err := netlink.RouteList(old, netlink.FAMILY_ALL)
+		if err != nil {
+			return fmt.Errorf("routes by %s: %w", uplink, err)
+		}
+		far, err := netns.GetFromName(l.bridge.Namespace)
+		if err != nil {
+			return err
+		}
+		defer far.Close()
+		attrs := netlink.NewLinkAttrs()
+		was := old.Attrs()
+		attrs.Name, attrs.Index, attrs.HardwareAddr, attrs.MTU = uplink, was.Index, was.HardwareAddr, was.MTU
+		if err := netlink.LinkDel(old); err != nil {
+			return fmt.Errorf("remove %s: %w", uplink, err)
+		}
+		is := &netlink.Veth{LinkAttrs: attrs, PeerName: h.Name, PeerMTU: uint32(was.MTU),
+			PeerNamespace: netlink.NsFd(int(far))}
+		if err := netlink.LinkAdd(is); err != nil {
+			return fmt.Errorf("make %s anew: %w", uplink, err)
+		}
+		return restore(is, addrs, routes)
+	})
+	if err != nil {
+		return fmt.Errorf("%s: renew: %w", h.Name, err)
+	}
+	w := wire{near: &end{host: l.bridge, name: h.Name}, far: &end{host: h, name: uplink}}
+	if err := l.bridge.do("renew", w.near.raise); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), carrierTimeout)
+	defer cancel()
+	return w.awaitCarrier(ctx)
+}
+
+// restore sets a device up with addresses and routes. Those that the kernel has added itself are there already.
+func restore(l netlink.Link, addrs []netlink.Addr, routes []netlink.Route) error {
+	for _, a := range addrs {
+		err := netlink.AddrAdd(l, &netlink.Addr{IPNet: a.IPNet})
+		if err != nil && !errors.Is(err, unix.EEXIST) {
+			return fmt.Errorf("add %s: %w", a.IPNet, err)
+		}
+	}
+	if err := netlink.LinkSetUp(l); err != nil {
+		return fmt.Errorf("bring %s up: %w", l.Attrs().Name, err)
+	}
+	for i := range routes {
+		if routes[i].Gw == nil {
+			continue
+		}
+		if err := netlink.RouteReplace(&routes[i]); err != nil {
+			return fmt.Errorf("add the route %s: %w", routes[i], err)
+		}
+	}
+	return nil
+}
+
 // operational reports whether a link is up and its addresses are usable. IPv6 addresses are usable a moment after they
 // were added.
 func (h *Host) operational(name string) (up bool, err error) {

@@ -77,7 +77,8 @@ func (in *Inputs) SameRoles(o *Inputs) bool { return maps.Equal(in.Roles, o.Role
 // SameDevices reports whether in and o have the same devices, as far as the election of VRRP depends on them.
 func (in *Inputs) SameDevices(o *Inputs) bool {
 	return len(in.Config.VRRP) == 0 || slices.EqualFunc(in.Devices, o.Devices, func(a, b query.Device) bool {
-		return a.Name == b.Name && a.Index == b.Index && a.Running == b.Running && slices.Equal(a.Addrs, b.Addrs)
+		return a.Name == b.Name && a.Index == b.Index && a.Running == b.Running && a.Removals == b.Removals &&
+			slices.Equal(a.Addrs, b.Addrs)
 	})
 }
 
