@@ -179,11 +179,3 @@ func TestNATEcho(t *testing.T) {
 		}
 	}
 }
-
-// index is 1 for IPv6.
-func index(six bool) int {
-	if six {
-		return 1
-	}
-	return 0
-}
