@@ -161,6 +161,7 @@ func FuzzRealserver(f *testing.F) {
 				f.Skip("SKIPPED: ", err)
 			}
 			f.Cleanup(func() { r.Close() })
+			r.settle = 0
 			rules, agentRules := rulesOf(decapsulator(c))
 			must(f, r.Set(rules))
 			all, configs = append(all, receiver{r, newAgent(agentRules)}), append(configs, c)

@@ -54,6 +54,7 @@ func TestGenerated(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer r.Close()
+	r.settle = 0
 	ours, theirs := newTestDirector(t), newTestRealserver(t)
 	same := func(a, b *ebpf.Program, f []byte) {
 		t.Helper()

@@ -45,9 +45,12 @@ func (t Taken) Plus(o Taken) Taken {
 type Realserver struct {
 	objects realserverObjects
 	hooks   hooks
+	clock   clock
+	settle  time.Duration // from the last change of rules until the program takes packets
 
 	mu     sync.Mutex
 	rules  Rules // in force
+	record rulesRecord
 	pairs  map[pair]struct{}
 	locals map[netip.Addr]uint32
 	past   map[netip.Addr]Taken // by director, of pairs that have been removed
@@ -72,12 +75,13 @@ type rulesRecord struct {
 	VIPs4     uint8
 	VIPs6     uint8
 	Hold      uint16
+	From      uint32
 	VIP4      [firstVIPs][4]byte
 	VIP6      [firstVIPs][16]byte
 }
 
-// holdTime is how long the program leaves a connection's packets to the sockets after one that it cannot take. On a
-// busy host that one has entered by then.
+// holdTime is how long the program leaves a connection's packets to the sockets after one that it cannot take, and all
+// packets after a change of its rules. On a busy host those that the sockets have got have entered by then.
 const holdTime = 100 * time.Millisecond
 
 // firstVIPs is FIRST_VIPS in src/realserver.c.
@@ -107,7 +111,8 @@ func newRealserver(spec *ebpf.CollectionSpec) (*Realserver, error) {
 	if err := load("realserver", spec, nil, &r.objects, func() clock { return clock{r.objects.Clock} }); err != nil {
 		return nil, errors.Join(err, r.objects.Close())
 	}
-	r.hooks.init("vstun_realserver", r.objects.Realserver, r.objects.Leases, clock{r.objects.Clock})
+	r.clock, r.settle = clock{r.objects.Clock}, holdTime
+	r.hooks.init("vstun_realserver", r.objects.Realserver, r.objects.Leases, r.clock)
 	return r, nil
 }
 
@@ -185,7 +190,8 @@ func (u *Rules) pairs() map[pair]struct{} {
 }
 
 // Set puts rules in force. While it writes them, the program takes no packet: no packet meets a mixture of old and new
-// rules. After an error the program takes no packet.
+// rules. It takes none for a moment more, since those that the sockets have got must enter first. After an error the
+// program takes no packet.
 func (r *Realserver) Set(u Rules) error {
 	record, err := u.record()
 	if err != nil {
@@ -200,7 +206,7 @@ func (r *Realserver) Set(u Rules) error {
 	for _, a := range u.VIPs {
 		locals[a] |= flagLocal | flagVIP
 	}
-	if err := r.put(rulesRecord{}); err != nil {
+	if err := r.pause(); err != nil {
 		return err
 	}
 	if err := r.setLocals(locals); err != nil {
@@ -210,20 +216,39 @@ func (r *Realserver) Set(u Rules) error {
 		return err
 	}
 	u.Directors = slices.Clone(u.Directors)
-	r.rules = u
-	return r.put(record)
+	r.rules, r.record = u, record
+	return r.begin()
+}
+
+// begin lets the program take packets when those that the sockets have got have entered. r.mu is held.
+func (r *Realserver) begin() error {
+	r.record.From = 0
+	if r.settle > 0 {
+		now, err := r.clock.now()
+		if err != nil {
+			return err
+		}
+		r.record.From = max(1, now+uint32(r.settle/jiffy))
+	}
+	return r.put()
 }
 
 // Pause lets the program take no packet until the next Set.
 func (r *Realserver) Pause() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.put(rulesRecord{})
+	return r.pause()
+}
+
+// pause is Pause. r.mu is held.
+func (r *Realserver) pause() error {
+	r.record = rulesRecord{}
+	return r.put()
 }
 
 // put writes the rules' record.
-func (r *Realserver) put(record rulesRecord) error {
-	if err := r.objects.Rules.Put(uint32(0), &record); err != nil {
+func (r *Realserver) put() error {
+	if err := r.objects.Rules.Put(uint32(0), &r.record); err != nil {
 		return fmt.Errorf("the realserver's fast path: write its rules: %w", err)
 	}
 	return nil
@@ -238,7 +263,10 @@ func (r *Realserver) AddDirector(a netip.Addr) error {
 		return nil
 	}
 	r.rules.Directors = append(r.rules.Directors, a)
-	return r.setPairs(r.rules.pairs())
+	if err := r.setPairs(r.rules.pairs()); err != nil {
+		return err
+	}
+	return r.begin()
 }
 
 func (r *Realserver) pairMap(p pair) *ebpf.Map {

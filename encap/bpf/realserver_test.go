@@ -40,6 +40,7 @@ func newTestRealserver(t testing.TB) *Realserver {
 	if err != nil {
 		t.Fatal(err)
 	}
+	r.settle = 0
 	t.Cleanup(func() {
 		if err := r.Close(); err != nil {
 			t.Error(err)
@@ -443,6 +444,45 @@ func TestVIPs(t *testing.T) {
 				t.Errorf("%d VIPs: the unspecified address: action %d", n, action)
 			}
 		}
+	}
+}
+
+// TestSettle: after a change of rules, and with a new director, the program takes no packet for a moment: those that
+// the sockets have got enter first.
+func TestSettle(t *testing.T) {
+	r := newTestRealserver(t)
+	r.settle = holdTime
+	rules, _ := rulesOf(encap.Decapsulator{Kind: encap.KindIPIP})
+	rules.Directors = directors[1:]
+	s := request(false, packet.ProtoTCP)
+	packets := [2][]byte{}
+	for i := range packets {
+		c := encap.Config{Source: directors[i], Destination: realservers[i]}
+		packets[i] = frame(wrapped(t, c, s.bytes()))
+	}
+	taken := func(director int) bool {
+		action, _ := run(t, r.objects.Realserver, packets[director])
+		return action == redirect
+	}
+	settles := func(when string, director int) {
+		t.Helper()
+		if taken(director) {
+			t.Errorf("%s: a packet is taken at once", when)
+		}
+		testkit.Within(t, when+": packets are taken", 5*time.Second, func() bool { return taken(director) })
+	}
+	must(t, r.Set(rules))
+	settles("the first rules", 1)
+	rules.VIPs = virtuals[:1]
+	must(t, r.Set(rules))
+	settles("other rules", 1)
+	must(t, r.AddDirector(directors[0]))
+	settles("a new director", 0)
+	must(t, r.Pause())
+	must(t, r.AddDirector(netip.MustParseAddr("10.0.2.9")))
+	time.Sleep(2 * holdTime)
+	if taken(0) {
+		t.Error("a new director ends a pause")
 	}
 }
 

@@ -104,8 +104,17 @@ func (f *fastPath) wanted() bpf.Rules {
 	if !f.tun.Up { // the kernel would drop the packets
 		return bpf.Rules{}
 	}
-	r := bpf.Rules{Device: f.tun.Index, MTU: f.tun.MTU, VIPs: f.cfg.VIPs, LocalAddrs: f.own,
-		Decapsulators: decapsulators(f.cfg), Port: f.cfg.EncapPort}
+	r := bpf.Rules{Device: f.tun.Index, MTU: f.tun.MTU, VIPs: f.cfg.VIPs, Decapsulators: decapsulators(f.cfg),
+		Port: f.cfg.EncapPort}
+	vips := map[netip.Addr]bool{} // no tunnel ends there, and the rules have them before this host has
+	for _, a := range f.cfg.VIPs {
+		vips[a] = true
+	}
+	for _, a := range f.own {
+		if !vips[a] {
+			r.LocalAddrs = append(r.LocalAddrs, a)
+		}
+	}
 	for _, d := range f.cfg.Directors {
 		if d.IsSingleIP() {
 			r.Directors = append(r.Directors, d.Addr())

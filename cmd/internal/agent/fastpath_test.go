@@ -53,6 +53,9 @@ func TestProgramAndWorkers(t *testing.T) {
 	enforce("198.51.100.80 198.51.100.81", "10.0.2.2/32", true)
 	own[0], own[1] = own[1], own[0] // the kernel lists them in any order
 	enforce("198.51.100.80 198.51.100.81", "10.0.2.2/32", false)
+	vip := netip.MustParseAddr("198.51.100.80")
+	own = append(own, vip) // the agent has added it
+	enforce("198.51.100.80 198.51.100.81", "10.0.2.2/32", false)
 	enforce("198.51.100.80", "10.0.2.2/32", true)
 	enforce("198.51.100.80", "10.0.2.2/32 10.0.2.3/32", true)
 	enforce("198.51.100.80", "10.0.2.2/32 10.0.2.3/32", false)

@@ -30,6 +30,7 @@ struct rules {
 	/* The first VIPs, which cost no look-up, and the number of all, at most 255. */
 	__u8 vips4, vips6;
 	__u16 hold; /* see hold(), in jiffies */
+	__u32 from; /* time from which the program takes packets, 0: at once; before it the sockets had all */
 	__be32 vip4[FIRST_VIPS];
 	struct in6_addr vip6[FIRST_VIPS];
 };
@@ -218,12 +219,14 @@ static __always_inline int hold(const struct rules *r, const struct outer *o)
 	return NEXT;
 }
 
-/* held reports whether packets are left to the sockets. */
-static __always_inline int held(__u32 *until)
+/* held reports whether packets are left to the sockets until then: a time within hold. Another one has passed. */
+static __always_inline int held(const struct rules *r, __u32 *until)
 {
 	if (likely(!*until))
 		return 0;
-	if ((__s32)(*until - now()) > 0)
+	__u32 left = *until - now();
+
+	if (left && left <= r->hold)
 		return 1;
 	*until = 0;
 	return 0;
@@ -346,13 +349,13 @@ static __always_inline int inner6(struct __sk_buff *skb, const struct rules *r, 
  * tunnel takes the packet out of the tunnel behind an outer IP header of n bytes. The outer header is checked. It
  * mirrors Decapsulator.Decap. A packet with an outer checksum is left to the sockets, which verify it.
  */
-static __always_inline int tunnel(struct __sk_buff *skb, const struct rules *r, struct outer *o, __u32 n)
+static __always_inline int tunnel(struct __sk_buff *skb, struct rules *r, struct outer *o, __u32 n)
 {
 	__u8 *b = DATA(skb) + L2 + n;
 	const void *end = END(skb);
 	int six;
 
-	if (!leased())
+	if (!leased() || held(r, &r->from))
 		return NEXT;
 	o->until = &o->count->until;
 	switch (o->proto) {
@@ -411,7 +414,7 @@ static __always_inline int tunnel(struct __sk_buff *skb, const struct rules *r, 
 	default:
 		return NEXT;
 	}
-	if (held(o->until))
+	if (held(r, o->until))
 		return NEXT;
 	return six ? inner6(skb, r, o, b, n) : inner4(skb, r, o, b, n);
 }
@@ -433,7 +436,7 @@ static __always_inline void pull(struct __sk_buff *skb)
 		bpf_skb_pull_data(skb, ACCESSIBLE);
 }
 
-static __always_inline int ipv4(struct __sk_buff *skb, const struct rules *r)
+static __always_inline int ipv4(struct __sk_buff *skb, struct rules *r)
 {
 	struct iphdr *ip = DATA(skb) + L2;
 	struct outer o = {};
@@ -457,7 +460,7 @@ static __always_inline int ipv4(struct __sk_buff *skb, const struct rules *r)
 	return tunnel(skb, r, &o, IP4);
 }
 
-static __always_inline int ipv6(struct __sk_buff *skb, const struct rules *r)
+static __always_inline int ipv6(struct __sk_buff *skb, struct rules *r)
 {
 	struct ipv6hdr *ip = DATA(skb) + L2;
 	struct outer o = {};
@@ -486,7 +489,7 @@ SEC("tc")
 int realserver(struct __sk_buff *skb)
 {
 	__u32 zero = 0;
-	const struct rules *r;
+	struct rules *r;
 
 	if (skb->pkt_type != PACKET_HOST || skb->vlan_present)
 		return NEXT;
