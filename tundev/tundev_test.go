@@ -172,6 +172,38 @@ func TestReadAndWrite(t *testing.T) {
 	})
 }
 
+// TestMemoryInFront: what is in front of a packet in its memory stays, whether the kernel takes the packet or not. It is
+// another packet's, if the packet is a part.
+func TestMemoryInFront(t *testing.T) {
+	both(t, func(t *testing.T, plain bool) {
+		d, err := Open("vt0", Options{Queues: 1, Plain: plain})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer d.Close()
+		p := make([]byte, 40)
+		packet.IPv4(p).Encode(packet.IPv4Fields{
+			TotalLen: 40, TTL: 64, Protocol: packet.ProtoUDP, Src: [4]byte{10, 99, 0, 7}, Dst: [4]byte{10, 99, 0, 1},
+		})
+		for _, isUp := range []bool{false, true} {
+			if isUp {
+				up(t, "vt0")
+			}
+			for _, front := range []int{0, 1, packet.VirtioLen - 1, packet.VirtioLen, 40} {
+				whole := append(bytes.Repeat([]byte{0xaa}, front), p...)
+				b := bufsOf(whole)[0].Clone().Part(front, len(p))
+				n, err := d.Queues()[0].Write([]*packet.Buf{&b})
+				if isUp != (n == 1 && err == nil) {
+					t.Errorf("up: %v, %d bytes in front: %d packets written, %v", isUp, front, n, err)
+				}
+				if got := b.Before(front); !bytes.Equal(got, whole[:front]) || !bytes.Equal(b.Bytes(), p) {
+					t.Errorf("%d bytes in front have become %x, the packet %x", front, got, b.Bytes())
+				}
+			}
+		}
+	})
+}
+
 func TestDownDeviceRefusesWrites(t *testing.T) {
 	both(t, func(t *testing.T, plain bool) {
 		d, err := Open("vt0", Options{Queues: 1, Plain: plain})

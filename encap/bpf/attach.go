@@ -273,8 +273,8 @@ func (h *hooks) filter(device int) (hook, error) {
 	return at, nil
 }
 
-// addQdisc adds a qdisc. The device keeps the length of its queue: for one without a queue that has the length 0 the kernel
-// sets 1000 ("Caught tx_queue_len zero misconfig": qdisc_create in net/sched/sch_api.c).
+// addQdisc adds a qdisc. The device keeps the length of its queue: for one without a queue that has the length 0 the
+// kernel sets 1000 ("Caught tx_queue_len zero misconfig": qdisc_create in net/sched/sch_api.c).
 func addQdisc(qdisc *netlink.GenericQdisc) error {
 	l, err := netlink.LinkByIndex(qdisc.LinkIndex)
 	if err != nil {

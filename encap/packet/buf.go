@@ -59,6 +59,9 @@ func (b *Buf) Prepend(n int) []byte {
 	return b.mem[b.off : b.off+n : b.off+n]
 }
 
+// Front is the number of bytes of b's memory in front of the packet. They may be another packet's, see Part.
+func (b *Buf) Front() int { return b.off }
+
 // Before returns the n bytes in front of the packet, at most Headroom. A device's reader has put a link-layer header
 // there, or its writer takes one from there. Prepend overwrites it.
 func (b *Buf) Before(n int) []byte { return b.mem[b.off-n : b.off : b.off] }
