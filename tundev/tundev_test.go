@@ -172,8 +172,8 @@ func TestReadAndWrite(t *testing.T) {
 	})
 }
 
-// TestMemoryInFront: what is in front of a packet in its memory stays, whether the kernel takes the packet or not. It is
-// another packet's, if the packet is a part.
+// TestMemoryInFront: what is in front of a packet in its memory stays, whether the kernel takes the packet or not. It
+// is another packet's, if the packet is a part.
 func TestMemoryInFront(t *testing.T) {
 	both(t, func(t *testing.T, plain bool) {
 		d, err := Open("vt0", Options{Queues: 1, Plain: plain})

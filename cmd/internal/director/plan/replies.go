@@ -187,7 +187,7 @@ func addReplies(s *routing.State, in *Inputs) {
 	if len(own4)+len(four) > 0 {
 		s.Addrs = append(s.Addrs, routing.Addr{Link: cfg.TUN, Prefix: netip.PrefixFrom(DeviceAddress, 32)})
 		s.Loose = in.looseLinks(s.Loose, four)
-		s.Sysctls = append(s.Sysctls, localSysctls(cfg.TUN, own4)...)
+		s.Sysctls = append(s.Sysctls, deviceReplySysctls(cfg.TUN, own4)...)
 		s.Routes = append(s.Routes, replyRoutes(in, netip.IPv4Unspecified(), len(own4) > 0)...)
 	}
 	if len(own6)+len(six) > 0 {
@@ -209,14 +209,14 @@ func pick[T any](which bool, a, b T) T {
 	return b
 }
 
-// localSysctls returns the sysctls that let own, addresses of this host, be servers: the device accepts packets from
-// them, which have been written back, and packets from and to loopback addresses. IPv6 needs no such setting.
-func localSysctls(device string, own []NATServer) (all []routing.Sysctl) {
-	if len(own) == 0 {
-		return nil
-	}
+// deviceReplySysctls returns the sysctls of the device for VS/NAT over IPv4, with own, servers that are addresses of
+// this host. The device accepts packets from these, which have been written back, and packets from and to loopback
+// addresses. Without own the first of them saves time: the kernel looks up no route to the source of what is written
+// back, which it checked when the packet came in (fib_validate_source in net/ipv4/fib_frontend.c). IPv6 needs no such
+// setting.
+func deviceReplySysctls(device string, own []NATServer) []routing.Sysctl {
 	conf := "net/ipv4/conf/" + device
-	all = append(all, routing.Sysctl{Key: conf + "/accept_local", Value: "1"})
+	all := []routing.Sysctl{{Key: conf + "/accept_local", Value: "1", Cosmetic: len(own) == 0}}
 	if slices.ContainsFunc(own, func(n NATServer) bool { return n.Address.IsLoopback() }) {
 		all = append(all, routing.Sysctl{Key: conf + "/route_localnet", Value: "1"})
 	}

@@ -215,8 +215,8 @@ func TestFewReplyRules(t *testing.T) {
 		t.Errorf("%d rules: %+v", len(s.Rules), s.Rules)
 	}
 	for _, c := range s.Sysctls {
-		if strings.Contains(c.Key, "accept_local") || strings.Contains(c.Key, "route_localnet") {
-			t.Errorf("%s without a server on this host", c.Key)
+		if strings.Contains(c.Key, "accept_local") && !c.Cosmetic || strings.Contains(c.Key, "route_localnet") {
+			t.Errorf("%+v without a server on this host", c)
 		}
 	}
 	cfg := natInputs("", natService("tcp", "80", "10.0.12.2"))
