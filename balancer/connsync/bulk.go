@@ -71,22 +71,36 @@ func (s *Sync) wakeUp() {
 	}
 }
 
-// sendBulk sends the part of a bulk transfer that is due.
+// The records of a tick are sent in bulkParts parts, partEvery apart: all of them at once would keep a core, and
+// packets of clients waiting for it, for one to two milliseconds.
+const (
+	bulkParts = 5
+	partEvery = bulkEvery / bulkParts
+)
+
+// sendBulk sends a part of a bulk transfer, of which elapsed has made more due: a larger one if the machine was too
+// busy for a call in each tick.
 func (s *Sync) sendBulk(now, elapsed conntab.Ticks) {
-	b := s.bulk
-	if b == nil {
-		return
+	if b := s.bulk; b != nil {
+		elapsed = max(elapsed, 1)
+		rate := float64(s.cfg.BulkRate)
+		b.due = min(b.due+rate*float64(elapsed)/conntab.PerSecond, rate/10)
+		s.sendPart(now, float64(min(elapsed, bulkParts))/bulkParts)
 	}
-	rate := float64(s.cfg.BulkRate)
-	b.due = min(b.due+rate*float64(max(elapsed, 1))/conntab.PerSecond, rate/10)
+}
+
+// sendPart sends a share of the records that are due of the bulk transfer.
+func (s *Sync) sendPart(now conntab.Ticks, share float64) {
+	b := s.bulk
+	left := b.due - max(b.due*share, float64(s.cfg.BulkRate)/conntab.PerSecond/bulkParts)
 	snapshot := s.balancer.Snapshot()
-	slots := s.table.Slots() / 20 // a sparse table is passed in a second or more
-	if b.parts == halfOpens {
-		slots *= 4 // the switch is now
+	slots := int(float64(s.table.Slots()) / 20 * share) // a sparse table is passed in 0.2 s or more
+	if b.parts == halfOpens {                           // the switch is now
+		left, slots = 0, s.table.Slots()/5
 	}
 	for {
 		before := s.counts.sent.Records
-		for len(b.entries) > 0 && b.due > 0 {
+		for len(b.entries) > 0 && b.due > max(left, 0) {
 			if c := &b.entries[0]; s.inBulk(c) {
 				s.repeat(snapshot, c)
 			}

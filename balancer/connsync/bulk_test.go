@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"testing"
 
+	"vstun/balancer/conntab"
 	"vstun/encap/packet"
 )
 
@@ -38,6 +39,59 @@ func TestNewcomer(t *testing.T) {
 	st := three.Status()
 	if len(st.Peers) != 1 || !st.Peers[0].Complete || !st.Peers[0].Alive || st.Lost > 0 {
 		t.Errorf("%+v", st)
+	}
+}
+
+// TestBulkParts: a bulk transfer keeps its rate, and sends the records of a tick in parts. If the machine is too busy
+// for a call in each tick, the parts are larger.
+func TestBulkParts(t *testing.T) {
+	const n = 300_000
+	w := newNetwork(t, 2, n+1000, key)
+	from := w.directors[0]
+	w.run(5 * second)
+	for i := range n {
+		from.open(w, i, vip, 80)
+		if i%5000 == 0 {
+			w.run(10)
+		}
+	}
+	w.run(2 * second)
+	from.SendTable(false)
+	sent := func(fn func()) int {
+		before := from.Status().Sent.Records
+		fn()
+		w.deliver()
+		return int(from.Status().Sent.Records - before)
+	}
+	tick := func(elapsed conntab.Ticks) int {
+		w.now += elapsed
+		return sent(func() { from.work(w.now, elapsed) })
+	}
+	const perTick = BulkRate / conntab.PerSecond
+	tick(1)
+	all, largest := 0, 0
+	for range 100 {
+		part := tick(1)
+		for range bulkParts - 1 {
+			largest = max(largest, part)
+			all += part
+			part = sent(func() { from.sendMore(w.now) })
+		}
+		all += part
+	}
+	if all < 99*perTick || all > 106*perTick { // the refresh is part of it
+		t.Errorf("%d records in a second, want %d", all, BulkRate)
+	}
+	if largest > perTick/2 {
+		t.Errorf("%d of %d records of a tick at once", largest, perTick)
+	}
+	for _, late := range []conntab.Ticks{1, 2, 5, 10} {
+		for range 20 { // until what is owed is steady
+			tick(late)
+		}
+		if got, want := tick(late), perTick*int(late); got < want*9/10 {
+			t.Errorf("a call every %d0 ms sends %d records, want %d", late, got, want)
+		}
 	}
 }
 

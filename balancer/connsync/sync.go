@@ -157,18 +157,44 @@ func (s *Sync) Run(ctx context.Context) error {
 			timer.Reset(0)
 		case <-timer.C:
 			now := s.now()
-			if s.work(now, now-last) {
+			if now == last && s.sendMore(now) {
+				timer.Reset(partEvery)
+				break
+			}
+			soon := s.work(now, now-last)
+			last = now
+			switch {
+			case s.isSending():
+				timer.Reset(partEvery)
+			case soon:
 				timer.Reset(bulkEvery)
-			} else {
+			default:
 				timer.Reset(flushEvery)
 			}
-			last = now
 		}
 	}
 	s.work(s.now(), s.now()-last) // the last changes
 	err := s.Close()
 	<-received
 	return err
+}
+
+// isSending reports whether a bulk transfer is going on.
+func (s *Sync) isSending() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.bulk != nil
+}
+
+// sendMore sends a further part of a bulk transfer within a tick. It reports whether one is going on.
+func (s *Sync) sendMore(now conntab.Ticks) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.bulk == nil {
+		return false
+	}
+	s.sendPart(s.tick(now), 1./bulkParts)
+	return true
 }
 
 // switchFor is the time after Switch in which packets of a connection may come here and to a peer.
