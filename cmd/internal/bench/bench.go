@@ -72,8 +72,8 @@ type timing struct {
 }
 
 func fullTiming() timing {
-	return timing{floods: 21, rounds: 7, flows: manyFlows, most: 1_000_000, mostRounds: 5,
-		settle: 60 * time.Millisecond, window: 200 * time.Millisecond, stream: 2, trips: 5000, loads: 3, conns: 10_000,
+	return timing{floods: 45, rounds: 7, flows: manyFlows, most: 1_000_000, mostRounds: 5,
+		settle: 40 * time.Millisecond, window: 80 * time.Millisecond, stream: 2, trips: 5000, loads: 3, conns: 10_000,
 		first: 15}
 }
 
