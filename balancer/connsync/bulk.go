@@ -71,21 +71,28 @@ func (s *Sync) wakeUp() {
 	}
 }
 
-// The records of a tick are sent in bulkParts parts, partEvery apart: all of them at once would keep a core, and
-// packets of clients waiting for it, for one to two milliseconds.
+// During a bulk transfer, the work of a tick is done in bulkParts parts, partEvery apart: all of it at once would keep
+// a core, and packets of clients waiting for it, for one to two milliseconds.
 const (
 	bulkParts = 5
 	partEvery = bulkEvery / bulkParts
 )
 
-// sendBulk sends a part of a bulk transfer, of which elapsed has made more due: a larger one if the machine was too
-// busy for a call in each tick.
+// share returns the share of what is due that a call of work or sendMore does: all, or a part during a bulk transfer.
+// The part is larger if the machine was too busy for a call in each tick.
+func (s *Sync) share(elapsed conntab.Ticks) float64 {
+	if s.bulk == nil {
+		return 1
+	}
+	return float64(min(max(elapsed, 1), bulkParts)) / bulkParts
+}
+
+// sendBulk sends a part of a bulk transfer, of which elapsed has made more due.
 func (s *Sync) sendBulk(now, elapsed conntab.Ticks) {
 	if b := s.bulk; b != nil {
-		elapsed = max(elapsed, 1)
 		rate := float64(s.cfg.BulkRate)
-		b.due = min(b.due+rate*float64(elapsed)/conntab.PerSecond, rate/10)
-		s.sendPart(now, float64(min(elapsed, bulkParts))/bulkParts)
+		b.due = min(b.due+rate*float64(max(elapsed, 1))/conntab.PerSecond, rate/10)
+		s.sendPart(now, s.share(elapsed))
 	}
 }
 

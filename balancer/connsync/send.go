@@ -281,13 +281,13 @@ const (
 // carries data.
 const stillFor = 2 * time.Second
 
-// sendRefresh visits the part of the table that is due.
-func (s *Sync) sendRefresh(now, elapsed conntab.Ticks) {
+// sendRefresh visits a share of the part of the table that is due, of which elapsed has made more due.
+func (s *Sync) sendRefresh(now, elapsed conntab.Ticks, share float64) {
 	f := &s.refresh
 	slots := float64(2 * s.table.Slots())
 	f.due = min(f.due+slots*float64(elapsed)/float64(passEvery/(time.Second/conntab.PerSecond)), slots)
 	snapshot := s.balancer.Snapshot()
-	for f.due > 0 {
+	for left := f.due * (1 - share); f.due > left; {
 		entries, n, more := f.walker.Next(now)
 		f.due -= float64(n)
 		for i := range entries {

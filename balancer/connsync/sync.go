@@ -193,7 +193,9 @@ func (s *Sync) sendMore(now conntab.Ticks) bool {
 	if s.bulk == nil {
 		return false
 	}
-	s.sendPart(s.tick(now), 1./bulkParts)
+	now = s.tick(now)
+	s.sendRefresh(now, 0, s.share(0))
+	s.sendPart(now, s.share(0))
 	return true
 }
 
@@ -242,7 +244,7 @@ func (s *Sync) work(now, elapsed conntab.Ticks) (soon bool) {
 	now = s.tick(now)
 	s.endSwitch(now)
 	s.sendChanges(now)
-	s.sendRefresh(now, elapsed)
+	s.sendRefresh(now, elapsed, s.share(elapsed))
 	s.beginOwed(now)
 	s.sendBulk(now, elapsed)
 	s.forgetPeers(now)
