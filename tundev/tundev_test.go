@@ -172,6 +172,15 @@ func TestReadAndWrite(t *testing.T) {
 	})
 }
 
+// datagram returns a packet of 40 bytes to the device's host.
+func datagram() []byte {
+	p := make([]byte, 40)
+	packet.IPv4(p).Encode(packet.IPv4Fields{
+		TotalLen: 40, TTL: 64, Protocol: packet.ProtoUDP, Src: [4]byte{10, 99, 0, 7}, Dst: [4]byte{10, 99, 0, 1},
+	})
+	return p
+}
+
 // TestMemoryInFront: what is in front of a packet in its memory stays, whether the kernel takes the packet or not. It
 // is another packet's, if the packet is a part.
 func TestMemoryInFront(t *testing.T) {
@@ -181,10 +190,7 @@ func TestMemoryInFront(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer d.Close()
-		p := make([]byte, 40)
-		packet.IPv4(p).Encode(packet.IPv4Fields{
-			TotalLen: 40, TTL: 64, Protocol: packet.ProtoUDP, Src: [4]byte{10, 99, 0, 7}, Dst: [4]byte{10, 99, 0, 1},
-		})
+		p := datagram()
 		for _, isUp := range []bool{false, true} {
 			if isUp {
 				up(t, "vt0")
@@ -211,10 +217,7 @@ func TestDownDeviceRefusesWrites(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer d.Close()
-		p := make([]byte, 40)
-		packet.IPv4(p).Encode(packet.IPv4Fields{
-			TotalLen: 40, TTL: 64, Protocol: packet.ProtoUDP, Src: [4]byte{10, 0, 0, 1}, Dst: [4]byte{10, 0, 0, 2},
-		})
+		p := datagram()
 		if n, _, err := d.Queues()[0].WriteBatch(bufsOf(p)); n != 0 || err != nil {
 			t.Errorf("%d packets taken, %v", n, err)
 		}
@@ -388,10 +391,7 @@ func TestTAPDevice(t *testing.T) {
 			a.RawFlags&unix.IFF_MULTICAST != 0 {
 			t.Errorf("address %v, flags %#x", a.HardwareAddr, a.RawFlags)
 		}
-		p := make([]byte, 40)
-		packet.IPv4(p).Encode(packet.IPv4Fields{
-			TotalLen: 40, TTL: 64, Protocol: packet.ProtoUDP, Src: [4]byte{10, 0, 0, 1}, Dst: [4]byte{10, 0, 0, 2},
-		})
+		p := datagram()
 		b, q := bufsOf(p)[0], d.Queues()[1].Writer()
 		h := make(packet.Ethernet, packet.EthernetHeaderLen)
 		h.SetDst([6]byte{2, 0, 0, 0, 0, 1})

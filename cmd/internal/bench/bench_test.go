@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -86,18 +87,23 @@ func someCPUs(t *testing.T, name string) Options {
 	return o
 }
 
-func TestEveryVariantDelivers(t *testing.T) {
-	o := options(t, "smoke")
-	o.JSON = true
+// measured runs the measurements of o and returns their report.
+func measured(t *testing.T, o Options) (r Report) {
+	t.Helper()
 	var out, status bytes.Buffer
-	o.Status = &status
+	o.JSON, o.Status = true, &status
 	if err := Run(t.Context(), &out, o); err != nil {
 		t.Fatalf("%v\n%s", err, status.String())
 	}
-	var r Report
 	if err := json.Unmarshal(out.Bytes(), &r); err != nil {
 		t.Fatal(err)
 	}
+	return r
+}
+
+func TestEveryVariantDelivers(t *testing.T) {
+	o := options(t, "smoke")
+	r := measured(t, o)
 	figures := map[string]float64{}
 	for _, f := range r.Figures {
 		figures[f.Name] = f.Median
@@ -195,16 +201,8 @@ func older(t *testing.T, bin string) string {
 // TestAgainst compares the programs with an older version, which are the programs themselves but for a key.
 func TestAgainst(t *testing.T) {
 	o := options(t, "against")
-	o.JSON, o.Against = true, older(t, o.Bin)
-	var out, status bytes.Buffer
-	o.Status = &status
-	if err := Run(t.Context(), &out, o); err != nil {
-		t.Fatalf("%v\n%s", err, status.String())
-	}
-	var r Report
-	if err := json.Unmarshal(out.Bytes(), &r); err != nil {
-		t.Fatal(err)
-	}
+	o.Against = older(t, o.Bin)
+	r := measured(t, o)
 	bars := map[string]bool{}
 	for _, row := range r.Ratios {
 		if row.Median <= 0 {
@@ -224,7 +222,7 @@ func TestAgainst(t *testing.T) {
 		t.Errorf("no bar of uploads in %v", bars)
 	}
 	o.Against = t.TempDir()
-	if err := Run(t.Context(), &out, o); err == nil || !strings.Contains(err.Error(), "--against: ") {
+	if err := Run(t.Context(), io.Discard, o); err == nil || !strings.Contains(err.Error(), "--against: ") {
 		t.Errorf("a directory without programs: %v", err)
 	}
 }

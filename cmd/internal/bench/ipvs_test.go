@@ -2,7 +2,6 @@ package bench
 
 import (
 	"bytes"
-	"encoding/json"
 	"os"
 	"os/exec"
 	"strings"
@@ -13,16 +12,8 @@ import (
 // guest that has IPVS.
 func TestInteropKernelPaths(t *testing.T) {
 	o := someCPUs(t, "kernel")
-	o.JSON, o.Kernel = true, true
-	var out, status bytes.Buffer
-	o.Status = &status
-	if err := Run(t.Context(), &out, o); err != nil {
-		t.Fatalf("%v\n%s", err, status.String())
-	}
-	var r Report
-	if err := json.Unmarshal(out.Bytes(), &r); err != nil {
-		t.Fatal(err)
-	}
+	o.Kernel = true
+	r := measured(t, o)
 	t.Logf("skipped: %q, notes: %q", r.Skipped, r.Notes)
 	ratios := map[string]float64{}
 	for _, row := range r.Ratios {

@@ -154,8 +154,10 @@ func (p *bulkPair) transfer() []time.Duration {
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
+		every := time.NewTicker(200 * time.Millisecond)
+		defer every.Stop()
 		for time.Since(begin) < 2*barTransfer && !p.given() {
-			time.Sleep(200 * time.Millisecond)
+			<-every.C
 		}
 	}()
 	all := p.roundTrips(ended)
