@@ -549,8 +549,7 @@ func TestHandoverOnLAN(t *testing.T) {
 					t.Errorf("after undo: %v", err)
 				}
 				store.release()
-				mustBe(t, "after undo", map[string]hostState{"": before},
-					map[string]hostState{"": observe(t, s.Director)})
+				mustBecome(t, "after undo", before, s.Director)
 				mustBeEmpty(t, "after undo", filepath.Dir(s.director.socket))
 			})
 		})

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/vishvananda/netlink"
@@ -70,6 +71,16 @@ func mustBe(t *testing.T, when string, before, now map[string]hostState) {
 			t.Errorf("%s: %s is not as it was (-before +now):\n%s", when, name, diff)
 		}
 	}
+}
+
+// mustBecome waits until the network state of h is as before.
+func mustBecome(t *testing.T, when string, before hostState, h *lab.Host) {
+	t.Helper()
+	now := observe(t, h)
+	for end := time.Now().Add(soon); !cmp.Equal(before, now) && time.Now().Before(end); time.Sleep(tick) {
+		now = observe(t, h)
+	}
+	mustBe(t, when, map[string]hostState{h.Name: before}, map[string]hostState{h.Name: now})
 }
 
 // settled reports whether no IPv6 address of a host is tentative, and each link that is up has one, unless IPv6 or its

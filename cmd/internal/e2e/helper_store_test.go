@@ -75,7 +75,8 @@ func (st *descriptorStore) receive(text string, oob []byte) {
 	}
 }
 
-// release closes all descriptors, as systemd does for a unit that has been stopped.
+// release closes all descriptors, as systemd does for a unit that has been stopped. A process that another test starts
+// at this moment has copies of them until its program begins.
 func (st *descriptorStore) release() {
 	st.mu.Lock()
 	defer st.mu.Unlock()
