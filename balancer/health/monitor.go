@@ -359,17 +359,25 @@ func states(subjects []*subject) []State {
 	return all
 }
 
-// representative returns the target that best explains s's state: if s is down, the first target that is down; else the
-// target whose check is the latest. It returns nil without targets.
+// representative returns the target that best explains s's state: if s is down, the first target that is known to be
+// down, or the latest of those that may be; else the target whose check is the latest. It returns nil without targets.
 func (s *subject) representative() *target {
-	var latest *target
+	var down, latest *target
 	for _, t := range s.targets {
-		if !t.counter.up && !s.up {
-			return t
+		if !s.up && !t.counter.up {
+			if t.counter.known {
+				return t
+			}
+			if down == nil || t.last.end.After(down.last.end) {
+				down = t
+			}
 		}
 		if latest == nil || t.last.end.After(latest.last.end) {
 			latest = t
 		}
+	}
+	if down != nil {
+		return down
 	}
 	return latest
 }

@@ -620,6 +620,30 @@ func TestFirstState(t *testing.T) {
 	}
 }
 
+// TestReasonOfSeveralTargets: the reason of a state is that of a target which has it, and not of one whose check has not
+// ended yet.
+func TestReasonOfSeveralTargets(t *testing.T) {
+	t.Parallel()
+	at := listen(t, silence)
+	s := withCheck(tcpSubject(at, time.Hour), func(c *Check) { c.Probe, c.Fall = TCP{Expect: "a greeting"}, 1 })
+	s.Targets = append(s.Targets, netip.MustParseAddr("127.0.0.2")) // nobody listens there
+	for _, up := range []bool{false, true} {
+		s = withCheck(s, func(c *Check) { c.Up = up })
+		var told changeLog
+		m := New(told.add)
+		mustSet(t, m, s)
+		run(t, m)
+		testkit.Eventually(t, "the state is told", func() bool { return len(told.firsts()) > 0 })
+		const want = "web 127.0.0.1 false: 127.0.0.2: connection refused"
+		if got := told.firsts(); got[want] != 1 {
+			t.Errorf("the state is told as %v, want %q", got, want)
+		}
+		if got := m.States()[0].Reason; got != "127.0.0.2: connection refused" {
+			t.Errorf("the reason is %q", got)
+		}
+	}
+}
+
 // TestBegin: a check that Set has added is not made, and no state is reported, before Begin: the path to its realserver
 // may be missing until then.
 func TestBegin(t *testing.T) {
