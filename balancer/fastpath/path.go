@@ -16,7 +16,7 @@ type Way struct {
 	NextHop netip.Addr // a router on Device, or the address itself
 	Source  netip.Addr // that the kernel gives a packet without one; the zero Addr: none
 	MTU     int        // largest packet, in bytes
-	NoNAT   bool       // packets of VS/NAT may take another way
+	NoNAT   bool       // packets of VS/NAT stay out: their replies may take another way
 }
 
 // Ways are the ways to realservers, as far as there are any. It is immutable.
@@ -74,7 +74,7 @@ func (c *Cache) path(v via, six bool) (bpf.Path, error) {
 		p.MAC, p.OwnMAC = v.to.Link.MAC, v.to.Link.OwnMAC
 		return p, nil
 	case method.NAT:
-		p.Kind, p.Device = bpf.NAT, c.Device
+		p.Kind, p.TUN = bpf.NAT, c.Device
 		p.Realserver = netip.AddrPortFrom(v.to.Address, v.to.Port)
 		return p, nil
 	}

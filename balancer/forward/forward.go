@@ -34,9 +34,9 @@ const batch = stats.MaxBatch
 //	    │            fragments └──┘  │  └ counted reason                 ↑
 //	    │     echo request, too big, │ no server, unknown connection ────┘ answers to the client
 //	    │                            └→ Reply → Back ─┐
-//	    └── WriteBatch ← VS/NAT: requests, replies, ──┴─ packets of no connection
+//	    └── WriteBatch ← VS/NAT: large requests, ─────┴─ replies, packets of no connection
 //
-// Packets of VS/NAT come from both sides and are written back into the TUN device: see translate.go.
+// Packets of VS/NAT come from both sides. Replies are written back into the TUN device: see translate.go.
 //
 // The whole batch is parsed and prefetched before the first decision (⇒), so that the table's memory is in the cache by
 // then. Nothing on this path allocates, logs, or waits for another worker longer than a shard of the connection table
@@ -62,6 +62,7 @@ type Worker struct {
 	ethernet bool // WorkerConfig.Ethernet
 	largest  int  // size of the largest fragment in which the current packet came; 0: it came whole
 	loops    loops
+	requests bool // of VS/NAT wait in out for the TUN device
 
 	capture  *Capture // of the batch; nil: none
 	interest interest // of the capture in the current packet
@@ -133,7 +134,7 @@ func (w *Worker) forward(bufs []packet.Buf) {
 	w.batches.Begin(len(bufs))
 	snap, now := w.balancer.Snapshot(), w.clock()
 	w.observe(w.shared.capture.Load())
-	w.answers.free, w.resets.free, w.answered = w.answers.room, w.resets.room, 0
+	w.answers.free, w.resets.free, w.answered, w.requests = w.answers.room, w.resets.room, 0, false
 	for i := range bufs {
 		b, p := &bufs[i], &w.infos[i]
 		w.tally.InPackets++

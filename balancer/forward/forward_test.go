@@ -81,6 +81,9 @@ func mustAgree(o *egress.Outgoing) {
 		to.Src, to.Dst, is.Class, is.TTL, is.DF = ip.Src(), ip.Dst(), ip.TOS(), ip.TTL(), ip.DF()
 		transport, whole = packet.UDP(o.Head[packet.IPv4HeaderLen:]), ip.Protocol() == packet.ProtoUDP && !ip.Fragment()
 	}
+	if h.Kind == egress.Raw && !h.To.Src.IsValid() { // a request of VS/NAT: the kernel does not route it by its source
+		to.Src, whole = h.To.Src, false
+	}
 	if whole {
 		to.DstPort, is.SrcPort = transport.DstPort(), transport.SrcPort()
 	} else { // nothing else is used

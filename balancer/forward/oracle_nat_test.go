@@ -268,10 +268,10 @@ func (s *natSite) stateAfter(t *testing.T, flags string) (after [5]any) {
 		t.Fatalf("%d packets came out", len(all))
 	case len(raw) == 1 && packet.IPv4(raw[0]).Src() == vip && raw[0][33]&packet.FlagRST != 0:
 		after[4] = "rst"
+	case len(raw) == 1 && destination(raw[0]) == real1:
+		after[4] = "rs"
 	case len(raw) == 1:
 		t.Fatalf("out went %x", raw[0])
-	case len(back) == 1 && destination(back[0]) == real1:
-		after[4] = "rs"
 	case len(back) == 1 && packet.IPv4(back[0]).Src() == vip:
 		after[4] = "client"
 	case len(back) == 1:

@@ -12,6 +12,9 @@ import (
 
 // request sends the packet in b to dest, a realserver of VS/NAT. It adds no header, so a GSO packet stays whole. The
 // kernel would report a packet that is too big by its translated headers, which the client does not know.
+//
+// A packet that leaves as it is takes the shorter way, by a raw socket. The TUN device takes what still needs the
+// kernel's work.
 func (w *Worker) request(b *packet.Buf, p *packet.Info, dest *balancer.Dest, now conntab.Ticks) drop.Reason {
 	mtu := dest.MTU
 	_, n, d := fit(b, p, mtu)
@@ -25,8 +28,27 @@ func (w *Worker) request(b *packet.Buf, p *packet.Info, dest *balancer.Dest, now
 		return drop.Unreachable // a configuration that is checked does not mix families
 	}
 	dest.Count(w.id, 1, uint64(p.Len))
-	dest.Via.Out(b, p, 0)
+	hop := dest.Via.Out(b, p, 0)
+	if hop.Kind == egress.Raw && n <= mtu && b.Offload.GSO == packet.GSONone && w.largest == 0 {
+		return w.leave(b, &hop)
+	}
+	w.requests = true
+	packet.RaiseTTL(b.Bytes())
 	return w.writeBack(b, p, mtu)
+}
+
+// leave sends the request in b by hop, after those that wait for the TUN device. The kernel gives an ID to an IPv4
+// packet without one (RFC 6864, section 4.1).
+func (w *Worker) leave(b *packet.Buf, hop *egress.Hop) drop.Reason {
+	if d := b.Finish(); d != drop.Accept {
+		return d
+	}
+	if w.requests {
+		w.out.Flush()
+		w.requests = false
+	}
+	w.out.Add(b.Bytes(), hop)
+	return drop.Accept
 }
 
 // reply sends the packet in b, a reply of dest, a realserver of VS/NAT, to its client. p.Flow is the connection's.
@@ -36,6 +58,7 @@ func (w *Worker) reply(b *packet.Buf, p *packet.Info, dest *balancer.Dest) drop.
 	}
 	dest.CountReplies(w.id, 1, uint64(p.Len))
 	dest.Back.Back(b, p, netip.AddrPortFrom(p.Flow.Dst, p.Flow.DstPort))
+	packet.RaiseTTL(b.Bytes())
 	return w.writeBack(b, p, packet.MaxLen)
 }
 
@@ -70,7 +93,8 @@ func (w *Worker) plain(b *packet.Buf, p *packet.Info, now conntab.Ticks) drop.Re
 	return w.writeBack(b, p, packet.MaxLen)
 }
 
-// writeBack gives the packet in b back to the kernel, which routes it. Its TTL has been raised. mtu is the MTU of its
+// writeBack gives the packet in b back to the kernel, which routes it. The kernel has lowered its TTL on the way into
+// the TUN device and lowers it again behind it: it has been raised by one. mtu is the MTU of its
 // path, if that is known, else packet.MaxLen. The kernel fragments IPv4 without DF. A packet that came in fragments is
 // sent in fragments, DF or not. Over IPv6 only the director can do that: it makes them as large as the largest that
 // came.

@@ -143,7 +143,7 @@ func raised(b []byte) []byte {
 }
 
 // TestTranslate: a request gets the realserver's address and port, and a reply the VIP's, in every protocol and family.
-// All leaves by the TUN device, and is counted at the realserver.
+// A request leaves by a raw socket, a reply by the TUN device. Both are counted at the realserver.
 func TestTranslate(t *testing.T) {
 	for _, proto := range []uint8{packet.ProtoTCP, packet.ProtoUDP, packet.ProtoSCTP} {
 		for _, six := range []bool{false, true} {
@@ -155,11 +155,11 @@ func TestTranslate(t *testing.T) {
 			request := made(asked, packet.FlagSYN, 10)
 			reply := made(real.Reverse(), packet.FlagSYN|packet.FlagACK, 30)
 			got, raw := s.run(t, packet.Offload{}, request, reply, reply)
-			want := [][]byte{raised(made(real, packet.FlagSYN, 10)),
-				raised(made(asked.Reverse(), packet.FlagSYN|packet.FlagACK, 30)),
+			want := made(real, packet.FlagSYN, 10)
+			replies := [][]byte{raised(made(asked.Reverse(), packet.FlagSYN|packet.FlagACK, 30)),
 				raised(made(asked.Reverse(), packet.FlagSYN|packet.FlagACK, 30))}
-			if !slices.EqualFunc(got, want, bytes.Equal) || len(raw) != 0 {
-				t.Errorf("%d, IPv6 %v: out went\n%x and %x, want\n%x", proto, six, got, raw, want)
+			if !slices.EqualFunc(got, replies, bytes.Equal) || len(raw) != 1 || !bytes.Equal(raw[0], want) {
+				t.Errorf("%d, IPv6 %v: out went\n%x and %x, want\n%x and %x", proto, six, got, raw, replies, want)
 			}
 			for _, service := range s.worker.balancer.Snapshot().Status() {
 				r := service.Realservers[0]
@@ -390,9 +390,89 @@ func TestMixedMethods(t *testing.T) {
 	other := asked
 	other.SrcPort++
 	got, raw := s.run(t, packet.Offload{}, made(asked, packet.FlagSYN, 0), made(other, packet.FlagSYN, 0))
-	if len(got) != 1 || len(raw) != 1 || destination(got[0]) != real1 ||
+	if len(got) != 0 || len(raw) != 2 || destination(raw[1]) != real1 ||
 		destination(raw[0]) != web.Realservers[1].Address {
 		t.Errorf("%x and %x", got, raw)
+	}
+}
+
+// own returns natSite's configuration with realservers that are addresses of this host.
+func own(mtu int) balancer.Config {
+	cfg := natConfig(mtu)
+	for i := range cfg.Services {
+		cfg.Services[i].Realservers[0].Own = true
+	}
+	return cfg
+}
+
+// TestOwnRealserver: requests to a realserver on this host leave by the TUN device, and so do those that the kernel has
+// to fragment.
+func TestOwnRealserver(t *testing.T) {
+	for _, six := range []bool{false, true} {
+		s := newNATSite(t, 1500)
+		if err := s.worker.balancer.Apply(own(1500)); err != nil {
+			t.Fatal(err)
+		}
+		asked, real := flows(packet.ProtoUDP, six)
+		got, raw := s.run(t, packet.Offload{}, made(asked, 0, 10))
+		if len(got) != 1 || len(raw) != 0 || !bytes.Equal(got[0], raised(made(real, 0, 10))) {
+			t.Errorf("out went %x and %x", got, raw)
+		}
+	}
+	s := newNATSite(t, 1000)
+	asked, _ := flows(packet.ProtoUDP, false)
+	large := packet.IPv4(made(asked, 0, 1200))
+	large.SetDF(false)
+	large.SetChecksum()
+	if got, raw := s.run(t, packet.Offload{}, large); len(got) != 1 || len(raw) != 0 {
+		t.Errorf("of a packet that is to be fragmented %d packets are written back, and %d leave by a raw socket",
+			len(got), len(raw))
+	}
+}
+
+// inOrder is a raw socket and the writing half of a TUN device. It keeps the lengths of packets in the order in which
+// they leave, and the device's packets as negative numbers.
+type inOrder struct{ out []int }
+
+func (o *inOrder) Send(out []egress.Outgoing) (int, error) {
+	for i := range out {
+		o.out = append(o.out, out[i].Len())
+	}
+	return len(out), nil
+}
+
+func (o *inOrder) Write(bufs []*packet.Buf) (int, error) {
+	for _, b := range bufs {
+		o.out = append(o.out, -b.Len())
+	}
+	return len(bufs), nil
+}
+
+// TestOrderOfRequests: requests of a batch leave in the order in which they came, whichever of the two ways each takes.
+// They do not wait for replies.
+func TestOrderOfRequests(t *testing.T) {
+	s := newNATSite(t, 1500)
+	var is inOrder
+	s.worker.out = egress.Output{}
+	s.worker.out.Init(egress.Config{Raw: &is, TUN: &is, IDs: s.worker.shared.ids, Tally: &s.worker.tally})
+	asked, real := flows(packet.ProtoUDP, false)
+	whole := packet.Offload{GSO: packet.GSOUDP, Size: 1000, Partial: true, CsumStart: 20,
+		CsumOffset: packet.UDPChecksumAt}
+	for i, p := range []struct {
+		of   packet.Flow
+		n    int
+		work packet.Offload
+	}{
+		{asked, 1, packet.Offload{}}, {real.Reverse(), 2, packet.Offload{}}, {asked, 3, packet.Offload{}},
+		{asked, 4000, whole}, {asked, 5000, whole}, {asked, 6, packet.Offload{}}, {asked, 7000, whole},
+		{asked, 8, packet.Offload{}}, {real.Reverse(), 9, packet.Offload{}},
+	} {
+		s.worker.put(i, made(p.of, 0, p.n), p.work)
+	}
+	s.worker.forward(s.worker.bufs[:9])
+	want := []int{29, 31, -30, -4028, -5028, 34, -7028, 36, -37}
+	if !slices.Equal(is.out, want) {
+		t.Errorf("out went %v, want %v", is.out, want)
 	}
 }
 
@@ -474,6 +554,9 @@ func TestTranslateAllocatesNothing(t *testing.T) {
 func TestRefusedWrites(t *testing.T) {
 	const packets, second, last = 5, 1, 4
 	s := newNATSite(t, 1500)
+	if err := s.worker.balancer.Apply(own(1500)); err != nil {
+		t.Fatal(err)
+	}
 	capture := NewCapture(CaptureFilter{}, 100, 1<<20)
 	s.worker.shared.StartCapture(capture)
 	asked, _ := flows(packet.ProtoUDP, false)
@@ -509,8 +592,8 @@ func TestRefusedWrites(t *testing.T) {
 
 func (discard) Write(bufs []*packet.Buf) (int, error) { return len(bufs), nil }
 
-// FuzzTranslate: the worker survives any packet and offload header. What it writes back has right IP headers and fits
-// the path to the realserver, unless the kernel may fragment it.
+// FuzzTranslate: the worker survives any packet and offload header. What it sends has right IP headers and fits the
+// path to the realserver, unless the kernel may fragment it.
 func FuzzTranslate(f *testing.F) {
 	asked, real := flows(packet.ProtoUDP, false)
 	web, realWeb := flows(packet.ProtoTCP, true)
@@ -518,8 +601,8 @@ func FuzzTranslate(f *testing.F) {
 		made(realWeb.Reverse(), packet.FlagACK, 10), errorAbout(made(real, 0, 10), 60, 3, 1, 0)} {
 		f.Add(b, b, uint16(1200), uint8(0), true)
 	}
-	whole := made(real.Reverse(), 0, 1000)
-	f.Add(cut(whole, 1, 0, 800), cut(whole, 1, 800, 1008), uint16(0), uint8(4), true)
+	reply := made(real.Reverse(), 0, 1000)
+	f.Add(cut(reply, 1, 0, 800), cut(reply, 1, 800, 1008), uint16(0), uint8(4), true)
 	s := newNATSite(f, 1400)
 	f.Fuzz(func(t *testing.T, first, second []byte, size uint16, offload uint8, fix bool) {
 		if len(first) > packet.MaxLen || len(second) > packet.MaxLen {
@@ -534,7 +617,7 @@ func FuzzTranslate(f *testing.F) {
 			in = append(in, b)
 		}
 		s.now += 100
-		written, _ := s.run(t, packet.Offload{GSO: packet.GSO(offload & 3), Size: size, Partial: offload&4 != 0,
+		written, raw := s.run(t, packet.Offload{GSO: packet.GSO(offload & 3), Size: size, Partial: offload&4 != 0,
 			CsumStart: uint16(offload >> 3), CsumOffset: 6}, in...)
 		for i, b := range written {
 			var p packet.Info
@@ -544,6 +627,12 @@ func FuzzTranslate(f *testing.F) {
 			request := (p.Flow.Dst == real1 || p.Flow.Dst == real6) && p.Flow.Src != vip && p.Flow.Src != vip6
 			if request && p.DF && len(b) > 1400 && s.work[i].GSO == packet.GSONone && !asItCame(in, b) {
 				t.Errorf("%d bytes were written back to a realserver", len(b))
+			}
+		}
+		for _, b := range raw {
+			var p packet.Info
+			if d := p.Parse(whole(b)); d != drop.Accept && d != drop.Fragment || len(b) > 1400 {
+				t.Errorf("%v: %d bytes left, %s", d, len(b), hex.EncodeToString(b))
 			}
 		}
 	})

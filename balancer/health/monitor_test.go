@@ -620,13 +620,13 @@ func TestFirstState(t *testing.T) {
 	}
 }
 
-// TestReasonOfSeveralTargets: the reason of a state is that of a target which has it, and not of one whose check has not
-// ended yet.
+// TestReasonOfSeveralTargets: the reason of a state is that of a target which has it, and not that of one whose check
+// has not ended.
 func TestReasonOfSeveralTargets(t *testing.T) {
 	t.Parallel()
 	at := listen(t, silence)
 	s := withCheck(tcpSubject(at, time.Hour), func(c *Check) { c.Probe, c.Fall = TCP{Expect: "a greeting"}, 1 })
-	s.Targets = append(s.Targets, netip.MustParseAddr("127.0.0.2")) // nobody listens there
+	s.Targets = append(s.Targets, netip.MustParseAddr("127.0.0.2")) // a closed port
 	for _, up := range []bool{false, true} {
 		s = withCheck(s, func(c *Check) { c.Up = up })
 		var told changeLog

@@ -66,6 +66,7 @@ type Config struct {
 	HasKey    bool       // encap.KindGRE only
 	Checksum  bool       // of TUN: GRE's or UDP's
 	Port      uint16     // of NAT: the realserver's port; 0: the port that the client has sent the packet to
+	Own       bool       // of NAT: the realserver is an address of this host
 	// Source is the outer source address of TUN. If it is unset, and encap.Config needs none, the kernel sets its
 	// route's source address.
 	Source netip.Addr

@@ -140,7 +140,7 @@ func TestNATEcho(t *testing.T) {
 		defer client.Close()
 		enter(t, n.director)
 		p := n.path(t, nil, Path{Kind: NAT, IPv6: six, Realserver: own})
-		p.Device = loopback // in place of a TUN device: the look-up of routes begins at a device
+		p.TUN = loopback // in place of a TUN device: the look-up of replies' routes begins at a device
 		ref, err := d.Add(p)
 		must(t, err)
 		from := client.LocalAddr().(*net.UDPAddr).AddrPort()

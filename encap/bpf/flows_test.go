@@ -194,7 +194,8 @@ func TestManyVIPs(t *testing.T) {
 	d, err := LoadDirector(DirectorConfig{Flows4: 2 * maxVIPs, Flows6: 8, Paths: 1})
 	must(t, err)
 	defer d.Close()
-	ref, err := d.Add(Path{Kind: NAT, Device: loopback, MTU: 1500, Realserver: netip.AddrPortFrom(realservers[0], 80)})
+	ref, err := d.Add(Path{Kind: NAT, Device: loopback, TUN: loopback, MTU: 1500,
+		Realserver: netip.AddrPortFrom(realservers[0], 80)})
 	must(t, err)
 	s := request(false, packet.ProtoUDP)
 	var flows []Flow

@@ -59,7 +59,7 @@ func forwarders(f *testing.F, d *Director, six bool) (all []forwarder) {
 	to := netip.AddrPortFrom(pick(realservers, six), 8080)
 	nat, err := method.New(to.Addr(), method.Config{Kind: method.NAT, Port: to.Port(), MTU: 1500})
 	must(f, err)
-	add(Path{Kind: NAT, IPv6: six, Device: loopback, MTU: 1500, Realserver: to}, nat, false, false)
+	add(Path{Kind: NAT, IPv6: six, Device: loopback, TUN: loopback, MTU: 1500, Realserver: to}, nat, false, false)
 	return all
 }
 

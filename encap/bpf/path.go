@@ -29,16 +29,17 @@ const (
 type Path struct {
 	Kind    Kind
 	IPv6    bool          // the family of the flows; that of the tunnel is the tunnel's
-	Device  int           // interface index of the device to the realserver; of NAT see below
-	NextHop netip.Addr    // neighbour on Device, of Tunnel; invalid: the kernel looks the route up
+	Device  int           // interface index of the device to the realserver
+	NextHop netip.Addr    // neighbour on Device, of Tunnel and NAT; invalid: the kernel looks the route up
 	MTU     int           // largest packet that the path takes, in bytes: with the tunnel's headers
 	Tunnel  *encap.Tunnel // of Tunnel
 
 	MAC, OwnMAC [6]byte // of Link: of the realserver and of Device
 
-	// Of NAT. Port 0 is the packet's own. The kernel looks up the route of each request and each reply, as if it came
-	// in by Device: the director's TUN device.
+	// Of NAT. Port 0 is the packet's own. The kernel looks up the route of each reply, as if it came in by TUN: the
+	// interface index of the director's TUN device.
 	Realserver netip.AddrPort
+	TUN        int
 }
 
 // Flags of bpf_skb_adjust_room (linux/bpf.h).
@@ -99,11 +100,13 @@ func (p *Path) record() (r pathRecord, err error) {
 		return r, nil
 	case NAT:
 		a := p.Realserver.Addr()
-		if !a.IsValid() || a.Is4() == p.IPv6 {
-			return r, fmt.Errorf("realserver %v: want an address of the flows' family", a)
+		if !a.IsValid() || a.Is4() == p.IPv6 || p.TUN <= 0 {
+			return r, fmt.Errorf("realserver %v, TUN device %d: want an address of the flows' family, and a device's "+
+				"index", a, p.TUN)
 		}
-		copy(r.Header[:], a.AsSlice())
+		copy(r.Header[:], a.AsSlice()) // struct nat in src/director.c
 		binary.BigEndian.PutUint16(r.Header[16:], p.Realserver.Port())
+		binary.NativeEndian.PutUint32(r.Header[20:], uint32(p.TUN))
 		return r, nil
 	}
 	return r, fmt.Errorf("kind %d: want Tunnel, Link or NAT", p.Kind)

@@ -152,7 +152,7 @@ func decided(t *testing.T, c *encap.Config, r recorded) (f Flow, p Path, ok bool
 		return f, p, false
 	}
 	f.Flow = in.Flow
-	p = Path{IPv6: in.Flow.Src.Is6(), Device: loopback, MTU: 1500}
+	p = Path{IPv6: in.Flow.Src.Is6(), Device: loopback, TUN: loopback, MTU: 1500}
 	switch {
 	case c != nil:
 		if len(r.out) <= len(r.in) || out.Flow.Dst == in.Flow.Src {

@@ -61,18 +61,16 @@ func (w *worker) forward(m method.Method, b []byte, vip netip.AddrPort, mtu int)
 	buf.SetLen(p.Len)
 	if vip.IsValid() {
 		m.(method.Returner).Back(buf, &p, vip)
+		packet.RaiseTTL(buf.Bytes())
 		w.out.AddWhole(buf, &egress.Hop{Kind: egress.TUN})
 		w.out.Flush()
 		return w.sent
 	}
 	hop := m.Out(buf, &p, sourcePort)
-	switch hop.Kind {
-	case egress.Raw, egress.UDP:
+	if m.Kind() == method.TUN {
 		w.out.AddWrapped(buf, &p, &hop, mtu)
-	case egress.Link:
+	} else {
 		w.out.Add(buf.Bytes(), &hop)
-	default:
-		w.out.AddWhole(buf, &hop)
 	}
 	w.out.Flush()
 	return w.sent

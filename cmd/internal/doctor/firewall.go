@@ -178,8 +178,13 @@ func (res *result) directorFirewall(d *Director) {
 		return
 	}
 	legacy := []string{"FORWARD -o " + tun}
-	if slices.ContainsFunc(all, func(c pathCheck) bool { return c.spec.IIF == tun }) {
-		legacy = append(legacy, "FORWARD -i "+tun)
+	for _, c := range all {
+		switch {
+		case c.spec.IIF == tun:
+			legacy = append(legacy, "FORWARD -i "+tun)
+		case slices.Contains(c.hooks, nft.Output):
+			legacy = append(legacy, "OUTPUT "+c.xtables)
+		}
 	}
 	res.firewall(append(all, d.errorChecks()...), legacy...)
 }
@@ -231,23 +236,30 @@ func forwardChecks(cfg *config.Director,
 				continue
 			}
 			nat[six] = true
-			all = append(all, natCheck(cfg.TUN, s, &r, route.Link))
+			all = append(all, natChecks(cfg.TUN, s, &r, route.Link)...)
 		}
 	}
 	return all, nil
 }
 
-// natCheck returns the translated requests to r, a realserver of s behind the device link. The route to their source
-// does not lead back into the director's device tun.
-func natCheck(tun string, s *config.Service, r *config.RealserverRef, link string) pathCheck {
-	return pathCheck{
-		name: fmt.Sprintf("requests to realservers of nat that come out of %s", tun), grade: Error,
+// natChecks returns the translated requests to r, a realserver of s behind the device link: those that leave by a
+// socket, and large ones, which come out of the director's device tun, as replies do. The route to their source does
+// not lead back into tun.
+func natChecks(tun string, s *config.Service, r *config.RealserverRef, link string) []pathCheck {
+	p := request(anyClient[r.Address.Is6()], protocolNumbers[s.Protocol], s.Endpoint(r))
+	return []pathCheck{{
+		name: "requests to realservers of nat", grade: Error,
 		why:   "these packets never get to the realservers",
+		hooks: []nft.Hook{nft.Output, nft.Postrouting},
+		spec:  nft.PacketSpec{Packet: p, UnknownSource: true, OIF: link, State: nft.New},
+		nft:   fmt.Sprintf("oifname %q", link), xtables: "-o " + link,
+	}, {
+		name: fmt.Sprintf("replies and large requests of nat that come out of %s", tun), grade: Error,
+		why:   "these packets never get to clients and realservers",
 		hooks: []nft.Hook{nft.Prerouting, nft.Forward, nft.Postrouting},
-		spec: nft.PacketSpec{Packet: request(anyClient[r.Address.Is6()], protocolNumbers[s.Protocol], s.Endpoint(r)),
-			UnknownSource: true, IIF: tun, OIF: link, State: nft.New},
-		nft: fmt.Sprintf("iifname %q", tun), xtables: "-i " + tun,
-	}
+		spec:  nft.PacketSpec{Packet: p, UnknownSource: true, IIF: tun, OIF: link, State: nft.New},
+		nft:   fmt.Sprintf("iifname %q", tun), xtables: "-i " + tun,
+	}}
 }
 
 // errorChecks returns the ICMP errors about tunnel packets, from which the director learns the paths' MTUs.

@@ -39,8 +39,9 @@ func TestRequestsTo(t *testing.T) {
 	}
 }
 
-// TestForwardChecks: requests to realservers of VS/NAT leave the director's device, too, unless the realserver is the
-// host itself. Connection tracking sees both directions of their connections, so that no packet is invalid.
+// TestForwardChecks: requests to realservers of VS/NAT leave this host, by a socket or the director's device, unless
+// the realserver is the host itself. Connection tracking sees both directions of their connections, so that no packet
+// is invalid.
 func TestForwardChecks(t *testing.T) {
 	service := func(protocol string, forward method.Kind, addr string) config.Service {
 		return config.Service{Protocol: protocol, VIPs: []netip.Addr{netip.MustParseAddr("10.0.2.80")},
@@ -54,7 +55,8 @@ func TestForwardChecks(t *testing.T) {
 		return query.Path{Link: "eth0"}, true, nil
 	}
 	const into, later = "eth0>vs0 clients' packets for 10.0.2.80", "eth0>vs0 packets after a client's SYN to 10.0.2.80"
-	const out = "vs0>eth0 requests to realservers of nat that come out of vs0"
+	const out = ">eth0 requests to realservers of nat"
+	const back = "vs0>eth0 replies and large requests of nat that come out of vs0"
 	for _, c := range []struct {
 		name     string
 		services []config.Service
@@ -62,9 +64,9 @@ func TestForwardChecks(t *testing.T) {
 	}{
 		{"tun", []config.Service{service("tcp", method.TUN, "10.0.11.2")}, []string{into, later}},
 		{"dr of UDP", []config.Service{service("udp", method.DR, "10.0.2.11")}, []string{into}},
-		{"nat", []config.Service{service("tcp", method.NAT, "10.0.3.11")}, []string{into, out}},
+		{"nat", []config.Service{service("tcp", method.NAT, "10.0.3.11")}, []string{into, out, back}},
 		{"nat twice", []config.Service{service("tcp", method.NAT, "10.0.3.11"), service("udp", method.NAT,
-			"10.0.3.12")}, []string{into, out, into}},
+			"10.0.3.12")}, []string{into, out, back, into}},
 		{"LocalNode", []config.Service{service("tcp", method.NAT, "127.0.0.1")}, []string{into}},
 	} {
 		all, err := forwardChecks(&config.Director{TUN: "vs0", Services: c.services}, lookup)

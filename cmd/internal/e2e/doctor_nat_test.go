@@ -40,7 +40,10 @@ nft add chain inet fw forward '{ type filter hook forward priority 0; policy dro
 nft add rule inet fw forward ct state vmap '{ established : accept, invalid : drop }'
 nft add rule inet fw forward oifname vs0 accept`)
 	s.mend(s.director, s.director.mustName(symptom{"firewall", []string{"nftables chain inet fw forward",
-		"requests to realservers of nat that come out of vs0", "nft insert rule inet fw forward iifname"}}))
+		"replies and large requests of nat that come out of vs0", "nft insert rule inet fw forward iifname"}}))
+	s.shell(s.Director, "nft add chain inet fw output '{ type filter hook output priority 0; policy drop; }'")
+	s.mend(s.director, s.director.mustName(symptom{"firewall", []string{"nftables chain inet fw output",
+		"requests to realservers of nat", `nft insert rule inet fw output oifname`}}))
 	s.director.mustName()
 	s.shell(s.Director, "nft delete table inet fw")
 

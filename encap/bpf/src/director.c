@@ -40,7 +40,7 @@ enum kind { TUNNEL = 1, LINK, NAT };
 struct path {
 	__u64 flags;       /* of bpf_skb_adjust_room */
 	__u32 generation;  /* 0: no path */
-	__u32 ifindex;     /* of the device to the realserver; NAT: of the director's device */
+	__u32 ifindex;     /* of the device to the realserver */
 	struct bpf_redir_neigh next; /* its next hop; family 0: the kernel's route */
 	__u32 sum;         /* of the outer IPv4 header without the fields that differ between packets */
 	__u16 mtu;         /* largest packet that the path takes, in bytes */
@@ -51,10 +51,16 @@ struct path {
 	__u8 family;       /* of the flows: 4 or 6 */
 	__u8 pad;
 	/*
-	 * TUNNEL: the headers. LINK: Ethernet's header. NAT: the realserver's address in 16 bytes, then its port, 0 for
-	 * the packet's own.
+	 * TUNNEL: the headers. LINK: Ethernet's header. NAT: struct nat.
 	 */
 	__u8 header[56];
+};
+
+struct nat {
+	__be32 address[4]; /* the realserver's */
+	__be16 port;       /* 0: the packet's own */
+	__u16 pad;
+	__u32 director;    /* index of the director's device */
 };
 
 /* Reads of other CPUs during an update are harmless: see Director.Add. */
@@ -349,10 +355,10 @@ static __always_inline void ends(const struct packet *in, struct bpf_fib_lookup 
 }
 
 /*
- * way asks the kernel for the way of a packet by NAT, whose new addresses and ports are in fib: as if it came in by the
+ * way asks the kernel for the way of a reply by NAT, whose new addresses and ports are in fib: as if it came in by the
  * director's device, where user space would have written it. It returns 0 if there is one that the packet fits.
  */
-static __always_inline int way(struct __sk_buff *skb, const struct packet *in, const struct path *p,
+static __always_inline int way(struct __sk_buff *skb, const struct packet *in, const struct nat *n,
 			       struct bpf_fib_lookup *fib)
 {
 	int err;
@@ -360,7 +366,7 @@ static __always_inline int way(struct __sk_buff *skb, const struct packet *in, c
 	fib->family = in->six ? AF_INET6 : AF_INET;
 	fib->l4_protocol = in->proto;
 	fib->tot_len = in->segment;
-	fib->ifindex = p->ifindex;
+	fib->ifindex = n->director;
 	if (in->six)
 		fib->flowinfo = in->first[0] & bpf_htonl(0x0fffffff); /* traffic class and flow label */
 	else
@@ -379,23 +385,15 @@ static __always_inline int leave(const struct bpf_fib_lookup *fib)
 }
 
 /* request sends the packet to the realserver's own address and port: method NAT. */
-static __always_inline int request(struct __sk_buff *skb, struct packet *in, const __be32 *src, const __be32 *dst,
-				   const struct path *p)
+static __always_inline int request(struct __sk_buff *skb, struct packet *in, const __be32 *dst, const struct path *p)
 {
-	struct bpf_fib_lookup fib = {};
-	__be32 to[4];
-	__be16 port;
+	struct nat n;
 
-	if (in->unchecked || in->segment > p->mtu)
+	__builtin_memcpy(&n, p->header, sizeof(n));
+	if (in->unchecked || !fits(skb, in, p, 0) || !trim(skb, in) ||
+	    replace(skb, in, 0, dst, n.address, in->dport, n.port))
 		return NEXT; /* the worker computes a checksum for a datagram without one */
-	__builtin_memcpy(to, p->header, sizeof(to));
-	__builtin_memcpy(&port, p->header + sizeof(to), sizeof(port));
-	ends(in, &fib, src, to);
-	fib.sport = in->sport;
-	fib.dport = port ? port : in->dport;
-	if (way(skb, in, p, &fib) || !trim(skb, in) || replace(skb, in, 0, dst, to, in->dport, port))
-		return NEXT;
-	return leave(&fib);
+	return out(p);
 }
 
 /* reply sends the realserver's packet on to the client, from the VIP: method NAT. */
@@ -406,14 +404,16 @@ static __always_inline int reply(struct __sk_buff *skb, struct packet *in, const
 	const struct in6_addr *vip = bpf_map_lookup_elem(&vips, &index);
 	struct bpf_fib_lookup fib = {};
 	__be32 from[4];
+	struct nat n;
 
 	if (!vip || in->unchecked)
 		return NEXT;
+	__builtin_memcpy(&n, p->header, sizeof(n));
 	__builtin_memcpy(from, vip, sizeof(from));
 	ends(in, &fib, from, dst);
 	fib.sport = e->port;
 	fib.dport = in->dport;
-	if (way(skb, in, p, &fib) || !trim(skb, in) || replace(skb, in, 1, src, from, in->sport, e->port))
+	if (way(skb, in, &n, &fib) || !trim(skb, in) || replace(skb, in, 1, src, from, in->sport, e->port))
 		return NEXT;
 	return leave(&fib);
 }
@@ -451,7 +451,7 @@ static __always_inline int forward(struct __sk_buff *skb, struct packet *in, str
 		action = link(skb, in, &p);
 		break;
 	case NAT:
-		action = e->vip ? reply(skb, in, src, dst, e, &p) : request(skb, in, src, dst, &p);
+		action = e->vip ? reply(skb, in, src, dst, e, &p) : request(skb, in, dst, &p);
 		break;
 	}
 	if (action != NEXT) {

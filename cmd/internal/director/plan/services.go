@@ -72,7 +72,9 @@ func realserver(s *config.Service, r *config.RealserverRef, sources config.Sourc
 		Config: method.Config{Kind: r.Forward, Port: r.Port, Key: r.Key, HasKey: r.HasKey, Checksum: r.Checksum,
 			Source: sources.For(r.Address),
 			MTU:    paths.mtu(r.Address)}}
-	if path, asked := paths[r.Address]; r.Forward == method.NAT && asked && path == (query.Path{}) {
+	path, asked := paths[r.Address]
+	rs.Own = path.Local
+	if r.Forward == method.NAT && asked && path == (query.Path{}) {
 		rs.MTU = 0 // no route: clients are told so
 	}
 	rs.Encap, _ = encap.ParseKind(r.Encap) // the configuration is validated
