@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"log/slog"
 	"maps"
 	"net/netip"
@@ -154,7 +155,7 @@ func keptTable(c *config.Connections, control string) string {
 }
 
 func inUse(err error) error {
-	return errors.Join(errors.New("connections.keep: set another file, or stop the director that uses this one"), err)
+	return fmt.Errorf("connections.keep: %w: set another file, or stop the director that uses this one", err)
 }
 
 // fail notes that a section of the memory is private; "" is all of it. It logs that once for the connections of IPv4,
