@@ -196,7 +196,7 @@ func (f *fastPath) status(taken bpf.Taken) api.FastPath {
 	if f.program == nil {
 		return st
 	}
-	st.Devices = f.devices.Names()
+	st.Devices, st.Resumes = f.devices.Names(), true
 	faults := slices.Concat(f.left, f.devices.Faults())
 	if f.refused != "" {
 		faults = append(faults, f.refused)

@@ -5,6 +5,7 @@ type FastPath struct {
 	On      bool     `json:"on"`
 	Devices []string `json:"devices,omitempty"` // by which packets come that it may take
 	Reason  string   `json:"reason,omitempty"`  // why it is not on, or not on all devices
+	Resumes bool     `json:"resumes,omitempty"` // it is on without a restart once Reason holds no more
 	Taken   Traffic  `json:"taken"`             // by it since the start; GSO packets count once
 	// Of a director:
 	Connections int    `json:"connections,omitempty"` // that it forwards now

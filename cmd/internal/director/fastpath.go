@@ -227,6 +227,7 @@ func (f *fastPath) status() api.FastPath {
 		}
 	}
 	faults := slices.Concat(f.left, f.devices.Faults())
+	st.Resumes = st.Reason == "" && !f.wanted.Off
 	switch {
 	case st.Reason != "":
 	case f.wanted.Off:

@@ -128,5 +128,8 @@ func TestIPsec(t *testing.T) {
 		q.ipsec.Store(has)
 		f.askAgain() // as a change of routes does
 		testkit.Within(t, "it is noticed", 10*time.Second, func() bool { return off() == has })
+		if !f.status().Resumes {
+			t.Error("no restart is needed")
+		}
 	}
 }

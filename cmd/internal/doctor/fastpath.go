@@ -34,8 +34,11 @@ func (res *result) fastPath(st *api.FastPath, wanted bool, why, unit string) {
 	case !wanted:
 		res.fine("not wanted")
 	default:
-		res.find(Finding{Severity: Hint, What: "the fast path is off", Why: why, Causes: []string{st.Reason},
-			Fix:     "systemctl restart " + unit,
-			Remarks: []string{"first remove the cause", "or set fast_path = \"off\""}})
+		f := Finding{Severity: Hint, What: "the fast path is off", Why: why, Causes: []string{st.Reason},
+			Remarks: []string{"it goes on without a restart when the cause is gone", "or set fast_path = \"off\""}}
+		if !st.Resumes {
+			f.Fix, f.Remarks[0] = "systemctl restart "+unit, "first remove the cause"
+		}
+		res.find(f)
 	}
 }
