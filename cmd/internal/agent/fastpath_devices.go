@@ -104,6 +104,7 @@ func (f *fastPath) update() {
 // policy refuses. f.mu is held.
 func (f *fastPath) protected() bool {
 	in, _ := f.secure.Look(f.log)
+	f.secure.Log(f.log, in)
 	return in
 }
 

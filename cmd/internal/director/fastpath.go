@@ -160,11 +160,8 @@ func (f *fastPath) put() {
 // followIPsec keeps all connections out of the kernel while there is an IPsec policy: the program would send packets
 // on without it. f.mu is held.
 func (f *fastPath) followIPsec() {
-	_, has := f.secure.Look(f.log)
-	if has && !f.ipsec {
-		f.log.Info("there is no fast path while this host has IPsec policies")
-	}
-	f.ipsec = has
+	_, f.ipsec = f.secure.Look(f.log)
+	f.secure.Log(f.log, f.ipsec)
 	f.cache.Pause(f.unused || f.ipsec)
 }
 

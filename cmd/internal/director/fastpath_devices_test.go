@@ -129,6 +129,11 @@ func TestFastPathMarks(t *testing.T) {
 		{Address: two, Forward: method.NAT}}}}}
 	f.follow(st)
 	reason("2 realservers")
+	f.marks = noMarks
+	f.follow(stateWith(st.inputs.Devices, one.String()))
+	if got := out.String(); f.status().Reason != "" || !strings.Contains(got, "no mark leads packets") {
+		t.Errorf("without the rule: %+v; the log: %s", f.status(), got)
+	}
 }
 
 // TestFastPathVRF: the program is at no port of a VRF, and status says so, where it is at other devices, too.

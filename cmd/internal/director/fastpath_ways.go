@@ -81,7 +81,11 @@ func (f *fastPath) setWays(paths map[netip.Addr]query.Path) error {
 	}
 	f.marked = marks
 	was := f.logged
-	if f.logged = f.markReason(); f.logged != was && f.logged != "" {
+	switch f.logged = f.markReason(); {
+	case f.logged == was:
+	case f.logged == "":
+		f.log.Info("no mark leads packets of realservers another way any more: they take the fast path")
+	default:
 		f.log.Info("some packets do not take the fast path", "reason", f.logged)
 	}
 	all := make(fastpath.Ways, len(paths))

@@ -103,6 +103,25 @@ func TestFollow(t *testing.T) {
 	}
 }
 
+// TestPoliciesLog: the log has when IPsec policies come and go, and nothing in between.
+func TestPoliciesLog(t *testing.T) {
+	var out strings.Builder
+	log := slog.New(slog.NewTextHandler(&out, nil))
+	p := &Policies{}
+	for _, step := range []struct {
+		has  bool
+		want string
+	}{
+		{false, ""}, {true, "there is no fast path"}, {true, ""}, {false, "the fast path goes on"}, {false, ""},
+	} {
+		out.Reset()
+		p.Log(log, step.has)
+		if got := out.String(); (got == "") != (step.want == "") || !strings.Contains(got, step.want) {
+			t.Errorf("%v: %q, want %q", step.has, got, step.want)
+		}
+	}
+}
+
 // TestLog: the log has all devices at the start, and later those that are added and lost. It has nothing in between.
 func TestLog(t *testing.T) {
 	var out strings.Builder

@@ -13,6 +13,7 @@ const (
 type Policies struct {
 	Ask     func() (in, out bool, err error) // query.HasIPsec
 	unasked bool                             // the last question had no answer
+	logged  bool                             // the answer that the log has
 }
 
 // Look reports whether there are policies for packets that come, and for those that leave. Without an answer of the
@@ -24,4 +25,16 @@ func (p *Policies) Look(log *slog.Logger) (in, out bool) {
 	}
 	p.unasked = err != nil
 	return in, out
+}
+
+// Log logs that there are policies which the fast path cannot obey, and later that there are none any more. has is the
+// last answer of Look that matters.
+func (p *Policies) Log(log *slog.Logger, has bool) {
+	switch {
+	case has && !p.logged:
+		log.Info("there is no fast path while this host has IPsec policies")
+	case !has && p.logged:
+		log.Info("this host has no IPsec policies any more: the fast path goes on")
+	}
+	p.logged = has
 }
