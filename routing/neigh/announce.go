@@ -196,9 +196,12 @@ func (a *Answerer) defend(t *table, p place, by MAC, now time.Time) {
 		a.announceOnce(t, p)
 	}
 	if log {
-		a.log.Error("another host uses a VIP, and neighbours may send their packets there: remove the address from "+
-			"that host; a realserver needs arp_ignore = 1 and arp_announce = 2", "vip", p.addr, "device",
-			t.devices[p.index].Name, "mac", by.String())
+		what := "another host uses a VIP, and neighbours may send their packets there: "
+		if t.devices[p.index].Elected {
+			what += "if it is another director, both are master: let IP protocol 112 pass between them; else "
+		}
+		a.log.Error(what+"remove the address from that host; a realserver needs arp_ignore = 1 and arp_announce = 2",
+			"vip", p.addr, "device", t.devices[p.index].Name, "mac", by.String())
 	}
 }
 

@@ -249,7 +249,8 @@ func TestConflict(t *testing.T) {
 			t.Errorf("claims %+v", claims)
 		}
 	}
-	if n := strings.Count(w.log.String(), "another host uses a VIP"); n != 2 {
+	if n := strings.Count(w.log.String(), "another host uses a VIP"); n != 2 ||
+		strings.Contains(w.log.String(), "master") {
 		t.Errorf("%d lines in the log, want one for each address:\n%s", n, w.log)
 	}
 	w.answerer.Set(nil)

@@ -61,8 +61,9 @@ func TestContest(t *testing.T) {
 			t.Errorf("the address is defended by %d announcements", n)
 		}
 		uses("the same again", 1)
-		if n := strings.Count(log.String(), "another host uses a VIP"); n != 1 {
-			t.Errorf("%d lines in the log", n)
+		if n := strings.Count(log.String(), "another host uses a VIP"); n != 1 ||
+			!strings.Contains(log.String(), "both are master") {
+			t.Errorf("%d lines in the log: %s", n, log.String())
 		}
 		for range 3 {
 			time.Sleep(20 * time.Minute)
