@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -255,6 +256,30 @@ func TestFastPathCapture(t *testing.T) {
 		t.Errorf("%d packets of %d requests were captured", n, requests)
 	}
 	s.mustBeFast(c, server)
+}
+
+// TestFastPathBlockedClient: a new rule of the firewall does not stop a connection that the kernel has. It does once a
+// capture has taken the connection out, and the connection does not come back: see the manual, operating.md.
+func TestFastPathBlockedClient(t *testing.T) {
+	t.Parallel()
+	needTool(t, "nft", "nftables")
+	s := newSite(t, 1, nil)
+	s.startWith(drainTOML("", `{ address = "10.0.11.2" }`))
+	c, server := s.whoAnswers(anyPort(s.Client.Addr), s.at(80))
+	s.mustBeFast(c, server)
+	s.command(s.Director, fmt.Sprintf("table ip f { chain c { type filter hook forward priority 0; ip saddr %s drop; "+
+		"}; }\n", s.Client.Addr), "nft", "-f", "-")
+	for range 20 {
+		mustStay(t, c, server)
+	}
+	capture, _ := s.startCapture("--client", s.Client.Addr.String())
+	s.endCapture(capture)
+	if answer, err := askName(c, "still there?"); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("behind the rule: %q, %v", answer, err)
+	}
+	if s.fast(c) {
+		t.Error("the kernel has the connection again")
+	}
 }
 
 // TestFastPathNextCapture: a capture that has ended, but whose reader is slow, lets no connection of the next capture
