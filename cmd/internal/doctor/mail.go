@@ -17,8 +17,8 @@ func (res *result) mail(m *api.Mail) {
 	case m.Failing > 0:
 		res.find(Finding{Severity: Warning, Where: m.Server, What: "the director's mails fail: " + m.Error,
 			Why: fmt.Sprintf("%s of health in no mail yet", words.Count(m.Waiting, "change")),
-			Fix: "director status --json", Remarks: []string{"repair the server, or correct notify.mail, then reload: " +
-				"a reload sends the mail at once"}})
+			Fix: "director status --json", Remarks: []string{"repair the server, or correct notify.mail, then " +
+				"reload: a reload sends the mail at once"}})
 	default:
 		res.find(Finding{Severity: Warning, Where: m.Server, What: "the server has refused a mail or a recipient: " +
 			m.Error, Why: fmt.Sprintf("%s of health in no mail since the start", words.Count(m.Lost, "change")),
