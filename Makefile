@@ -1,11 +1,11 @@
-# make demo | test | race | busy | long | slowpath | uploads | rate | ha | bulk | kills | restarts | soak | interop | bench | build | install | uninstall | package | lint | fuzz | bpf | deps | clean
+# make demo | test | race | busy | long | slowpath | uploads | rate | ha | bulk | kills | restarts | soak | interop | bench | trace | build | install | uninstall | package | lint | fuzz | bpf | deps | clean
 
 GO       ?= go
 FUZZTIME ?= 30s
 
 export PATH := $(PATH):/usr/local/go/bin:/usr/sbin:/sbin
 
-.PHONY: all build install uninstall package demo test race busy long slowpath uploads rate ha bulk kills restarts soak interop bench lint fuzz bpf deps clean
+.PHONY: all build install uninstall package demo test race busy long slowpath uploads rate ha bulk kills restarts soak interop bench trace lint fuzz bpf deps clean
 all: build
 
 build:
@@ -90,6 +90,10 @@ interop: deps
 # own IPVS, and what else the kernel forwards, in the guest of interop.
 bench: build $(if $(GUEST),deps)
 	$(if $(GUEST),.ci/bench-guest,bin/lab bench) $(if $(QUICK),--quick) $(if $(AGAINST),--against $(AGAINST))
+
+# Where the time of a round trip through the TUN device goes, by the kernel's tracing; a few seconds.
+trace: build
+	bin/lab trace
 
 lint:
 	@unformatted=$$(gofmt -l .); [ -z "$$unformatted" ] || { echo "gofmt: $$unformatted"; exit 1; }

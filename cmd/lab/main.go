@@ -27,7 +27,7 @@ func run() int {
 		Args:  cobra.NoArgs,
 		RunE:  func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
-	root.AddCommand(demoCommand(), bench.Command(), bench.LoopCommand(), cli.VersionCommand())
+	root.AddCommand(demoCommand(), bench.Command(), bench.TraceCommand(), bench.LoopCommand(), cli.VersionCommand())
 	root.SetContext(ctx)
 	return cli.Main(root)
 }

@@ -31,6 +31,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"vstun/cmd/internal/daemon"
@@ -72,8 +73,8 @@ type timing struct {
 }
 
 func fullTiming() timing {
-	return timing{floods: 45, rounds: 7, flows: manyFlows, most: 1_000_000, mostRounds: 5,
-		settle: 40 * time.Millisecond, window: 80 * time.Millisecond, stream: 2, trips: 5000, loads: 3, conns: 10_000,
+	return timing{floods: 45, rounds: 13, flows: manyFlows, most: 1_000_000, mostRounds: 5,
+		settle: 40 * time.Millisecond, window: 80 * time.Millisecond, stream: 1, trips: 3000, loads: 3, conns: 5000,
 		first: 15}
 }
 
@@ -366,7 +367,7 @@ func (b *bed) measureStreams(ctx context.Context, o Options, r *results) error {
 	for round := range o.timing.rounds {
 		o.status("TCP streams, round %d of %d", round+1, o.timing.rounds)
 		for _, download := range []bool{false, true} {
-			for _, p := range b.allTCPPaths() {
+			for _, p := range inRound(round, b.allTCPPaths()) {
 				if download && p.uploads {
 					continue
 				}
@@ -403,7 +404,7 @@ func (b *bed) measureStreams(ctx context.Context, o Options, r *results) error {
 func (b *bed) measureTrips(ctx context.Context, o Options, r *results) error {
 	paths, hosts := b.tcpPaths(), []*lab.Host{b.web}
 	for _, w := range b.beside {
-		paths = append(paths, tcpPath{path: w.path, bed: w.in})
+		paths = slices.Insert(paths, 1, tcpPath{path: w.path, bed: w.in}) // beside plain forwarding
 		hosts = append(hosts, w.in.web)
 	}
 	for _, h := range hosts {
@@ -414,8 +415,8 @@ func (b *bed) measureTrips(ctx context.Context, o Options, r *results) error {
 		defer e.close()
 	}
 	o.status("round trips, %d rounds", o.timing.rounds)
-	for range o.timing.rounds {
-		for _, p := range paths {
+	for round := range o.timing.rounds {
+		for _, p := range inRound(round, paths) {
 			measure := func() error {
 				p50, p99, err := p.roundTrips(ctx, o.timing.trips)
 				if err != nil {
@@ -467,5 +468,15 @@ func (p *tcpPath) server() *lab.Host {
 	return p.bed.web
 }
 
-// allTCPPaths returns the TCP paths of this lab, and those of the others.
-func (b *bed) allTCPPaths() []tcpPath { return append(b.tcpPaths(), b.methods...) }
+// allTCPPaths returns the TCP paths of this lab, and, beside plain forwarding, those of the others.
+func (b *bed) allTCPPaths() []tcpPath { return slices.Insert(b.tcpPaths(), 1, b.methods...) }
+
+// inRound returns paths in the order in which they are measured in a round: in every second one it is reversed, so that
+// a machine that becomes slower or faster meanwhile favours none.
+func inRound[T any](round int, paths []T) []T {
+	paths = slices.Clone(paths)
+	if round%2 == 1 {
+		slices.Reverse(paths)
+	}
+	return paths
+}

@@ -20,6 +20,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/google/gopacket"
 	"github.com/google/gopacket/layers"
 	"github.com/spf13/cobra"
@@ -99,6 +101,69 @@ func measured(t *testing.T, o Options) (r Report) {
 		t.Fatal(err)
 	}
 	return r
+}
+
+// TestTrace: each step of a round trip has a time, and the sums are those of the steps.
+func TestTrace(t *testing.T) {
+	o := someCPUs(t, "trace")
+	var out, status bytes.Buffer
+	o.Status = &status
+	if err := Trace(t.Context(), &out, o); err != nil {
+		if errors.Is(err, errNoTracing) {
+			t.Skip("SKIPPED: ", err)
+		}
+		t.Fatalf("%v\n%s", err, status.String())
+	}
+	lines := strings.Split(strings.TrimSpace(out.String()), "\n")
+	if len(lines) != len(steps)+3 {
+		t.Fatalf("%d lines:\n%s", len(lines), out.String())
+	}
+	var sum [2]float64
+	for i, line := range lines[1 : len(steps)+2] {
+		fields := strings.Fields(line)
+		for j := range sum {
+			us, err := strconv.ParseFloat(fields[j], 64)
+			switch {
+			case i < len(steps) && j == 1 && !steps[i].plain:
+			case err != nil || us <= 0:
+				t.Errorf("%q: %v", line, err)
+			case i < len(steps):
+				sum[j] += us
+			case us < sum[j]-0.5 || us > sum[j]+0.5: // each is rounded
+				t.Errorf("together %v, want %v:\n%s", us, sum[j], out.String())
+			}
+		}
+	}
+}
+
+// TestStepTimes: the steps of whole round trips count, whatever other threads do meanwhile.
+func TestStepTimes(t *testing.T) {
+	var trace strings.Builder
+	for i := range 20 {
+		at := 100 + float64(i)
+		for j, line := range []string{
+			"trip-client-8959    [000] ..... %f: sys_write(fd: 0x1b, buf: 0x2d342270ccef, count: 1)",
+			"trip-client-8959    [000] d.s5. %f: sched_waking: comm=trip-server pid=8967 prio=120 target_cpu=000",
+			"a-b c-7             [001] ..... %f: sys_read -> 0x1",
+			"trip-server-8967    [000] ..... %f: sys_read -> 0x1",
+			"trip-server-8967    [000] ..... %f: sys_read -> 0xfffffffffffffff5",
+			"trip-server-8967    [000] d.s5. %f: sched_waking: comm=trip-client pid=8959 prio=120 target_cpu=000",
+			"trip-client-8959    [000] ..... %f: sys_read -> 0x1",
+		} {
+			if i == 7 && j == 3 {
+				break // the server's buffer is full
+			}
+			fmt.Fprintf(&trace, line+"\n", at+float64(j)*1e-5)
+		}
+	}
+	got, err := stepTimes([]byte(trace.String()), true)
+	want := []float64{10_000, 20_000, 20_000, 10_000}
+	if err != nil || !cmp.Equal(got, want, cmpopts.EquateApprox(0, 1)) {
+		t.Errorf("%v, %v, want %v", got, err, want)
+	}
+	if got, err := stepTimes([]byte(trace.String()), false); err == nil {
+		t.Errorf("without the director's marks: %v", got)
+	}
 }
 
 func TestEveryVariantDelivers(t *testing.T) {

@@ -34,9 +34,14 @@ func Command() *cobra.Command {
 		"IPVS if it has one, and the fast path; one CPU is enough")
 	c.Flags().StringVar(&o.Against, "against", "", "`DIR` of the programs of another version: measure both in "+
 		"alternation, and print new : old")
+	binFlag(c, &o)
+	return c
+}
+
+// binFlag adds the flag of o.Bin.
+func binFlag(c *cobra.Command, o *Options) {
 	c.Flags().StringVar(&o.Bin, "bin", "", "`DIR` of the programs director, realserver and lab (default: where lab "+
 		"itself is)")
-	return c
 }
 
 // loopName is the command that Command runs on the director's host.

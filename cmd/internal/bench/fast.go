@@ -47,9 +47,11 @@ func (b *bed) openFast(ctx context.Context, o Options) (missing string, err erro
 	}
 	b.fast = in
 	b.beside = append(b.beside, flooded{w, in})
+	var fast []tcpPath
 	for _, name := range []string{pathFast, pathFastGUE, pathFastDirector, pathFastAgent} {
-		b.methods = append(b.methods, tcpPath{in.findPath(name), in, iperfPort, name != pathFast})
+		fast = append(fast, tcpPath{in.findPath(name), in, iperfPort, name != pathFast})
 	}
+	b.methods = append(fast, b.methods...)
 	return "", nil
 }
 

@@ -48,6 +48,7 @@ func startEcho(h *lab.Host) (*echo, error) {
 
 // serveEcho serves a connection until its end.
 func serveEcho(conn *net.TCPConn) {
+	nameThread(tripServer)
 	file, err := conn.File()
 	conn.Close()
 	if err != nil {
@@ -85,6 +86,7 @@ func (p *tcpPath) roundTrips(ctx context.Context, count int) (p50, p99 float64, 
 	}
 	times := make([]time.Duration, 0, count)
 	err = p.bed.lab.Client.Do(func() error {
+		nameThread(tripClient)
 		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 		if err != nil {
 			return fmt.Errorf("socket: %w", err)

@@ -55,12 +55,14 @@ func (b *bed) measureNewConnections(ctx context.Context, o Options, r *results) 
 		return fmt.Errorf("%s: %w", pathConnsOff, err)
 	}
 	o.status("new connections, %d rounds", o.timing.rounds)
-	for range o.timing.rounds {
-		for _, m := range []struct {
-			in   *bed
-			path *path
-			cost *connCost
-		}{{b, off, &r.connsOff}, {b.fast, b.fast.findPath(pathFast), &r.connsFast}} {
+	type side struct {
+		in   *bed
+		path *path
+		cost *connCost
+	}
+	both := []side{{b, off, &r.connsOff}, {b.fast, b.fast.findPath(pathFast), &r.connsFast}}
+	for round := range o.timing.rounds {
+		for _, m := range inRound(round, both) {
 			err := r.repeat(ctx, o, func() error { return m.in.newConnections(ctx, m.path, o.timing.conns, m.cost) })
 			if err != nil {
 				return err

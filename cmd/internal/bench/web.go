@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"time"
 )
@@ -71,8 +72,8 @@ func (b *bed) measureRequests(ctx context.Context, o Options, r *results) error 
 		}
 	}
 	o.status("HTTP requests, %d rounds", o.timing.rounds)
-	for range o.timing.rounds {
-		for _, p := range paths {
+	for round := range o.timing.rounds {
+		for _, p := range inRound(round, paths) {
 			measure := func() error {
 				rate, err := p.requests(ctx, o.timing.stream)
 				if err != nil {
@@ -94,7 +95,7 @@ func (b *bed) measureRequests(ctx context.Context, o Options, r *results) error 
 func (b *bed) requestPaths() []tcpPath {
 	paths := b.tcpPaths()[:2]
 	if b.fast != nil {
-		paths = append(paths, tcpPath{path: b.fast.findPath(pathFast), bed: b.fast, port: iperfPort})
+		paths = slices.Insert(paths, 1, tcpPath{path: b.fast.findPath(pathFast), bed: b.fast, port: iperfPort})
 	}
 	return paths
 }
