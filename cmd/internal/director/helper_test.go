@@ -180,11 +180,14 @@ func operate(t *testing.T, cfg *config.Director, prepare func(o *operated)) *ope
 	return o
 }
 
-// awaitFirstStates returns when the first states of a director with running have been notified.
+// awaitFirstStates returns when the first states of a director with running have been notified: those of services come
+// after those of realservers.
 func (o *operated) awaitFirstStates(t *testing.T) {
 	t.Helper()
+	var told []string
 	testkit.Eventually(t, "the first states", func() bool {
-		return slices.Contains(o.told.take(), "web 10.0.11.2 unknown up")
+		told = append(told, o.told.take()...)
+		return slices.Contains(told, "web 10.0.11.2 unknown up") && slices.Contains(told, "dns up down")
 	})
 }
 
