@@ -97,13 +97,13 @@ func (c *Cache) promote(busy []conntab.Conn) {
 		if _, known := c.conns[k]; known {
 			continue
 		}
+		d, ref, ok := c.admit(&busy[i])
+		if !ok {
+			continue
+		}
 		if c.wanting[k.family()] > 0 {
 			c.wanting[k.family()]++
 			c.refused[ConnectionsFull].Add(1)
-			continue
-		}
-		d, ref, ok := c.admit(&busy[i])
-		if !ok {
 			continue
 		}
 		is, ok := c.Table.SetFast(f, true, now)

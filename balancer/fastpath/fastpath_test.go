@@ -13,6 +13,7 @@ import (
 	"vstun/balancer"
 	"vstun/balancer/conntab"
 	"vstun/balancer/method"
+	"vstun/encap"
 	"vstun/encap/bpf"
 	"vstun/encap/packet"
 	"vstun/encap/packet/drop"
@@ -392,6 +393,27 @@ func TestFull(t *testing.T) {
 	w.send(16, packet.FlagACK, 20)
 	w.lookNow()
 	w.mustHave("a busy one", 16, true)
+}
+
+// TestFullForThoseThatStayOut: connections that the kernel never gets, as those of a tunnel with checksum, ask for no
+// room: they are not counted as refused, and no quiet connection makes place for them.
+func TestFullForThoseThatStayOut(t *testing.T) {
+	w := newWorld(t, 8)
+	out := real(realB, method.TUN)
+	out.Checksum, out.Encap, out.EncapPort, out.Source = true, encap.KindGUE, 6080, netip.MustParseAddr("10.0.2.2")
+	w.apply(real(realA, method.TUN), out)
+	const n = 32 // half of them for each realserver
+	for port := range uint16(n) {
+		w.open(port + 1)
+	}
+	s := w.Stats()
+	if s.Connections == 0 || s.Refused[ConnectionsFull] == 0 {
+		t.Fatalf("the map for 8 is not full: %+v", s)
+	}
+	if all := s.Connections + int(s.Refused[ConnectionsFull]); all != n/2 || w.wanting[0] != all-s.Connections {
+		t.Errorf("%d connections in the kernel, %d refused, %d want to get there: want %d in all", s.Connections,
+			s.Refused[ConnectionsFull], w.wanting[0], n/2)
+	}
 }
 
 // TestNoPath: connections of a realserver whose path the kernel does not take stay out and are counted. NoPath is
