@@ -15,8 +15,9 @@ import (
 
 // Marks is what policy rules of this host that look at a packet's mark do with packets to some destinations.
 type Marks struct {
-	Rule4, Rule6 string              // one such rule of each family; "": there is none
-	Other        map[netip.Addr]bool // destinations to which some mark leads packets of this host another way
+	Rule4, Rule6 string // one such rule of each family; "": there is none
+	// Other is the destinations with a path to which some mark leads packets of this host another way.
+	Other map[netip.Addr]bool
 }
 
 // Rule returns the rule of a's family.
@@ -27,13 +28,17 @@ func (m *Marks) Rule(a netip.Addr) string {
 	return m.Rule6
 }
 
-// FindMarks looks for rules by mark of the families of paths, which are the paths of packets without a mark. A mark
-// that leads packets into this host itself, as those of a transparent proxy, leads to no other way.
+// FindMarks looks for rules by mark of the families of paths, which are the paths of packets without a mark. The zero
+// Path is none. A mark that leads packets into this host itself, as those of a transparent proxy, leads to no other
+// way.
 func FindMarks(paths map[netip.Addr]Path) (Marks, error) {
 	return ask(func(h *netlink.Handle) (m Marks, err error) {
 		m.Other = map[netip.Addr]bool{}
 		of := map[int][]netip.Addr{}
 		for a := range paths {
+			if paths[a].Link == "" {
+				continue
+			}
 			of[kernel.Family(a)] = append(of[kernel.Family(a)], a)
 		}
 		for family, addrs := range of {

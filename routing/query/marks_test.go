@@ -74,3 +74,22 @@ func TestFindMarks(t *testing.T) {
 	check("a path that a mark ends", "ip rule 1000: fwmark 0x2/0xffffffff", six)
 	remove()
 }
+
+// TestFindMarksUnreachable: a mark leads packets to a destination without a path no other way.
+func TestFindMarksUnreachable(t *testing.T) {
+	newHost(t)
+	nowhere := netip.MustParseAddr("203.0.113.9")
+	must(t, netlink.RouteAdd(&netlink.Route{Dst: cidr("203.0.113.0/24"), Type: unix.RTN_UNREACHABLE}))
+	r := netlink.NewRule()
+	all := ^uint32(0)
+	r.Priority, r.Table, r.Family, r.Mark, r.Mask = 1000, 200, unix.AF_INET, 1, &all
+	must(t, netlink.RuleAdd(r))
+	paths, err := Paths([]netip.Addr{nowhere, netip.MustParseAddr("10.1.0.77")})
+	if err != nil || len(paths) != 1 {
+		t.Fatalf("%v, %v", paths, err)
+	}
+	paths[nowhere] = Path{} // as the director's plan has it
+	if got, err := FindMarks(paths); err != nil || len(got.Other) > 0 || got.Rule4 == "" {
+		t.Errorf("%+v, %v", got, err)
+	}
+}
