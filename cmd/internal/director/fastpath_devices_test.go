@@ -107,20 +107,20 @@ func TestFastPathMarks(t *testing.T) {
 	var out testkit.Log
 	f.log = slog.New(slog.NewTextHandler(&out, nil))
 	one, two := netip.MustParseAddr("10.0.11.2"), netip.MustParseAddr("10.0.11.3")
-	f.marks = func(map[netip.Addr]query.Path) (query.Marks, error) {
-		return query.Marks{Rule4: "ip rule 1: fwmark 0x1/0x1", Other: map[netip.Addr]bool{one: true}}, nil
-	}
+	marks := query.Marks{Rule4: "ip rule 1: fwmark 0x1/0x1", Rule6: "ip rule 2: fwmark 0x2/0x2",
+		Other: map[netip.Addr]bool{one: true}}
+	f.marks = func(map[netip.Addr]query.Path) (query.Marks, error) { return marks, nil }
 	st := stateWith([]query.Device{{Name: "eth0", Index: 2, Up: true, Ethernet: true, Kind: "device"}}, one.String(),
 		two.String())
-	reason := func(of string) {
+	reason := func(of, rules string) {
 		t.Helper()
-		want := "a mark may lead packets of " + of + " another way (ip rule 1: fwmark 0x1/0x1)"
+		want := "a mark may lead packets of " + of + " another way (" + rules + ")"
 		if is := f.status(); !is.On || is.Reason != want {
 			t.Errorf("%+v, want %q", is, want)
 		}
 	}
 	f.follow(st)
-	reason("1 realserver")
+	reason("1 realserver", marks.Rule4)
 	if got := out.String(); strings.Count(got, "\n") != 2 || !strings.Contains(got,
 		`msg="some packets do not take the fast path"`) {
 		t.Errorf("the log, with a line about the device: %s", got)
@@ -128,7 +128,16 @@ func TestFastPathMarks(t *testing.T) {
 	st.inputs.Config = &config.Director{Services: []config.Service{{Realservers: []config.RealserverRef{
 		{Address: two, Forward: method.NAT}}}}}
 	f.follow(st)
-	reason("2 realservers")
+	reason("2 realservers", marks.Rule4)
+	six := netip.MustParseAddr("fd00:11::2")
+	marks.Other = map[netip.Addr]bool{six: true}
+	st.inputs.Config, st.inputs.Paths = &config.Director{}, plan.Paths{six: {Link: "eth0", Index: 2}}
+	f.follow(st)
+	reason("1 realserver", marks.Rule6)
+	marks.Other[one] = true
+	st.inputs.Paths = plan.Paths{six: {Link: "eth0", Index: 2}, one: {Link: "eth0", Index: 2}}
+	f.follow(st)
+	reason("2 realservers", marks.Rule4+", "+marks.Rule6)
 	f.marks = noMarks
 	f.follow(stateWith(st.inputs.Devices, one.String()))
 	if got := out.String(); f.status().Reason != "" || !strings.Contains(got, "no mark leads packets") {

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"vstun/balancer/fastpath"
@@ -110,8 +111,12 @@ func (f *fastPath) markReason() string {
 	if len(of) == 0 {
 		return ""
 	}
+	rules := map[string]bool{} // of these realservers' families
+	for a := range of {
+		rules[f.marked.Rule(a)] = true
+	}
 	return fmt.Sprintf("a mark may lead packets of %s another way (%s)", words.Count(len(of), "realserver"),
-		cmp.Or(f.marked.Rule4, f.marked.Rule6))
+		strings.Join(slices.Sorted(maps.Keys(rules)), ", "))
 }
 
 // natRealservers returns the addresses of cfg's realservers of VS/NAT.
