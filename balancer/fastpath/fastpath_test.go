@@ -5,6 +5,7 @@ import (
 	"maps"
 	"net/netip"
 	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -438,16 +439,20 @@ func TestNoPath(t *testing.T) {
 			w.lookNow()
 			w.mustHave("the first", 1, true)
 			w.mustHave("the second", 2, false)
-			if err := testkit.Receive(t, "an error", w.noPath); !errors.Is(err, row.is) {
+			c, _ := w.table.Lookup(client(2), w.now)
+			second := w.snapshot.Dest(c.Dest).Address
+			named := func(err error) bool { // by an error that concerns one realserver
+				return strings.Contains(err.Error(), "realserver "+second.String()+": ") == (row.reason == PathError)
+			}
+			if err := testkit.Receive(t, "an error", w.noPath); !errors.Is(err, row.is) || !named(err) {
 				t.Errorf("NoPath: %v", err)
 			}
 			n, err := w.PathFaults()
-			if count := w.Stats().Refused[row.reason]; count < 2 || n != 1 || !errors.Is(err, row.is) {
+			if count := w.Stats().Refused[row.reason]; count < 2 || n != 1 || !errors.Is(err, row.is) || !named(err) {
 				t.Errorf("%d refused; %d realservers without a path: %v", count, n, err)
 			}
 			w.kernel.broken = nil
-			c, _ := w.table.Lookup(client(2), w.now)
-			w.apply(real(w.snapshot.Dest(c.Dest).Address, method.TUN))
+			w.apply(real(second, method.TUN))
 			w.send(2, packet.FlagACK, 20)
 			w.lookNow()
 			w.mustHave("the second, later", 2, true)

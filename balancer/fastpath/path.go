@@ -78,7 +78,7 @@ func (c *Cache) path(v via, six bool) (bpf.Path, error) {
 		p.Realserver = netip.AddrPortFrom(v.to.Address, v.to.Port)
 		return p, nil
 	}
-	return p, fmt.Errorf("realserver %v: the fast path has no method %v", v.to.Address, v.to.Kind)
+	return p, fmt.Errorf("the fast path has no method %v", v.to.Kind)
 }
 
 // get returns the path id, and adds it to the kernel if it is not there. ok is false if there is none. The caller holds
@@ -109,6 +109,9 @@ func (c *Cache) add(id pathID, v via) path {
 	to, err := c.path(v, id.six)
 	if err == nil {
 		p.ref, err = c.Kernel.Add(to)
+	}
+	if err != nil && !errors.Is(err, bpf.ErrPathsFull) { // which concerns any realserver
+		err = fmt.Errorf("realserver %v: %w", v.to.Address, err)
 	}
 	if err != nil {
 		p.ref, p.err = bpf.Ref{}, err
