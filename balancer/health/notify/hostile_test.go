@@ -125,11 +125,13 @@ var (
 	web      = say("HTTP/1.1 400 Bad Request\r\n\r\n")
 )
 
-// resetting ends the connection with a RST.
+// resetting ends the connection with a RST, and TLS without a goodbye.
 func resetting(c net.Conn) {
-	if tcp, ok := c.(*net.TCPConn); ok {
-		_ = tcp.SetLinger(0)
+	if encrypted, ok := c.(*tls.Conn); ok {
+		c = encrypted.NetConn()
 	}
+	_ = c.(*net.TCPConn).SetLinger(0)
+	_ = c.Close()
 }
 
 // noTLS answers the client's first bytes by a line of text.
