@@ -464,20 +464,20 @@ func TestSettle(t *testing.T) {
 		action, _ := run(t, r.objects.Realserver, packets[director])
 		return action == redirect
 	}
-	settles := func(when string, director int) {
+	settles := func(when string, director int, change func() error) {
 		t.Helper()
-		if taken(director) {
+		begin := time.Now()
+		must(t, change())
+		// A busy machine may come back when the moment is over.
+		if taken(director) && time.Since(begin) < holdTime-2*jiffy {
 			t.Errorf("%s: a packet is taken at once", when)
 		}
 		testkit.Within(t, when+": packets are taken", 5*time.Second, func() bool { return taken(director) })
 	}
-	must(t, r.Set(rules))
-	settles("the first rules", 1)
+	settles("the first rules", 1, func() error { return r.Set(rules) })
 	rules.VIPs = virtuals[:1]
-	must(t, r.Set(rules))
-	settles("other rules", 1)
-	must(t, r.AddDirector(directors[0]))
-	settles("a new director", 0)
+	settles("other rules", 1, func() error { return r.Set(rules) })
+	settles("a new director", 0, func() error { return r.AddDirector(directors[0]) })
 	must(t, r.Pause())
 	must(t, r.AddDirector(netip.MustParseAddr("10.0.2.9")))
 	for end := time.Now().Add(2 * holdTime); time.Now().Before(end); {
