@@ -14,6 +14,7 @@ import (
 
 	"vstun/balancer/fastpath"
 	"vstun/balancer/forward"
+	"vstun/balancer/method"
 	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/daemon"
@@ -45,11 +46,11 @@ type fastPath struct {
 	unused  bool     // no device has the program
 	left    []string // devices that it is not at, and why
 	secure  ingress.Policies
-	ipsec   bool         // see followIPsec
-	paths   plan.Paths   // in force
-	nat     []netip.Addr // realservers of VS/NAT
-	marked  query.Marks  // see setWays
-	logged  string       // reason
+	ipsec   bool                       // see followIPsec
+	paths   plan.Paths                 // in force
+	servers map[netip.Addr]method.Kind // see routed
+	marked  query.Marks                // see setWays
+	logged  string                     // reason
 	ended   sync.Once
 }
 
@@ -119,7 +120,7 @@ func (f *fastPath) follow(st *state) {
 	}
 	f.cache.Follow(st.snapshot)
 	f.mu.Lock()
-	f.wanted, f.nat = st.inputs.Config.FastPath, natRealservers(st.inputs.Config)
+	f.wanted, f.servers = st.inputs.Config.FastPath, routed(st.inputs.Config)
 	if f.host == nil { // later, follow may come with older ones than attach
 		f.host = st.inputs.Devices
 	}

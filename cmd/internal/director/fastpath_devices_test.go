@@ -107,11 +107,20 @@ func TestFastPathMarks(t *testing.T) {
 	var out testkit.Log
 	f.log = slog.New(slog.NewTextHandler(&out, nil))
 	one, two := netip.MustParseAddr("10.0.11.2"), netip.MustParseAddr("10.0.11.3")
+	six, direct := netip.MustParseAddr("fd00:11::2"), netip.MustParseAddr("10.0.11.4")
+	serve := func(list ...config.RealserverRef) *config.Director {
+		return &config.Director{Services: []config.Service{{Realservers: list}}}
+	}
+	ref := func(a netip.Addr, forward method.Kind) config.RealserverRef {
+		return config.RealserverRef{Address: a, Forward: forward}
+	}
 	marks := query.Marks{Rule4: "ip rule 1: fwmark 0x1/0x1", Rule6: "ip rule 2: fwmark 0x2/0x2",
-		Other: map[netip.Addr]bool{one: true}}
+		// The last two are behind the default route, and a neighbour, which no route leads to.
+		Other: map[netip.Addr]bool{one: true, netip.MustParseAddr("192.0.2.1"): true, direct: true}}
 	f.marks = func(map[netip.Addr]query.Path) (query.Marks, error) { return marks, nil }
 	st := stateWith([]query.Device{{Name: "eth0", Index: 2, Up: true, Ethernet: true, Kind: "device"}}, one.String(),
 		two.String())
+	st.inputs.Config = serve(ref(one, method.TUN), ref(two, method.TUN), ref(direct, method.DR))
 	reason := func(of, rules string) {
 		t.Helper()
 		want := "a mark may lead packets of " + of + " another way (" + rules + ")"
@@ -125,13 +134,12 @@ func TestFastPathMarks(t *testing.T) {
 		`msg="some packets do not take the fast path"`) {
 		t.Errorf("the log, with a line about the device: %s", got)
 	}
-	st.inputs.Config = &config.Director{Services: []config.Service{{Realservers: []config.RealserverRef{
-		{Address: two, Forward: method.NAT}}}}}
+	st.inputs.Config = serve(ref(one, method.TUN), ref(two, method.NAT), ref(direct, method.DR))
 	f.follow(st)
 	reason("2 realservers", marks.Rule4)
-	six := netip.MustParseAddr("fd00:11::2")
 	marks.Other = map[netip.Addr]bool{six: true}
-	st.inputs.Config, st.inputs.Paths = &config.Director{}, plan.Paths{six: {Link: "eth0", Index: 2}}
+	st.inputs.Config = serve(ref(six, method.TUN), ref(one, method.TUN))
+	st.inputs.Paths = plan.Paths{six: {Link: "eth0", Index: 2}}
 	f.follow(st)
 	reason("1 realserver", marks.Rule6)
 	marks.Other[one] = true

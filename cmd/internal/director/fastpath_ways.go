@@ -102,9 +102,9 @@ func (f *fastPath) setWays(paths map[netip.Addr]query.Path) error {
 
 // markReason says which packets stay out because of marks. f.mu is held.
 func (f *fastPath) markReason() string {
-	of := maps.Clone(f.marked.Other)
-	for _, a := range f.nat {
-		if f.marked.Rule(a) != "" {
+	of := map[netip.Addr]bool{}
+	for a, forward := range f.servers { // the paths have others, too, such as those behind default routes
+		if f.marked.Other[a] || forward == method.NAT && f.marked.Rule(a) != "" {
 			of[a] = true
 		}
 	}
@@ -119,13 +119,22 @@ func (f *fastPath) markReason() string {
 		strings.Join(slices.Sorted(maps.Keys(rules)), ", "))
 }
 
-// natRealservers returns the addresses of cfg's realservers of VS/NAT.
-func natRealservers(cfg *config.Director) (all []netip.Addr) {
+// routed returns the addresses of cfg's realservers and sorry servers to which packets take routes: by tun, or by nat,
+// by which more of them stay out.
+func routed(cfg *config.Director) map[netip.Addr]method.Kind {
+	all := map[netip.Addr]method.Kind{}
+	add := func(r *config.RealserverRef) {
+		if r.Forward != method.DR && all[r.Address] != method.NAT {
+			all[r.Address] = r.Forward
+		}
+	}
 	for i := range cfg.Services {
-		for _, r := range cfg.Services[i].Realservers {
-			if r.Forward == method.NAT {
-				all = append(all, r.Address)
-			}
+		s := &cfg.Services[i]
+		for j := range s.Realservers {
+			add(&s.Realservers[j])
+		}
+		if s.HasSorry() {
+			add(&s.Sorry)
 		}
 	}
 	return all
