@@ -30,7 +30,7 @@ func (m *Marks) Rule(a netip.Addr) string {
 
 // FindMarks looks for rules by mark of the families of paths, which are the paths of packets without a mark. The zero
 // Path is none. A mark that leads packets into this host itself, as those of a transparent proxy, leads to no other
-// way.
+// way. A rule that looks at more than the query has is taken to lead to another way.
 func FindMarks(paths map[netip.Addr]Path) (Marks, error) {
 	return ask(func(h *netlink.Handle) (m Marks, err error) {
 		m.Other = map[netip.Addr]bool{}
@@ -58,22 +58,65 @@ func FindMarks(paths map[netip.Addr]Path) (Marks, error) {
 			} else {
 				m.Rule6 = rule
 			}
-			devices := map[int]*device{}
-			for _, mark := range marks {
-				for _, a := range addrs {
-					p, err := pathTo(h, a, netip.Addr{}, "", mark, devices)
-					if err != nil {
-						return Marks{}, err
-					}
-					is := paths[a]
-					if p == nil || !p.Local && (p.Index != is.Index || p.Gateway != is.Gateway) {
-						m.Other[a] = true
-					}
+			if err := m.compare(h, addrs, paths, marks); err != nil {
+				return Marks{}, err
+			}
+			have, err := kernel.Addrs(h, family)
+			if err != nil {
+				return Marks{}, err
+			}
+			for _, a := range addrs {
+				if slices.ContainsFunc(rules, func(r netlink.Rule) bool { return isUnasked(&r, a, have) }) {
+					m.Other[a] = true
 				}
 			}
 		}
 		return m, nil
 	})
+}
+
+// compare adds those of addrs to Other to which the kernel has another path than paths for a packet with one of marks.
+func (m *Marks) compare(h *netlink.Handle, addrs []netip.Addr, paths map[netip.Addr]Path, marks []uint32) error {
+	devices := map[int]*device{}
+	for _, mark := range marks {
+		for _, a := range addrs {
+			p, err := pathTo(h, a, netip.Addr{}, "", mark, devices)
+			if err != nil {
+				return err
+			}
+			is := paths[a]
+			if p == nil || !p.Local && (p.Index != is.Index || p.Gateway != is.Gateway) {
+				m.Other[a] = true
+			}
+		}
+	}
+	return nil
+}
+
+// isUnasked reports whether r is a rule by mark that looks at a source, protocol, port, user or TOS, too, and that can
+// be for packets of this host, which has the addresses own, to a. The query has none of these: nftables leads a packet
+// that it has marked by its source, and the query is without.
+func isUnasked(r *netlink.Rule, a netip.Addr, own []netlink.Addr) bool {
+	switch looks := r.IPProto != 0 || r.Sport != nil || r.Dport != nil || r.UIDRange != nil || r.Tos != 0; {
+	case maskOf(r) == 0 || r.Src == nil && !looks:
+		return false
+	case r.Invert:
+		return true
+	case r.IifName != "" && r.IifName != "lo", r.OifName != "", r.Dst != nil && !r.Dst.Contains(a.AsSlice()):
+		return false
+	}
+	return r.Src == nil || slices.ContainsFunc(own, func(o netlink.Addr) bool { return r.Src.Contains(o.IP) })
+}
+
+// maskOf returns the bits of the mark that a rule looks at.
+func maskOf(r *netlink.Rule) uint32 {
+	switch {
+	case r.Mask != nil:
+		return *r.Mask
+	case r.Mark != 0:
+		return ^uint32(0)
+	}
+	return 0
 }
 
 // rulesByMark returns the first rule that looks at the mark, and marks between which the rules make a difference. A
@@ -85,13 +128,7 @@ func rulesByMark(rules []netlink.Rule) (first string, marks []uint32) {
 		}
 	}
 	for _, r := range rules {
-		if r.Mark == 0 && r.Mask == nil {
-			continue
-		}
-		mask := ^uint32(0)
-		if r.Mask != nil {
-			mask = *r.Mask
-		}
+		mask := maskOf(&r)
 		if mask == 0 { // every packet
 			continue
 		}

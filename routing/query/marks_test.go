@@ -93,3 +93,38 @@ func TestFindMarksUnreachable(t *testing.T) {
 		t.Errorf("%+v, %v", got, err)
 	}
 }
+
+// TestFindMarksOfMore: the query knows neither the source of a packet nor its protocol, ports and TOS. A rule that
+// looks at one of them beside the mark may lead the packets of this host another way.
+func TestFindMarksOfMore(t *testing.T) {
+	newHost(t)
+	east := netip.MustParseAddr("10.1.0.77")
+	paths, err := Paths([]netip.Addr{east})
+	must(t, err)
+	for name, row := range map[string]struct {
+		change func(r *netlink.Rule)
+		want   bool
+	}{
+		"own source":        {func(r *netlink.Rule) { r.Src = cidr("10.1.0.1/32") }, true},
+		"subnet of own":     {func(r *netlink.Rule) { r.Src = cidr("10.1.0.0/24") }, true},
+		"another source":    {func(r *netlink.Rule) { r.Src = cidr("10.77.0.0/16") }, false},
+		"not this source":   {func(r *netlink.Rule) { r.Src, r.Invert = cidr("10.77.0.0/16"), true }, true},
+		"protocol":          {func(r *netlink.Rule) { r.IPProto = unix.IPPROTO_IPIP }, true},
+		"port":              {func(r *netlink.Rule) { r.Dport = netlink.NewRulePortRange(6080, 6080) }, true},
+		"TOS":               {func(r *netlink.Rule) { r.Tos = 0x10 }, true},
+		"protocol, for it":  {func(r *netlink.Rule) { r.IPProto, r.Dst = 4, cidr("10.1.0.0/24") }, true},
+		"for another":       {func(r *netlink.Rule) { r.IPProto, r.Dst = 4, cidr("10.2.0.0/24") }, false},
+		"forwarded packets": {func(r *netlink.Rule) { r.IPProto, r.IifName = 4, "west" }, false},
+		"without a mark":    {func(r *netlink.Rule) { r.IPProto, r.Mark, r.Mask = 4, 0, nil }, false},
+	} {
+		r := netlink.NewRule()
+		all := ^uint32(0)
+		r.Priority, r.Table, r.Family, r.Mark, r.Mask = 1000, 200, unix.AF_INET, 1, &all
+		row.change(r)
+		must(t, netlink.RuleAdd(r))
+		if got, err := FindMarks(paths); err != nil || got.Other[east] != row.want {
+			t.Errorf("%s: %+v, %v; want %v", name, got, err, row.want)
+		}
+		must(t, netlink.RuleDel(r))
+	}
+}

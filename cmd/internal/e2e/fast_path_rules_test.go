@@ -205,4 +205,12 @@ func testFastPathMarks(t *testing.T, m method) {
 	s.shell(s.Director, "ip rule del priority 1000")
 	testkit.Eventually(t, "no reason", func() bool { return s.director.balance().FastPath.Reason == "" })
 	check("without it", [2]bool{true, true}, device, device)
+	if m != tun {
+		return
+	}
+	s.shell(s.Director, fmt.Sprintf("ip rule add priority 1000 from %v fwmark 7 lookup 201", from))
+	testkit.Eventually(t, "a reason", func() bool {
+		return strings.Contains(s.director.balance().FastPath.Reason, "of 2 realservers")
+	})
+	check("with a rule by the source, too", [2]bool{false, false}, "web2", device)
 }
