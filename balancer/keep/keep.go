@@ -87,7 +87,7 @@ func Create(path, version string, former *Former, failed func(section string, er
 	}
 	f := &File{path: path, temp: path + ".new", failed: failed, room: math.MaxInt64, former: former, end: pageSize,
 		added: make(chan struct{}, 1)}
-	err := removeUnused(f.temp, true)
+	err := errors.Join(checkReplaceable(path), removeUnused(f.temp, true))
 	if err != nil {
 		return nil, err
 	}
@@ -98,6 +98,25 @@ func Create(path, version string, former *Former, failed func(section string, er
 		return nil, errors.Join(err, f.Close())
 	}
 	return f, nil
+}
+
+// ErrNotRegular is that a path has no regular file but a directory, a link, or a device such as /dev/null: for
+// statfs(2), /dev is a tmpfs, too.
+var ErrNotRegular = errors.New("is no regular file")
+
+// checkReplaceable returns ErrNotRegular unless the path has nothing, a regular file, or something of another user: in
+// /dev/shm anyone can make something of this name.
+func checkReplaceable(path string) error {
+	var st unix.Stat_t
+	if err := unix.Lstat(path, &st); errors.Is(err, os.ErrNotExist) {
+		return nil
+	} else if err != nil {
+		return &os.PathError{Op: "lstat", Path: path, Err: err}
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFREG && !isForeign(&st) {
+		return fmt.Errorf("%s %w", path, ErrNotRegular)
+	}
+	return nil
 }
 
 // removeUnused removes a file of a process that has ended, if it is there. With foreign it removes one of another user
@@ -117,6 +136,9 @@ func removeUnused(path string, foreign bool) error {
 	}
 	if foreign && isForeign(&st) {
 		return os.Remove(path)
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return fmt.Errorf("%s %w", path, ErrNotRegular)
 	}
 	if err := lock(old); err != nil {
 		return err
@@ -269,8 +291,10 @@ func (f *File) SetBase(now time.Duration) {
 func (f *File) Commit() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.former, f.moved = nil, true
-	return os.Rename(f.temp, f.path)
+	f.former = nil
+	err := os.Rename(f.temp, f.path)
+	f.moved = err == nil
+	return err
 }
 
 // Close gives up the file, for another process. The sections stay mapped. Without Commit the file is removed.
@@ -303,7 +327,7 @@ func Path(socket, suffix string) string {
 const SharedMemory = "/dev/shm"
 
 // Remove removes what a process that has ended has left at path. It is no error if there is nothing. The error is
-// ErrInUse if the process has not ended.
+// ErrInUse if the process has not ended, and ErrNotRegular if the path has something else than a file.
 func Remove(path string) error {
 	return errors.Join(removeUnused(path, false), removeUnused(path+".new", false))
 }

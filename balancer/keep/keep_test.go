@@ -192,6 +192,57 @@ func TestForeignFiles(t *testing.T) {
 	must(t, f.Close())
 }
 
+// TestNotRegular: a device, directory, FIFO or link at the path stays there, and no file is left beside it.
+func TestNotRegular(t *testing.T) {
+	for name, put := range map[string]func(path string) error{
+		"device":    func(path string) error { return unix.Mknod(path, unix.S_IFCHR|0o600, int(unix.Mkdev(1, 3))) },
+		"directory": func(path string) error { return os.Mkdir(path, 0o700) },
+		"fifo":      func(path string) error { return unix.Mkfifo(path, 0o600) },
+		"link":      func(path string) error { return os.Symlink("nowhere", path) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := folder(t, "8m")
+			path := filepath.Join(dir, "t.table")
+			must(t, put(path))
+			before, err := os.Lstat(path)
+			must(t, err)
+			check := func(after string) {
+				t.Helper()
+				is, err := os.Lstat(path)
+				if err != nil || is.Mode() != before.Mode() {
+					t.Errorf("after %s: %v, %v", after, is, err)
+				}
+				if left, err := os.ReadDir(dir); err != nil || len(left) != 1 {
+					t.Errorf("after %s: %v, %v", after, left, err)
+				}
+			}
+			if _, err := Create(path, "", nil, nil); !errors.Is(err, ErrNotRegular) {
+				t.Errorf("Create: %v", err)
+			}
+			check("Create")
+			if err := Remove(path); err == nil {
+				t.Error("Remove returns no error")
+			}
+			check("Remove")
+		})
+	}
+}
+
+// TestCommitFails: a file that cannot take its path is removed.
+func TestCommitFails(t *testing.T) {
+	dir := folder(t, "8m")
+	path := filepath.Join(dir, "t.table")
+	f := create(t, path, nil)
+	must(t, os.Mkdir(path, 0o700)) // meanwhile
+	if err := f.Commit(); err == nil {
+		t.Error("Commit returns no error")
+	}
+	must(t, f.Close())
+	if left, err := os.ReadDir(dir); err != nil || len(left) != 1 {
+		t.Errorf("left: %v, %v", left, err)
+	}
+}
+
 // TestSettle: Settle changes no byte while others write, and takes sections that come later, too.
 func TestSettle(t *testing.T) {
 	f := create(t, filepath.Join(folder(t, "64m"), "t.table"), nil)

@@ -166,6 +166,9 @@ func (m *memory) fail(section string, err error) {
 	switch ipv4, ipv6 := conntab.HasConnections(section); {
 	case ipv4 || section == "":
 		lost, text = &m.tableLost, "connections will not outlive the director: there is no room for them on a tmpfs"
+		if errors.Is(err, keep.ErrNotRegular) {
+			text = "connections will not outlive the director: connections.keep is something else than a file"
+		}
 	case ipv6:
 		text = "connections of IPv6 end with the director: there is no room for them on the tmpfs"
 	}

@@ -198,7 +198,11 @@ func removeTable(out io.Writer, path string) error {
 	if path == "" {
 		return nil
 	}
-	_, missing := os.Lstat(path)
+	info, missing := os.Lstat(path)
+	if missing == nil && !info.Mode().IsRegular() {
+		_, err := fmt.Fprintf(out, "%s stays: it is no regular file\n", path)
+		return err
+	}
 	if err := keep.Remove(path); errors.Is(err, keep.ErrInUse) {
 		return fmt.Errorf("a director runs: stop it: %w", err)
 	} else if err != nil || missing != nil {
