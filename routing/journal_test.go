@@ -2,6 +2,7 @@ package routing
 
 import (
 	"encoding/json"
+	"errors"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -174,6 +175,43 @@ func TestJournalOfAnotherPlaceIsDiscarded(t *testing.T) {
 		must(t, m.Close())
 		setSysctl(t, "net/ipv4/conf/all/arp_ignore", "0")
 	}
+}
+
+// TestUndoElsewhere: Undo leaves the journal of another namespace, and removes one of another boot.
+func TestUndoElsewhere(t *testing.T) {
+	t.Parallel()
+	newHost(t)
+	boot, err := bootID()
+	must(t, err)
+	ns, err := openNamespace()
+	must(t, err)
+	defer ns.close()
+	before := machineState(t)
+	dir := t.TempDir()
+	path := filepath.Join(dir, "d.journal")
+	did := records{Sysctls: []sysctlRecord{{Key: "net/ipv4/conf/all/arp_ignore", Old: "2", Wrote: []string{"0"}}}}
+	must(t, journal{Version: journalVersion, Boot: boot, Netns: "cookie:00", Pid: 7, Did: did}.write(path))
+	for range 2 { // it does not depend on the journal's lock of the first
+		if elsewhere, ok := errors.AsType[*ElsewhereError](Undo(path, nil)); !ok || elsewhere.PID != 7 {
+			t.Errorf("%v, want an ElsewhereError of process 7", elsewhere)
+		}
+	}
+	if j, err := readJournal(path); err != nil || j.Pid != 7 {
+		t.Errorf("the journal is %+v, %v", j, err)
+	}
+	sameState(t, before, machineState(t))
+
+	must(t, journal{Version: journalVersion, Boot: "another", Netns: "cookie:00", Did: did}.write(path))
+	must(t, Undo(path, nil))
+	sameState(t, before, machineState(t))
+	emptyDir(t, dir)
+
+	must(t, journal{Version: journalVersion, Boot: boot, Netns: ns.id, Did: did}.write(path))
+	must(t, Undo(path, nil))
+	if got := sysctl(t, "net/ipv4/conf/all/arp_ignore"); got != "2" {
+		t.Errorf("arp_ignore = %s", got)
+	}
+	emptyDir(t, dir)
 }
 
 func TestRecordsMinus(t *testing.T) {

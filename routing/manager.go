@@ -63,6 +63,45 @@ func Open(path string, log *slog.Logger) (*Manager, error) {
 	return m, nil
 }
 
+// ElsewhereError is the error of Undo for changes that are in another network namespace.
+type ElsewhereError struct {
+	Journal string
+	PID     int // of the process that made them
+}
+
+func (e *ElsewhereError) Error() string {
+	return fmt.Sprintf("the changes that process %d has left are in another network namespace: undo them there (ip "+
+		"netns exec NAME COMMAND), or remove %s if that namespace is gone", e.PID, e.Journal)
+}
+
+// Undo undoes what a killed program has left, as Open does. Unlike Open it leaves a journal of another network
+// namespace, and returns an ElsewhereError: a command of an operator in a wrong namespace would remove the only list of
+// these changes.
+func Undo(path string, log *slog.Logger) error {
+	m := newManager(path, log)
+	err := m.open()
+	if err == nil {
+		err = m.checkHere()
+	}
+	if err == nil {
+		err = m.recover()
+	}
+	if err != nil {
+		m.release()
+		return err
+	}
+	return m.Close()
+}
+
+// checkHere returns an ElsewhereError for a journal of this boot and another namespace.
+func (m *Manager) checkHere() error {
+	j, err := readJournal(m.path)
+	if err == nil && j.Version != 0 && j.Boot == m.boot && j.Netns != m.ns.id {
+		err = &ElsewhereError{Journal: m.path, PID: j.Pid}
+	}
+	return err
+}
+
 func newManager(path string, log *slog.Logger) *Manager {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)

@@ -131,10 +131,14 @@ func undo(out io.Writer, control, table string) error {
 	return removeTable(out, table)
 }
 
-// undoJournal undoes the changes that the journal at path lists.
+// undoJournal undoes the changes that the journal at path lists. For systemd, whose unit may have got another network
+// namespace, it removes the journal of another one.
 func undoJournal(path string) error {
 	log, flush := daemon.Logger(slog.LevelInfo)
 	defer flush()
+	if !unit.InStopPost() {
+		return routing.Undo(path, log)
+	}
 	m, err := routing.Open(path, log)
 	if err != nil {
 		return err
