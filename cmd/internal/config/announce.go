@@ -37,6 +37,7 @@ func readDevices(t *table, key, instead string, own ...string) (names []string) 
 		case slices.Contains(names, name):
 			t.faultAt(key, "%s is there twice: want each device once", show(v))
 		default:
+			t.mark(key, name)
 			names = append(names, name)
 		}
 	}

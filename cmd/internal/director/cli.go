@@ -97,7 +97,7 @@ func check(file string) (cli.Checked, error) {
 		checkSubnets(file, cfg)); err != nil {
 		return cli.Checked{}, err
 	}
-	warnings := slices.Concat(cfg.Warnings, pairWarnings(cfg, devices), keyWarnings(cfg))
+	warnings := slices.Concat(cfg.Warnings, deviceWarnings(cfg, devices), keyWarnings(cfg))
 	if warn, err := warning(file, cfg); err != nil {
 		return cli.Checked{}, err
 	} else if warn != "" {

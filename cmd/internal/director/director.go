@@ -156,7 +156,7 @@ func (d *director) confine(file string, cfg *config.Director) {
 	if m := cfg.Notify.Mail; m != nil && m.PasswordFile != "" {
 		daemon.WarnUnreadable(d.log, "password_file of notify.mail", m.PasswordFile)
 	}
-	daemon.LogWarnings(d.log, slices.Concat(cfg.Warnings, pairWarnings(cfg, d.controller.state().inputs.Devices)))
+	daemon.LogWarnings(d.log, slices.Concat(cfg.Warnings, deviceWarnings(cfg, d.controller.state().inputs.Devices)))
 }
 
 // start puts the first configuration in force, and takes over what a former process has left.

@@ -12,7 +12,7 @@ import (
 	"vstun/routing/query"
 )
 
-// This file checks whether [[vrrp]] and [sync] fit this host.
+// This file checks whether [[vrrp]], [sync] and keys with names of devices fit this host.
 
 // instanceLabel names an instance as the lines about the configuration do.
 func instanceLabel(v *config.VRRP) string { return fmt.Sprintf("vrrp %q", v.Name) }
@@ -97,12 +97,31 @@ func sources(v *config.VRRP, d *query.Device) (all []netip.Addr) {
 	return all
 }
 
-// pairWarnings says what of [[vrrp]] and [sync] does not fit the devices of this host. It may fit later. Without
-// devices, which a failed query leaves, it says nothing.
-func pairWarnings(cfg *config.Director, devices []query.Device) (all []string) {
+// deviceWarnings says which devices that cfg names are not there, and what else of [[vrrp]] and [sync] does not fit the
+// devices of this host. It may fit later. Without devices, which a failed query leaves, it says nothing.
+func deviceWarnings(cfg *config.Director, devices []query.Device) (all []string) {
 	if len(devices) == 0 {
 		return nil
 	}
+	for _, k := range []struct {
+		key, outcome string
+		names        []string
+	}{
+		{"announce_devices", "nothing is announced on it", cfg.Announce.Devices},
+		{"fast_path_devices", "packets that come by it do not take the fast path", cfg.FastPath.Devices},
+	} {
+		for _, name := range k.names {
+			if !slices.ContainsFunc(devices, func(d query.Device) bool { return d.Name == name }) {
+				all = append(all, fmt.Sprintf("%sthere is no device %s, and %s: %s",
+					cfg.Places.At("director", k.key, name), name, k.outcome, wantDevice(cfg, devices)))
+			}
+		}
+	}
+	return append(all, pairWarnings(cfg, devices)...)
+}
+
+// pairWarnings is the part of deviceWarnings about [[vrrp]] and [sync].
+func pairWarnings(cfg *config.Director, devices []query.Device) (all []string) {
 	for i := range cfg.VRRP {
 		v := &cfg.VRRP[i]
 		label := instanceLabel(v)

@@ -32,7 +32,8 @@ func instance(device, addresses, more string) string {
 		addresses, more)
 }
 
-// TestCheckOfPair: the command check says with file and line what of [[vrrp]] and [sync] does not fit this host.
+// TestCheckOfPair: the command check says with file and line which devices are not there, and what of [[vrrp]]
+// and [sync] does not fit this host.
 func TestCheckOfPair(t *testing.T) {
 	testkit.NewNamespace(t)
 	kerneltest.Must(t, netlink.LinkAdd(&netlink.Veth{LinkAttrs: kerneltest.Named("eth0"), PeerName: "eth1"}))
@@ -69,6 +70,12 @@ func TestCheckOfPair(t *testing.T) {
 				`lower by 20: want eth0 or eth1`,
 			`:16: vrrp "VI_1": track[4]: interface: there is no device eth7, and without it the priority is not ` +
 				`raised by 5: want eth0 or eth1`}},
+		{"no device of two keys",
+			"[director]\nannounce_devices = [\"eth1\",\n\"eht0\"]\nfast_path_devices = [\"eth9\"]\n", nil, []string{
+				`:10: director: announce_devices: there is no device eht0, and nothing is announced on it: want eth0 ` +
+					`or eth1`,
+				`:11: director: fast_path_devices: there is no device eth9, and packets that come by it do not take ` +
+					`the fast path: want eth0 or eth1`}},
 		{"another source", instance("eth0", vip, `source = "10.9.0.9"`), nil, []string{
 			`:13: vrrp "VI_1": source: 10.9.0.9 is no address of eth0, and without it the instance has a fault: want ` +
 				`10.9.0.2`}},

@@ -29,7 +29,7 @@ func (d *director) reload() ([]api.Change, error) {
 		return reload.Result{
 			Changes:  append(changes(was.inputs.Config, cfg), droppedWeights(was.inputs.Weights, is.inputs.Weights)...),
 			Summary:  []any{"services", len(cfg.Services)},
-			Warnings: slices.Concat(cfg.Warnings, pairWarnings(cfg, is.inputs.Devices)),
+			Warnings: slices.Concat(cfg.Warnings, deviceWarnings(cfg, is.inputs.Devices)),
 		}, nil
 	})
 }

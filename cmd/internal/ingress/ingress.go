@@ -42,11 +42,21 @@ func Select(all []query.Device, names []string) (selected []query.Device) {
 	return selected
 }
 
-// LeftOut returns why devices by which packets may come are not among those of Select: ports of a VRF, unless names has
-// them. Hosts of two VRFs may have the same addresses, and the program does not look at the VRF.
+// LeftOut returns why devices by which packets may come are not among those of Select. With names these are the names
+// of devices that are not there, or down. Without, ports of a VRF: hosts of two VRFs may have the same addresses, and
+// the program does not look at the VRF.
 func LeftOut(all []query.Device, names []string) (reasons []string) {
+	for _, name := range names {
+		i := slices.IndexFunc(all, func(d query.Device) bool { return d.Name == name })
+		switch {
+		case i < 0:
+			reasons = append(reasons, fmt.Sprintf("there is no device %s, which fast_path_devices names", name))
+		case !all[i].Up:
+			reasons = append(reasons, name+" is down")
+		}
+	}
 	if len(names) > 0 {
-		return nil
+		return reasons
 	}
 	for _, d := range all {
 		i := slices.IndexFunc(all, func(m query.Device) bool { return m.Index == d.Master && m.Kind == query.VRF })

@@ -72,6 +72,10 @@ func TestSelect(t *testing.T) {
 	if got := LeftOut(all, nil); !slices.Equal(got, []string{reason}) {
 		t.Errorf("left out: %q, want %q", got, reason)
 	}
+	want := []string{"down is down", "there is no device none, which fast_path_devices names"}
+	if got := LeftOut(all, []string{"cali1", "down", "none"}); !slices.Equal(got, want) {
+		t.Errorf("left out by name: %q, want %q", got, want)
+	}
 	by := []string{"eth2"}
 	if got, left := names(Select(all, by)), LeftOut(all, by); !slices.Equal(got, by) || len(left) > 0 {
 		t.Errorf("%v by name: %v; left out: %q", by, got, left)
