@@ -30,10 +30,10 @@ type Device struct {
 	Kind       string // the kernel's name of its driver's kind: "veth", "vlan"; "device" for a card
 	MTU        int    // bytes
 	Master     int    // index of the bridge, bond or VRF whose port it is; 0: none
-	Losses     int    // how often Running has ended, as a DeviceWatch has seen it
-	// Removals counts how often a device of this index has been removed, as a DeviceWatch has seen it. A device that is
-	// made anew may have the same index and name, but no socket is in a multicast group on it, and no program is
-	// attached to it.
+	Losses     int    // greater each time that Running has ended, as a DeviceWatch has seen it
+	// Removals is greater each time that a device of this index has been removed, as a DeviceWatch has seen it. A
+	// device that is made anew may have the same index and name, but no socket is in a multicast group on it, and no
+	// program is attached to it.
 	Removals int
 }
 

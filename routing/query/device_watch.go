@@ -14,11 +14,12 @@ type DeviceWatch struct {
 	*Watch
 
 	mu   sync.Mutex
-	past map[int]past // by index
+	past map[int]past // by index: of the devices that Devices has seen, or that an event was about since
+	last past         // the greatest numbers of all: a device of an index that past does not have begins with them
 	lost int          // how often the kernel has dropped events: they may have been about any device
 }
 
-// past is the events of a device's index.
+// past is the numbers of the last loss and the last removal of a device's index. No number comes twice.
 type past struct{ losses, removals int }
 
 // WatchDevices begins to follow the devices of the calling thread's network namespace. The caller calls Run.
@@ -46,8 +47,12 @@ func (w *DeviceWatch) note(messages []syscall.NetlinkMessage, lost bool) {
 	}
 }
 
-// Devices is the function Devices, with the losses and removals of each device.
+// Devices is the function Devices, with the losses and removals of each device. Any number of callers see each change,
+// also of a device that one of them has seen to be gone.
 func (w *DeviceWatch) Devices() ([]Device, error) {
+	w.mu.Lock() // before the question: an event that comes during it belongs to the next one
+	known, last, lost := maps.Clone(w.past), w.last, w.lost
+	w.mu.Unlock()
 	all, err := Devices()
 	if err != nil {
 		return nil, err
@@ -58,27 +63,43 @@ func (w *DeviceWatch) Devices() ([]Device, error) {
 	for i := range all {
 		d := &all[i]
 		here[d.Index] = true
-		d.Losses, d.Removals = w.lost+w.past[d.Index].losses, w.lost+w.past[d.Index].removals
+		p, seen := known[d.Index]
+		if !seen {
+			p = last
+			if _, noted := w.past[d.Index]; !noted {
+				w.past[d.Index] = p
+			}
+		}
+		d.Losses, d.Removals = lost+p.losses, lost+p.removals
 	}
-	// The caller sees that these are gone: their past is of no use any more.
-	maps.DeleteFunc(w.past, func(index int, _ past) bool { return !here[index] })
+	for index := range known {
+		if !here[index] { // a new device of this index begins with greater numbers
+			delete(w.past, index)
+			w.last.losses++
+			w.last.removals++
+		}
+	}
 	return all, nil
 }
 
 // link processes a message about a device. A device that stays without a link may count more than one loss, with each
-// other change.
+// of its changes.
 func (w *DeviceWatch) link(kind uint16, d *nl.IfInfomsg) {
+	removed := kind == unix.RTM_DELLINK && d.Family == unix.AF_UNSPEC // else it has only left a bridge
+	if !removed && (kind != unix.RTM_NEWLINK || d.Flags&unix.IFF_RUNNING != 0) {
+		return
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	p := w.past[int(d.Index)]
-	switch {
-	case kind == unix.RTM_NEWLINK && d.Flags&unix.IFF_RUNNING == 0:
-		p.losses++
-	case kind == unix.RTM_DELLINK && d.Family == unix.AF_UNSPEC: // else it has only left a bridge
-		p.losses++
-		p.removals++
-	default:
-		return
+	p, known := w.past[int(d.Index)]
+	if !known {
+		p = w.last
+	}
+	w.last.losses++
+	p.losses = w.last.losses
+	if removed {
+		w.last.removals++
+		p.removals = w.last.removals
 	}
 	w.past[int(d.Index)] = p
 }
