@@ -1,8 +1,10 @@
 package query
 
 import (
+	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -65,6 +67,28 @@ func TestLinkExists(t *testing.T) {
 }
 
 // No program reads tun1, which holds few packets: the others are dropped.
+// TestCheckTUN: a device that a process uses is not to be removed.
+func TestCheckTUN(t *testing.T) {
+	newHost(t)
+	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	must(t, err)
+	defer func() { _ = unix.Close(fd) }()
+	request, err := unix.NewIfreq("used")
+	must(t, err)
+	request.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI)
+	must(t, unix.IoctlIfreq(fd, unix.TUNSETIFF, request))
+	for name, want := range map[string]string{
+		"nosuch": "",
+		"east":   "there is a device of this name: set another tun, or remove it (ip link del east)",
+		"used":   fmt.Sprintf("process %d (", os.Getpid()),
+	} {
+		err := CheckTUN(name)
+		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %q", name, err, want)
+		}
+	}
+}
+
 func TestDropped(t *testing.T) {
 	newHost(t)
 	tun := &netlink.Tuntap{LinkAttrs: named("tun1"), Mode: netlink.TUNTAP_MODE_TUN, Queues: 1, NonPersist: true}

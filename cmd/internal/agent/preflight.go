@@ -12,11 +12,8 @@ import (
 
 // preflight returns the obstacles to a start of the agent, without touching the machine.
 func preflight(cfg *config.Realserver) error {
-	if taken, err := query.LinkExists(cfg.TUN); err != nil {
+	if err := query.CheckTUN(cfg.TUN); err != nil {
 		return err
-	} else if taken {
-		return fmt.Errorf("TUN device %s: there is a device of this name: set another one as tun, or remove it (ip "+
-			"link del %s)", cfg.TUN, cfg.TUN)
 	}
 	return checkMachine(cfg, nil)
 }

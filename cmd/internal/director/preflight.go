@@ -27,11 +27,8 @@ func preflight(cfg *config.Director, adopted bool) error {
 		names = nil
 	}
 	for _, name := range names {
-		if taken, err := query.LinkExists(name); err != nil {
+		if err := query.CheckTUN(name); err != nil {
 			return err
-		} else if taken {
-			return fmt.Errorf("TUN device %s: there is a device of this name: set another tun, or remove it (ip "+
-				"link del %s)", name, name)
 		}
 	}
 	if cfg.Bridge != "" {
