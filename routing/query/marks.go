@@ -127,16 +127,50 @@ func rulesByMark(rules []netlink.Rule) (first string, marks []uint32) {
 			marks = append(marks, mark)
 		}
 	}
-	for _, r := range rules {
-		mask := maskOf(&r)
-		if mask == 0 { // every packet
+	var before []markRule
+	for i := range rules {
+		r := &rules[i]
+		m := markRule{r.Mark, maskOf(r), r.Invert}
+		if m.mask == 0 { // every packet
 			continue
 		}
 		if first == "" {
-			first = fmt.Sprintf("ip rule %d: fwmark %#x/%#x", r.Priority, r.Mark, mask)
+			first = fmt.Sprintf("ip rule %d: fwmark %#x/%#x", r.Priority, r.Mark, m.mask)
 		}
-		add(r.Mark & mask)                               // the rule's
-		add(r.Mark&mask ^ 1<<bits.TrailingZeros32(mask)) // not the rule's
+		m.mark &= m.mask
+		for _, mark := range []uint32{m.mark, m.mark ^ 1<<bits.TrailingZeros32(m.mask)} { // the rule's, and not its
+			add(mark)
+			add(avoid(mark, m.mask, before))
+		}
+		before = append(before, m)
 	}
 	return first, marks
+}
+
+// markRule is what a rule looks for in a packet's mark.
+type markRule struct {
+	mark, mask uint32
+	invert     bool // the rule is for all other marks
+}
+
+// matches reports whether the rule is for packets with a mark.
+func (m markRule) matches(mark uint32) bool { return (mark&m.mask == m.mark) != m.invert }
+
+// avoid returns a mark with the fixed bits of the given one that no rule is for, as far as that is possible one rule
+// after the other: the given mark may not get to a later rule.
+func avoid(mark, fixed uint32, rules []markRule) uint32 {
+	for _, r := range rules {
+		free := r.mask &^ fixed
+		switch {
+		case !r.matches(mark):
+		case r.invert:
+			mark = mark&^free | r.mark&free
+			fixed |= free
+		case free != 0:
+			bit := uint32(1) << bits.TrailingZeros32(free)
+			mark ^= bit
+			fixed |= bit
+		}
+	}
+	return mark
 }

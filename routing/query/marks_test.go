@@ -3,6 +3,7 @@ package query
 import (
 	"maps"
 	"net/netip"
+	"slices"
 	"testing"
 
 	"github.com/vishvananda/netlink"
@@ -126,5 +127,33 @@ func TestFindMarksOfMore(t *testing.T) {
 			t.Errorf("%s: %+v, %v; want %v", name, got, err, row.want)
 		}
 		must(t, netlink.RuleDel(r))
+	}
+}
+
+// TestRulesByMark: for each rule that packets can get to, there is a mark whose first rule it is.
+func TestRulesByMark(t *testing.T) {
+	rule := func(mark, mask uint32, invert bool) netlink.Rule {
+		r := netlink.NewRule()
+		r.Mark, r.Mask, r.Invert = mark, &mask, invert
+		return *r
+	}
+	for name, c := range map[string][]netlink.Rule{
+		"one":               {rule(1, 1, false)},
+		"a bit, and none":   {rule(0, 0x10, false), rule(1, 1, false)},
+		"two bits, and one": {rule(0, 0x10, false), rule(0x20, 0x20, false), rule(1, 1, false)},
+		"other than":        {rule(0xca6c, ^uint32(0), true), rule(0xc, 0xc, false)},
+		"other than a bit":  {rule(0x10, 0x10, true), rule(1, 1, false), rule(0, 1, false)},
+		"other than two":    {rule(0x30, 0x30, true), rule(0x40, 0x40, false), rule(1, 1, false)},
+	} {
+		_, marks := rulesByMark(c)
+		for i := range c {
+			if !slices.ContainsFunc(append(marks, 0), func(mark uint32) bool {
+				return i == slices.IndexFunc(c, func(r netlink.Rule) bool {
+					return (mark&*r.Mask == r.Mark) != r.Invert
+				})
+			}) {
+				t.Errorf("%s: no mark of %#x gets to rule %d", name, marks, i)
+			}
+		}
 	}
 }
