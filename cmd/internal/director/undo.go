@@ -117,18 +117,21 @@ func undo(out io.Writer, control, table string) error {
 	if filepath.Dir(table) == filepath.Dir(path) {
 		table = filepath.Base(table)
 	}
-	if _, err := os.Lstat(filepath.Base(path)); errors.Is(err, fs.ErrNotExist) {
-		_, err := fmt.Fprintf(out, "nothing to undo: there is no %s\n", path)
-		return errors.Join(err, removeTable(out, table))
+	_, missing := os.Lstat(filepath.Base(path))
+	// A kill before the first change, or behind the last one, leaves files beside the journal: they go, too.
+	if beside, _ := filepath.Glob(filepath.Base(path) + ".*"); missing == nil || len(beside) > 0 {
+		err = undoJournal(filepath.Base(path))
 	}
-	err = undoJournal(filepath.Base(path))
 	if used, ok := errors.AsType[*routing.InUseError](err); ok {
 		return fmt.Errorf("a director runs (process %s, control socket %s): stop it", used.PID, control)
 	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", filepath.Dir(path), err)
 	}
-	return removeTable(out, table)
+	if errors.Is(missing, fs.ErrNotExist) {
+		_, err = fmt.Fprintf(out, "nothing to undo: there is no %s\n", path)
+	}
+	return errors.Join(err, removeTable(out, table))
 }
 
 // undoJournal undoes the changes that the journal at path lists. For systemd, whose unit may have got another network

@@ -7,6 +7,9 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"vstun/routing"
+	"vstun/testdata/testkit"
 )
 
 // TestRemoveTable: undo removes a connection table, and nothing else that connections.keep may name.
@@ -32,5 +35,39 @@ func TestRemoveTable(t *testing.T) {
 		if _, missing := os.Lstat(path); c.stays != (missing == nil) {
 			t.Errorf("%s: %v", name, missing)
 		}
+	}
+}
+
+// TestUndoWithoutJournal: files that a kill has left beside the journal are removed, if no director has them.
+func TestUndoWithoutJournal(t *testing.T) {
+	testkit.NewNamespace(t)
+	dir := t.TempDir()
+	t.Chdir(dir)
+	journal := filepath.Join(dir, "d.journal")
+	for _, name := range []string{journal + ".new", journal + ".lock"} {
+		if err := os.WriteFile(name, []byte("7\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 2 { // the second time there is nothing
+		var out strings.Builder
+		want := "nothing to undo: there is no " + journal + "\n"
+		if err := undo(&out, filepath.Join(dir, "d.sock"), ""); err != nil || out.String() != want {
+			t.Errorf("%q, %v", out.String(), err)
+		}
+		if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+			t.Errorf("left: %v, %v", left, err)
+		}
+	}
+	m, err := routing.Open(journal, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := undo(&strings.Builder{}, filepath.Join(dir, "d.sock"), ""); err == nil ||
+		!strings.Contains(err.Error(), "a director runs") {
+		t.Errorf("while a director runs: %v", err)
+	}
+	if err := m.Close(); err != nil {
+		t.Error(err)
 	}
 }
