@@ -193,14 +193,22 @@ func (l *link) logStatus() {
 // stays fails if the roles change within d.
 func (l *link) stays(d time.Duration, r Role, peer *daemon, peerRole string) {
 	l.t.Helper()
+	if fault := l.change(d, r, peer, peerRole); fault != "" {
+		l.t.Fatal(fault)
+	}
+}
+
+// change returns the first change of the roles within d, "" for none.
+func (l *link) change(d time.Duration, r Role, peer *daemon, peerRole string) string {
 	for end := time.Now().Add(d); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
 		if is := l.router.Status()[0]; is.Role != r {
-			l.t.Fatalf("ours is %v (%s), want %v", is.Role, is.Reason, r)
+			return fmt.Sprintf("ours is %v (%s), want %v", is.Role, is.Reason, r)
 		}
 		if is := peer.role(); is != peerRole {
-			l.t.Fatalf("the peer is %s, want %s", is, peerRole)
+			return fmt.Sprintf("the peer is %s, want %s", is, peerRole)
 		}
 	}
+	return ""
 }
 
 // daemon is a program on the other host.

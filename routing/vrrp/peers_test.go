@@ -186,7 +186,8 @@ func TestKeepalivedOtherInterval(t *testing.T) {
 	l.waitRole(Master)
 }
 
-// TestKeepalivedReloads checks that 100 reloads with 100 ms between advertisements switch no role.
+// TestKeepalivedReloads checks that 100 reloads with 100 ms between advertisements switch no role. It begins again if
+// this process got no CPU for so long that the other one had to become master.
 func TestKeepalivedReloads(t *testing.T) {
 	t.Parallel()
 	l := newLink(t)
@@ -194,14 +195,30 @@ func TestKeepalivedReloads(t *testing.T) {
 	l.waitRole(Master)
 	peer := l.keepalived(100)
 	peer.waitRole("backup")
-	for n := range 100 {
-		l.router.Set([]Instance{vi(150+uint8(n%2), quick)})
-		l.refreshDevices()
-		l.stays(20*time.Millisecond, Master, peer, "backup")
+	reloads := func() (fault string) {
+		for n := 0; n < 100 && fault == ""; n++ {
+			l.router.Set([]Instance{vi(150+uint8(n%2), quick)})
+			l.refreshDevices()
+			fault = l.change(20*time.Millisecond, Master, peer, "backup")
+		}
+		if fault == "" {
+			fault = l.change(time.Second, Master, peer, "backup")
+		}
+		return fault
 	}
-	l.stays(time.Second, Master, peer, "backup")
-	if n := l.router.Status()[0].Counts.Elected; n != 1 {
-		t.Errorf("master %d times", n)
+	for try := 0; ; try++ {
+		was := l.router.Status()[0].Counts
+		fault := reloads()
+		is := l.router.Status()[0].Counts
+		if fault == "" && is.Elected == was.Elected {
+			return
+		}
+		if is.Paused == was.Paused || try == 5 {
+			t.Fatalf("%s; master %d times more", fault, is.Elected-was.Elected)
+		}
+		t.Logf("this process was paused: %s", fault)
+		l.waitRole(Master)
+		peer.waitRole("backup")
 	}
 }
 

@@ -268,7 +268,7 @@ func (p *program) startAs(cmd *exec.Cmd) {
 			p.t.Logf("the end of what %s wrote:\n%s", p, process.Output())
 		}
 	})
-	testkit.Within(p.t, p.String()+" is up", soon, func() bool {
+	testkit.Within(p.t, p.String()+" is up", 3*soon, func() bool {
 		select {
 		case <-process.Done():
 			p.ending = true
