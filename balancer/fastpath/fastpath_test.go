@@ -338,7 +338,7 @@ func TestChanges(t *testing.T) {
 	}
 }
 
-// TestNoNAT: on a way that is not for packets of VS/NAT, those of tunnels are in the kernel alone.
+// TestNoNAT: on a way that is not for packets of VS/NAT, those of tunnels are in the kernel alone, and stay there.
 func TestNoNAT(t *testing.T) {
 	for _, kind := range []method.Kind{method.TUN, method.NAT} {
 		w := newWorld(t, 64)
@@ -347,6 +347,7 @@ func TestNoNAT(t *testing.T) {
 		w.answer(1)
 		w.mustHave("before", 1, true)
 		w.SetWays(Ways{realA: {Device: 1, Source: netip.MustParseAddr("10.0.2.2"), MTU: 1500, NoNAT: true}})
+		w.mustHave(kind.String()+" at once", 1, kind == method.TUN)
 		w.account()
 		w.send(1, packet.FlagACK, 40)
 		w.lookNow()

@@ -55,7 +55,9 @@ func (c *Cache) via(id pathID) (v via, ok bool) {
 		return v, d.Link.Resolved()
 	}
 	v.way, ok = c.ways[d.Address]
-	return v, ok && (d.Kind == method.TUN || d.Address.Is4() != id.six && !v.way.NoNAT)
+	forNAT := !v.way.NoNAT
+	v.way.NoNAT = false // a tunnel does not depend on it
+	return v, ok && (d.Kind == method.TUN || d.Address.Is4() != id.six && forNAT)
 }
 
 // path returns the path of v for packets of one family.

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"vstun/cmd/internal/api"
+	"vstun/cmd/internal/ingress"
 	"vstun/cmd/internal/lab"
 )
 
@@ -40,7 +41,7 @@ func (b *bed) openFast(ctx context.Context, o Options) (missing string, err erro
 	var st api.FastPath
 	err = await(ctx, w.process, "says what its fast path does", func() bool {
 		st, err = w.fastPath(ctx)
-		return err == nil && (st.On || st.Reason != noDevice)
+		return err == nil && (st.On || st.Reason != ingress.OffNoDevice)
 	})
 	if err != nil || !st.On {
 		return "fast path: " + st.Reason, err
@@ -54,9 +55,6 @@ func (b *bed) openFast(ctx context.Context, o Options) (missing string, err erro
 	b.methods = append(fast, b.methods...)
 	return "", nil
 }
-
-// noDevice is the reason of a fast path that has not been attached yet: cmd/internal/director/fastpath.go.
-const noDevice = "no device has the program"
 
 // startFast starts the programs of the fast path. web2's agent is the one without.
 func (b *bed) startFast(ctx context.Context) error {

@@ -143,6 +143,7 @@ func TestSyntax(t *testing.T) {
 		{"check = { type = \"tcp\"", `1:22: check.type: the file ends in the middle of a value: close its quotes or ` +
 			`brackets`},
 		{"max = 0123\n", `1:7: max: invalid integer "0123": cannot have leading zeroes: want TOML (https://toml.io)`},
+		{"a = 1\n\x00", `1:6: TOML files cannot contain control characters: '0x00': want TOML (https://toml.io)`},
 		{"a = \"\xff\"\n", `1:5: a: invalid UTF-8 byte: 0xff: want TOML (https://toml.io)`},
 		{"a = " + strings.Repeat("[{a=", 501), `1: more than 1000 brackets are open at once: close them`},
 	} {

@@ -70,8 +70,12 @@ func syntaxMessage(err toml.ParseError, word string) string {
 	return fmt.Sprintf("%s%s: want TOML (https://toml.io)", key, strings.TrimSuffix(lowerFirst(raw), "."))
 }
 
+// lowerFirst returns s with a small first letter, unless it begins with an abbreviation.
 func lowerFirst(s string) string {
 	r, n := utf8.DecodeRuneInString(s)
+	if next, _ := utf8.DecodeRuneInString(s[n:]); unicode.IsUpper(next) {
+		return s
+	}
 	return string(unicode.ToLower(r)) + s[n:]
 }
 

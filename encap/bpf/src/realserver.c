@@ -222,9 +222,11 @@ static __always_inline int hold(const struct rules *r, const struct outer *o)
 /* held reports whether packets are left to the sockets until then: a time within hold. Another one has passed. */
 static __always_inline int held(const struct rules *r, __u32 *until)
 {
-	if (likely(!*until))
+	__u32 end = *(volatile __u32 *)until; /* before the time: another CPU may write a later one meanwhile */
+
+	if (likely(!end))
 		return 0;
-	__u32 left = *until - now();
+	__u32 left = end - now();
 
 	if (left && left <= r->hold)
 		return 1;
