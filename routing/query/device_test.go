@@ -115,6 +115,11 @@ func TestDropped(t *testing.T) {
 		must(t, err)
 		return n >= 50
 	})
+	n, err := Dropped("tun1")
+	must(t, err)
+	if asked, err := askDropped("tun1"); asked != n || err != nil {
+		t.Errorf("%d packets, by netlink %d, %v", n, asked, err)
+	}
 	if _, err := Dropped("nosuch"); err == nil || !strings.Contains(err.Error(), "nosuch") {
 		t.Errorf("counters of no device: %v", err)
 	}

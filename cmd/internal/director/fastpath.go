@@ -119,15 +119,24 @@ func (f *fastPath) follow(st *state) {
 		return
 	}
 	f.cache.Follow(st.snapshot)
+	paths := st.inputs.Paths
+	f.mu.Lock()
+	moved := !maps.Equal(paths, f.paths) // otherwise followWays may know more
+	f.mu.Unlock()
+	var marks query.Marks
+	var err error
+	if moved {
+		marks, err = f.marks(paths)
+	}
 	f.mu.Lock()
 	f.wanted, f.servers = st.inputs.Config.FastPath, routed(st.inputs.Config)
 	if f.host == nil { // later, follow may come with older ones than attach
 		f.host = st.inputs.Devices
 	}
-	if paths := st.inputs.Paths; !maps.Equal(paths, f.paths) { // otherwise followWays may know more
+	if moved {
 		f.paths = paths
-		_ = f.setWays(paths) // followWays asks again, and logs the error
-		f.askAgain()         // followWays may have asked before, for other addresses, and answer later
+		f.setWays(paths, marks, err) // followWays asks again, and logs the error
+		f.askAgain()                 // followWays may have asked before, for other addresses, and answer later
 	}
 	f.put()
 	f.mu.Unlock()

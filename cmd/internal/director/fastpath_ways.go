@@ -50,9 +50,11 @@ func (f *fastPath) followWays(ctx context.Context) error {
 		to := slices.Collect(maps.Keys(f.paths))
 		f.mu.Unlock()
 		paths, err := f.ask(to)
+		marks, failedMarks := f.marks(paths)
 		f.mu.Lock()
-		err = errors.Join(err, f.setWays(paths))
+		f.setWays(paths, marks, failedMarks)
 		f.mu.Unlock()
+		err = errors.Join(err, failedMarks)
 		pause := min(pathsShare*time.Since(begin), pathsEvery)
 		if err != nil {
 			f.askAgain()
@@ -72,13 +74,13 @@ func (f *fastPath) followWays(ctx context.Context) error {
 }
 
 // setWays puts ways in force: the paths out of this host on which no packet can have a mark that leads it another way.
-// Nftables may give it one on the way from the director's device or a socket, which the program passes by. After an
-// error there is no way. f.mu is held.
-func (f *fastPath) setWays(paths map[netip.Addr]query.Path) error {
-	marks, err := f.marks(paths)
+// Nftables may give it one on the way from the director's device or a socket, which the program passes by. marks and err
+// are the result of f.marks: the kernel may let it wait, and is asked without f.mu. After an error there is no way. f.mu
+// is held.
+func (f *fastPath) setWays(paths map[netip.Addr]query.Path, marks query.Marks, err error) {
 	if err != nil {
 		f.cache.SetWays(nil)
-		return err
+		return
 	}
 	f.marked = marks
 	was := f.logged
@@ -97,7 +99,6 @@ func (f *fastPath) setWays(paths map[netip.Addr]query.Path) error {
 		}
 	}
 	f.cache.SetWays(all)
-	return nil
 }
 
 // markReason says which packets stay out because of marks. f.mu is held.
