@@ -74,9 +74,9 @@ func (f *fastPath) followWays(ctx context.Context) error {
 }
 
 // setWays puts ways in force: the paths out of this host on which no packet can have a mark that leads it another way.
-// Nftables may give it one on the way from the director's device or a socket, which the program passes by. marks and err
-// are the result of f.marks: the kernel may let it wait, and is asked without f.mu. After an error there is no way. f.mu
-// is held.
+// Nftables may give it one on the way from the director's device or a socket, which the program passes by. marks and
+// err are the result of f.marks: the kernel may let it wait, and is asked without f.mu. After an error there is no way.
+// f.mu is held.
 func (f *fastPath) setWays(paths map[netip.Addr]query.Path, marks query.Marks, err error) {
 	if err != nil {
 		f.cache.SetWays(nil)
