@@ -57,7 +57,11 @@ func directorAdvice() map[string]advice {
 		"too_big": {why: "packets do not fit a tunnel, and their senders ignore the ICMP errors",
 			fix:     "realserver status",
 			remarks: []string{"run it on the realservers: mss = \"auto\" makes their servers advertise less"}},
-		"offload": restart("GSO packets cannot be parsed", "first set offload = \"off\"", "report this fault"),
+		"offload":       restart("GSO packets cannot be parsed", "first set offload = \"off\"", "report this fault"),
+		"handshake":     wrongKey,
+		"tunnel_source": wrongAddress,
+		"unexpected": {why: "a realserver sends packets to the director through WireGuard, which takes none",
+			fix: "director status", remarks: []string{"route the realserver's answers to the clients"}},
 		"reassembly": {why: "fragments wait for others that do not come", fix: "nstat -az IpReasmFails",
 			remarks: []string{"look for a firewall on the path that drops fragments"}},
 	}
@@ -74,6 +78,8 @@ func realserverAdvice() map[string]advice {
 			fix: "realserver status", remarks: []string{"with IPVS: leave out --tun-remcsum"}},
 		"tunnel_key": {why: "the gre key is not the one configured here", fix: applyRealserver,
 			remarks: []string{"first set the same encap_key here and at the directors"}},
+		"handshake":     wrongKey,
+		"tunnel_source": wrongAddress,
 		"tunnel_checksum": {why: "packets are damaged on the path, in the tunnel", fix: "ip -s link",
 			remarks: []string{"look for the device that damages them: ethtool -S"}},
 		"inner_destination": {why: "the director sends packets for an address that is not in vips",
@@ -96,6 +102,15 @@ func realserverAdvice() map[string]advice {
 			remarks: []string{"it shows the last error"}},
 	}
 }
+
+// wrongKey and wrongAddress are for peers of WireGuard.
+var (
+	wrongKey = advice{why: "a WireGuard peer has another key than the one configured here, another preshared key, or " +
+		"a clock that was set back", fix: "timedatectl",
+		remarks: []string{"compare public_key and preshared_key of both ends"}}
+	wrongAddress = advice{why: "a WireGuard peer sends from another tunnel address than the one configured here",
+		fix: applyRealserver, remarks: []string{"set the same tunnel addresses at both ends"}}
+)
 
 // applyRealserver is the command that applies a changed realserver.toml.
 const applyRealserver = "realserver reload"

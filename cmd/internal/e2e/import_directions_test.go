@@ -28,6 +28,9 @@ var mayImport = map[string][]string{
 	"encap/endpoint": {
 		"encap", "encap/egress", "encap/packet", "encap/packet/drop", "encap/packet/stats", "encap/query",
 	},
+	"encap/wireguard": {
+		"encap/egress", "encap/packet", "encap/packet/drop", "encap/packet/stats", "encap/wire",
+	},
 	"tundev":           {"encap/packet", "encap/packet/drop", "encap/wire/pollfd"},
 	"tundev/tap":       {"encap/egress", "encap/packet", "encap/packet/drop", "encap/packet/stats", "tundev"},
 	"balancer/conntab": {"encap/packet"},
@@ -69,6 +72,9 @@ var onlyBelow = map[string][]string{
 	"github.com/prometheus/client_golang/prometheus/promhttp":   {"cmd/internal/metrics"},
 	"os/signal":                         {"cmd"},
 	"github.com/vishvananda/netlink":    {"routing", "encap/bpf", "cmd/internal/lab"},
+	"golang.zx2c4.com/wireguard/device": {"encap/wireguard"},
+	"golang.zx2c4.com/wireguard/conn":   {"encap/wireguard"},
+	"golang.zx2c4.com/wireguard/tun":    {"encap/wireguard"},
 	"github.com/cilium/ebpf":            {"encap/bpf"},
 	"github.com/cilium/ebpf/asm":        {"encap/bpf"},
 	"github.com/cilium/ebpf/features":   {"encap/bpf"},

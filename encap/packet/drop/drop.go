@@ -33,7 +33,7 @@ const (
 	Unresolved   // the MAC address of its realserver is not known (VS/DR), and enough packets wait for it already
 	TTL          // its TTL or hop limit is used up; the sender gets an ICMP time exceeded
 
-	// Packets that the realserver's agent refuses.
+	// Packets that the realserver's agent refuses. The director refuses some of WireGuard, too.
 	NotDirector      // outer source is not in directors
 	Outer            // the outer header does not belong to a configured tunnel
 	TunnelHeader     // a GRE or GUE header that is cut short or has flags or fields that the agent does not know
@@ -44,6 +44,10 @@ const (
 	InnerSource      // inner source is this host, loopback, multicast, broadcast, 0.0.0.0/8, ::/96 or link-local
 	InnerProtocol    // a tunnel in the tunnel, by its protocol or the agent's own UDP port
 	Gathered         // several datagrams that the kernel has merged, of unknown sizes
+	Unauthenticated  // a WireGuard message with a packet that belongs to no session, or was there before
+	Handshake        // a WireGuard handshake message with another key, or older than the last one
+	TunnelSource     // from WireGuard: the outer source is not the peer's address
+	Unexpected       // from WireGuard: a realserver has sent it to the director, which takes none
 	Question         // a question of a director's doctor, faster than the agent takes them
 	Congestion       // outer ECN says CE, but the inner packet is not ECN-capable (RFC 6040)
 	NotAnswer        // read from the TUN device: its source is no VIP, or its destination cannot be a client
@@ -102,6 +106,10 @@ var reasons = [NumReasons]struct {
 	InnerSource:      {"inner_source", realserver},
 	InnerProtocol:    {"inner_protocol", realserver},
 	Gathered:         {"gathered", realserver},
+	Unauthenticated:  {"unauthenticated", both},
+	Handshake:        {"handshake", both},
+	TunnelSource:     {"tunnel_source", both},
+	Unexpected:       {"unexpected", director},
 	Question:         {"question", realserver},
 	Congestion:       {"congestion", realserver},
 	NotAnswer:        {"not_answer", realserver},

@@ -1,0 +1,200 @@
+package wireguard
+
+import (
+	"encoding/binary"
+	"errors"
+	"net"
+	"net/netip"
+	"os"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+	"golang.zx2c4.com/wireguard/conn"
+	"golang.zx2c4.com/wireguard/device"
+
+	"vstun/encap/wire"
+)
+
+// endpoint is the ends of a peer's datagrams. All but cleared is immutable.
+type endpoint struct {
+	wire.Ends
+	cleared atomic.Bool // the kernel's route decides on the source
+}
+
+// ClearSrc implements conn.Endpoint.
+func (e *endpoint) ClearSrc() { e.cleared.Store(true) }
+
+// SrcToString implements conn.Endpoint.
+func (e *endpoint) SrcToString() string { return e.Own.String() }
+
+// DstToString implements conn.Endpoint.
+func (e *endpoint) DstToString() string { return e.Peer.String() }
+
+// DstToBytes implements conn.Endpoint.
+func (e *endpoint) DstToBytes() []byte {
+	b, _ := e.Peer.MarshalBinary() // never fails
+	return b
+}
+
+// DstIP implements conn.Endpoint.
+func (e *endpoint) DstIP() netip.Addr { return e.Peer.Addr() }
+
+// SrcIP implements conn.Endpoint.
+func (e *endpoint) SrcIP() netip.Addr { return e.Own }
+
+// bind is the conn.Bind of the library: the sockets of one UDP port. They are opened once.
+type bind struct {
+	four, six *wire.Datagrams // six is nil on a kernel without IPv6
+	received  *received
+	opened    atomic.Bool // Open has been called
+	closing   sync.Once
+	lastErr   atomic.Int32 // errno of the last datagram that the kernel refused
+}
+
+// received counts the datagrams of a port.
+type received struct {
+	transport counter // messages with packets, and keepalives
+	other     counter // that are no message
+}
+
+// openBind opens the sockets.
+func openBind(port uint16, r *received) (*bind, error) {
+	b := &bind{received: r}
+	var err error
+	if b.four, err = wire.OpenDatagrams(port, false); err != nil {
+		return nil, err
+	}
+	if port == 0 {
+		if port, err = b.four.Port(); err != nil {
+			return nil, err
+		}
+	}
+	if b.six, err = wire.OpenDatagrams(port, true); err != nil && !errors.Is(err, unix.EAFNOSUPPORT) {
+		return nil, errors.Join(err, b.four.Close())
+	}
+	return b, nil
+}
+
+// Open implements conn.Bind. The port is openBind's.
+func (b *bind) Open(uint16) ([]conn.ReceiveFunc, uint16, error) {
+	port, err := b.four.Port()
+	if err != nil {
+		return nil, 0, net.ErrClosed
+	}
+	b.opened.Store(true)
+	all := []conn.ReceiveFunc{b.receiver(b.four)}
+	if b.six != nil {
+		all = append(all, b.receiver(b.six))
+	}
+	return all, port, nil
+}
+
+// mostEndpoints is the number of recent endpoints that a receiver knows again.
+const mostEndpoints = 1024
+
+// receiver returns a function that receives from d.
+func (b *bind) receiver(d *wire.Datagrams) conn.ReceiveFunc {
+	ends := make([]wire.Ends, conn.IdealBatchSize)
+	known := map[netip.AddrPort]*endpoint{} // so that a datagram costs no allocation
+	return func(bufs [][]byte, sizes []int, eps []conn.Endpoint) (int, error) {
+		n, err := d.Receive(bufs, sizes, ends)
+		if errors.Is(err, os.ErrClosed) {
+			return 0, net.ErrClosed
+		}
+		if err != nil {
+			return 0, err
+		}
+		for i := range n {
+			e := known[ends[i].Peer]
+			if e == nil || e.Own != ends[i].Own || e.cleared.Load() {
+				if len(known) >= mostEndpoints {
+					clear(known)
+				}
+				e = &endpoint{Ends: ends[i]}
+				known[ends[i].Peer] = e
+			}
+			eps[i] = e
+			b.received.count(bufs[i][:sizes[i]])
+		}
+		return n, nil
+	}
+}
+
+// count counts the datagram p.
+func (r *received) count(p []byte) {
+	if len(p) < device.MinMessageSize {
+		r.other.Add(1)
+		return
+	}
+	switch binary.LittleEndian.Uint32(p) {
+	case device.MessageTransportType:
+		r.transport.Add(1)
+	case device.MessageInitiationType, device.MessageResponseType, device.MessageCookieReplyType:
+	default:
+		r.other.Add(1)
+	}
+}
+
+// Send implements conn.Bind.
+func (b *bind) Send(bufs [][]byte, to conn.Endpoint) error {
+	e, ok := to.(*endpoint)
+	if !ok {
+		return conn.ErrWrongEndpointType
+	}
+	d := b.four
+	if e.Peer.Addr().Is6() {
+		d = b.six
+	}
+	if d == nil {
+		return unix.EAFNOSUPPORT
+	}
+	ends := e.Ends
+	if e.cleared.Load() {
+		ends.Own = netip.Addr{}
+	}
+	err := d.Send(bufs, ends)
+	if ends.Own.IsValid() && (errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EADDRNOTAVAIL) ||
+		errors.Is(err, unix.ENETUNREACH)) { // the address may have left this host
+		e.ClearSrc()
+		err = d.Send(bufs, wire.Ends{Peer: e.Peer})
+	}
+	if errno, ok := err.(unix.Errno); ok {
+		b.lastErr.Store(int32(errno))
+	}
+	return err
+}
+
+// ParseEndpoint implements conn.Bind.
+func (b *bind) ParseEndpoint(s string) (conn.Endpoint, error) {
+	a, err := netip.ParseAddrPort(s)
+	if err != nil {
+		return nil, err
+	}
+	return &endpoint{Ends: wire.Ends{Peer: a}}, nil
+}
+
+// Close implements conn.Bind. The library calls it before Open, too.
+func (b *bind) Close() error {
+	if !b.opened.Load() {
+		return nil
+	}
+	return b.shut()
+}
+
+// shut closes the sockets.
+func (b *bind) shut() (err error) {
+	b.closing.Do(func() {
+		err = b.four.Close()
+		if b.six != nil {
+			err = errors.Join(err, b.six.Close())
+		}
+	})
+	return err
+}
+
+// SetMark implements conn.Bind.
+func (b *bind) SetMark(uint32) error { return nil }
+
+// BatchSize implements conn.Bind.
+func (b *bind) BatchSize() int { return conn.IdealBatchSize }

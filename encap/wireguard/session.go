@@ -1,0 +1,145 @@
+package wireguard
+
+import (
+	"encoding/hex"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// session is the state of one key of a peer.
+type session struct {
+	endpoint  netip.AddrPort
+	handshake time.Time
+	in, out   uint64 // bytes
+}
+
+// look returns the state of all keys. The library gives it as text only (device.IpcGet).
+func (d *Device) look() (map[Key]session, error) {
+	text, err := d.library.IpcGet()
+	if err != nil {
+		return nil, fmt.Errorf("WireGuard: %w", err)
+	}
+	return parseSessions(text), nil
+}
+
+// parseSessions reads the state of all keys.
+func parseSessions(text string) map[Key]session {
+	all := map[Key]session{}
+	var key Key
+	var s session
+	var sec int64
+	for line := range strings.Lines(text) {
+		name, value, _ := strings.Cut(strings.TrimSuffix(line, "\n"), "=")
+		n, _ := strconv.ParseInt(value, 10, 64)
+		switch name {
+		case "public_key":
+			key, s, sec = Key{}, session{}, 0
+			_, _ = hex.Decode(key[:], []byte(value))
+		case "endpoint":
+			s.endpoint, _ = netip.ParseAddrPort(value)
+		case "last_handshake_time_sec":
+			sec = n
+		case "last_handshake_time_nsec":
+			if sec != 0 || n != 0 {
+				s.handshake = time.Unix(sec, n)
+			}
+		case "tx_bytes":
+			s.out = uint64(n)
+		case "rx_bytes":
+			s.in = uint64(n)
+		}
+		if !key.IsZero() {
+			all[key] = s
+		}
+	}
+	return all
+}
+
+// Status returns the state of the device and its peers.
+func (d *Device) Status() Status {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	st := Status{Port: d.port, PublicKey: d.public}
+	if e := d.bind.lastErr.Load(); e != 0 {
+		st.LastError = unix.Errno(e)
+	}
+	now, err := d.look()
+	if err != nil {
+		st.LastError = err
+	}
+	for i := range d.cfg.Peers {
+		p := &d.cfg.Peers[i]
+		owner := d.owner(p, now)
+		s := PeerStatus{Address: p.Address, PublicKey: owner, Endpoint: now[owner].endpoint,
+			Handshake: now[owner].handshake}
+		for _, k := range p.PublicKeys {
+			s.In += now[k].in
+			s.Out += now[k].out
+		}
+		st.Peers = append(st.Peers, s)
+	}
+	return st
+}
+
+// refusals counts what the library has refused, and told only its log.
+type refusals struct {
+	handshake counter // handshake messages with another key, or older than the last one
+	source    counter // packets whose source is not their peer's address, or that are neither IPv4 nor IPv6
+	keepalive counter // messages without a packet
+}
+
+// note is the library's log (device.Logger). Its lines are the only sign of what it refuses, and of the ends of
+// handshakes. TestRefused would fail if another version of the library had other lines.
+func (d *Device) note(format string, _ ...any) {
+	switch format {
+	case "Received packet with invalid mac1", "Received invalid initiation message from %s",
+		"Received invalid response message from %s":
+		d.counts.handshake.Add(1)
+		return
+	case "IPv4 packet with disallowed source address from %v", "IPv6 packet with disallowed source address from %v",
+		"Packet with invalid IP version from %v":
+		d.counts.source.Add(1) // perhaps by the new key of a peer, which does not have the address yet
+	case "%v - Receiving keepalive packet":
+		d.counts.keepalive.Add(1) // confirms a handshake to its responder
+	case "%v - Received handshake initiation", "%v - Received handshake response":
+	default:
+		return
+	}
+	select {
+	case d.kick <- struct{}{}:
+	default:
+	}
+}
+
+// window is the number of looks at the messages in the library of which the emptiest counts.
+const window = 5
+
+// backlog finds the number of messages that the library has refused without a line in its log. It does not count them,
+// nor those that it has not handled yet: only both together are known.
+type backlog struct {
+	recent [window]uint64
+	next   int
+	least  counter // of the present and former windows: the messages that were refused
+}
+
+// look is called once a second with the number of messages that came and were not taken. It is exact once the library
+// has handled all messages in one of the window's moments.
+func (b *backlog) look(waiting uint64) {
+	b.recent[b.next%window] = waiting
+	if b.next++; b.next >= window {
+		b.least.Store(max(b.least.Load(), slices.Min(b.recent[:])))
+	}
+}
+
+// waiting is the number of messages that came and were not taken.
+func (d *Device) waiting() uint64 {
+	came := d.received.transport.Load()
+	taken := d.taken.Load() + d.counts.source.Load() + d.counts.keepalive.Load()
+	return came - min(taken, came)
+}

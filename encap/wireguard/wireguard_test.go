@@ -1,0 +1,554 @@
+package wireguard
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"golang.zx2c4.com/wireguard/device"
+
+	"vstun/encap/egress"
+	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
+	"vstun/encap/packet/stats"
+	"vstun/testdata/testkit"
+)
+
+// end is a Device with its key, and the packets that it has got.
+type end struct {
+	*Device
+	t    *testing.T
+	key  Key
+	addr netip.Addr
+	got  chan []byte
+	port *Port
+}
+
+func newEnd(t *testing.T, addr string) *end {
+	t.Helper()
+	d, err := Open(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := &end{Device: d, t: t, key: NewPrivateKey(), addr: netip.MustParseAddr(addr), got: make(chan []byte, 1<<16),
+		port: d.Sender()}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan struct{}, 2)
+	go func() {
+		_ = d.Run(ctx)
+		ended <- struct{}{}
+	}()
+	go func() {
+		bufs := packet.NewBufs(64)
+		for {
+			n, err := d.ReadBatch(bufs)
+			if err != nil {
+				break
+			}
+			for i := range n {
+				e.got <- bytes.Clone(bufs[i].Bytes())
+			}
+		}
+		ended <- struct{}{}
+	}()
+	t.Cleanup(func() {
+		cancel()
+		if err := d.Close(); err != nil {
+			t.Error(err)
+		}
+		<-ended
+		<-ended
+	})
+	return e
+}
+
+// as is e as a peer; known reports whether its endpoint is. six selects the endpoint's IP version.
+func (e *end) as(known, six bool) Peer {
+	p := Peer{PublicKeys: []Key{e.key.Public()}, Address: e.addr}
+	if known {
+		p.Endpoint = netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), e.Port())
+		if six {
+			p.Endpoint = netip.AddrPortFrom(netip.IPv6Loopback(), e.Port())
+		}
+	}
+	return p
+}
+
+func (e *end) set(peers ...Peer) {
+	e.t.Helper()
+	if err := e.Set(Config{PrivateKey: e.key, Peers: peers, MTU: 1440}); err != nil {
+		e.t.Fatal(err)
+	}
+}
+
+// ready waits for a handshake with each peer.
+func (e *end) ready() {
+	e.t.Helper()
+	testkit.Within(e.t, "a handshake with each peer", 10*time.Second, func() bool {
+		return !slices.ContainsFunc(e.Status().Peers, func(p PeerStatus) bool { return p.Handshake.IsZero() })
+	})
+}
+
+// send sends packets as one batch.
+func (e *end) send(packets ...[]byte) {
+	e.t.Helper()
+	for out := outgoing(packets); len(out) > 0; {
+		n, err := e.port.Send(out)
+		if err != nil {
+			e.t.Fatal(err)
+		}
+		out = out[n:]
+	}
+}
+
+func outgoing(packets [][]byte) (out []egress.Outgoing) {
+	for _, p := range packets {
+		o := egress.Packet(p)
+		o.Head, o.Body = p[:len(p)/2], p[len(p)/2:]
+		out = append(out, o)
+	}
+	return out
+}
+
+// next returns the next packet that came.
+func (e *end) next() []byte {
+	e.t.Helper()
+	select {
+	case p := <-e.got:
+		return p
+	case <-time.After(10 * time.Second):
+		e.t.Fatal("no packet came")
+		return nil
+	}
+}
+
+// tunnelled is an IP packet of n bytes between tunnel addresses. number tells it from others.
+func tunnelled(from, to netip.Addr, n int, number uint32) []byte {
+	b := make([]byte, n)
+	at := packet.IPv4HeaderLen
+	if from.Is4() {
+		packet.IPv4(b).Encode(packet.IPv4Fields{TotalLen: n, TTL: 64, Protocol: packet.ProtoIPIP, Src: from.As4(),
+			Dst: to.As4()})
+		packet.IPv4(b).SetChecksum()
+	} else {
+		packet.IPv6(b).Encode(packet.IPv6Fields{TotalLen: n, HopLimit: 64, NextHeader: packet.ProtoIPIP,
+			Src: from.As16(), Dst: to.As16()})
+		at = packet.IPv6HeaderLen
+	}
+	binary.BigEndian.PutUint32(b[at:], number)
+	for i := at + 4; i < n; i++ {
+		b[i] = byte(i + int(number))
+	}
+	return b
+}
+
+func numberOf(p []byte) uint32 {
+	if packet.Version(p) == 6 {
+		return binary.BigEndian.Uint32(p[packet.IPv6HeaderLen:])
+	}
+	return binary.BigEndian.Uint32(p[packet.IPv4HeaderLen:])
+}
+
+// TestPackets: packets of all sizes go both ways, over both families and with both families of tunnel addresses.
+func TestPackets(t *testing.T) {
+	for _, six := range []bool{false, true} {
+		for _, addrs := range [][2]string{{"10.99.0.1", "10.99.0.2"}, {"fd99::1", "fd99::2"}} {
+			a, b := newEnd(t, addrs[0]), newEnd(t, addrs[1])
+			a.set(b.as(true, six))
+			b.set(a.as(true, six))
+			a.ready()
+			b.ready()
+			for _, ends := range [][2]*end{{a, b}, {b, a}} {
+				var sent [][]byte
+				for i, n := range []int{44, 45, 1280, 1440, 1439, 1425, 1440, 9000, maxPacket, 60} {
+					sent = append(sent, tunnelled(ends[0].addr, ends[1].addr, n, uint32(i)))
+				}
+				for i := range 300 {
+					sent = append(sent, tunnelled(ends[0].addr, ends[1].addr, 1400, uint32(i+100)))
+				}
+				ends[0].send(sent...)
+				for i, want := range sent {
+					if got := ends[1].next(); !bytes.Equal(got, want) {
+						t.Fatalf("over IPv6 %v, %s: packet %d: %d bytes, number %d, want %d", six, addrs[0], i,
+							len(got), numberOf(got), len(want))
+					}
+				}
+			}
+			if p := a.Status().Peers[0]; p.In == 0 || p.Out == 0 || p.Endpoint.Port() != b.Port() ||
+				p.PublicKey != b.key.Public() {
+				t.Errorf("status: %+v", p)
+			}
+		}
+	}
+}
+
+// TestUnknownEndpoint: a peer of unknown endpoint comes by itself. Until then there is an error for its packets.
+func TestUnknownEndpoint(t *testing.T) {
+	a, b := newEnd(t, "10.99.0.1"), newEnd(t, "10.99.0.2")
+	a.set(b.as(false, false))
+	p := tunnelled(a.addr, b.addr, 100, 7)
+	if n, err := a.port.Send(outgoing([][]byte{p})); n != 0 || err != unix.EDESTADDRREQ {
+		t.Errorf("sent %d, %v", n, err)
+	}
+	other := tunnelled(a.addr, netip.MustParseAddr("10.99.0.3"), 100, 7)
+	if n, err := a.port.Send(outgoing([][]byte{other})); n != 0 || err != unix.ENOKEY {
+		t.Errorf("to no peer: sent %d, %v", n, err)
+	}
+	b.set(a.as(true, false))
+	a.ready()
+	testkit.Within(t, "the endpoint", 5*time.Second, func() bool {
+		n, _ := a.port.Send(outgoing([][]byte{p, other}))
+		return n == 1
+	})
+	if got := b.next(); !bytes.Equal(got, p) {
+		t.Errorf("%x", got)
+	}
+}
+
+// TestBeginsAgain: a Device that begins anew has a handshake at once, so that the packets of the other end, which knows
+// of nothing, arrive.
+func TestBeginsAgain(t *testing.T) {
+	a, b := newEnd(t, "10.99.0.1"), newEnd(t, "10.99.0.2")
+	a.set(b.as(true, false))
+	b.set(a.as(true, false))
+	a.ready()
+	b.ready()
+	testkit.Within(t, "the time in which a second handshake counts as a flood", time.Second, func() bool {
+		return time.Since(a.Status().Peers[0].Handshake) > 2*device.HandshakeInitationRate
+	})
+	again := newEnd(t, "10.99.0.2") // at another port: the peer roams, too
+	again.key = b.key
+	b.set()
+	begin := time.Now()
+	again.set(a.as(true, false))
+	for i := uint32(0); len(again.got) == 0; i++ {
+		a.send(tunnelled(a.addr, again.addr, 100, i))
+		time.Sleep(time.Millisecond)
+		if time.Since(begin) > 2*time.Second {
+			t.Fatal("no packet arrives")
+		}
+	}
+	if p := a.Status().Peers[0]; p.Endpoint.Port() != again.Port() {
+		t.Errorf("endpoint %v, want port %d", p.Endpoint, again.Port())
+	}
+}
+
+// TestRotation: each end changes its key while packets go. The other end knows the new and the old one. Every packet
+// arrives, none twice.
+func TestRotation(t *testing.T) {
+	for _, sender := range []bool{true, false} {
+		a, b := newEnd(t, "10.99.0.1"), newEnd(t, "10.99.0.2")
+		changed, other := a, b
+		if !sender {
+			changed, other = b, a
+		}
+		was, next := changed.key, NewPrivateKey()
+		both := changed.as(true, false)
+		both.PublicKeys = []Key{next.Public(), was.Public()}
+		other.set(both)
+		changed.set(other.as(true, false))
+		a.ready()
+		b.ready()
+		seen := map[uint32]bool{}
+		number := uint32(0)
+		exchange := func(d time.Duration) (missing int) {
+			first := number
+			for end := time.Now().Add(d); time.Now().Before(end); number++ {
+				a.send(tunnelled(a.addr, b.addr, 200, number))
+				time.Sleep(100 * time.Microsecond)
+			}
+			time.Sleep(50 * time.Millisecond)
+			for len(b.got) > 0 {
+				n := numberOf(<-b.got)
+				if seen[n] {
+					t.Fatalf("packet %d came twice", n)
+				}
+				seen[n] = true
+			}
+			for n := first; n < number; n++ {
+				if !seen[n] {
+					missing++
+				}
+			}
+			return missing
+		}
+		exchange(100 * time.Millisecond)
+		changed.key = next
+		changed.set(other.as(true, false))
+		if missing := exchange(500 * time.Millisecond); missing > 0 {
+			t.Errorf("sender changes: %v: %d packets are lost", sender, missing)
+		}
+		if k := other.Status().Peers[0].PublicKey; k != next.Public() {
+			t.Errorf("sender changes: %v: the address belongs to the old key", sender)
+		}
+		other.set(changed.as(true, false)) // without the old one
+		if missing := exchange(100 * time.Millisecond); missing > 0 {
+			t.Errorf("sender changes: %v: %d packets are lost when the old key goes", sender, missing)
+		}
+	}
+}
+
+// TestSet: peers come and go, and those that stay lose no packet.
+func TestSet(t *testing.T) {
+	a, b, c := newEnd(t, "10.99.0.1"), newEnd(t, "10.99.0.2"), newEnd(t, "fd99::3")
+	a.set(b.as(true, false))
+	b.set(a.as(true, false))
+	a.ready()
+	for i := range uint32(50) {
+		switch i % 4 {
+		case 1:
+			a.set(c.as(true, false), b.as(true, false))
+		case 3:
+			keepalive := b.as(true, false)
+			keepalive.Keepalive = 25 * time.Second
+			a.set(keepalive)
+		}
+		a.send(tunnelled(a.addr, b.addr, 500, i))
+		if n := numberOf(b.next()); n != i {
+			t.Fatalf("packet %d, want %d", n, i)
+		}
+	}
+	moved := b.as(true, false)
+	moved.Address = netip.MustParseAddr("10.99.0.77") // of the same key
+	a.set(moved)
+	if _, err := a.port.Send(outgoing([][]byte{tunnelled(a.addr, b.addr, 100, 1)})); err != unix.ENOKEY {
+		t.Errorf("to the former address: %v", err)
+	}
+	a.send(tunnelled(a.addr, moved.Address, 100, 99))
+	if n := numberOf(b.next()); n != 99 {
+		t.Errorf("packet %d to the new address", n)
+	}
+}
+
+// TestPresharedKey: ends with different preshared keys have no handshake.
+func TestPresharedKey(t *testing.T) {
+	a, b := newEnd(t, "10.99.0.1"), newEnd(t, "10.99.0.2")
+	pa, pb := a.as(true, false), b.as(true, false)
+	pb.PresharedKey = NewPrivateKey()
+	a.set(pb)
+	pa.PresharedKey = NewPrivateKey()
+	b.set(pa)
+	testkit.Within(t, "a refused handshake", 10*time.Second, func() bool {
+		return drops(a.Device)[drop.Handshake]+drops(b.Device)[drop.Handshake] > 0
+	})
+	if !a.Status().Peers[0].Handshake.IsZero() || !b.Status().Peers[0].Handshake.IsZero() {
+		t.Error("there was a handshake")
+	}
+	pa.PresharedKey = pb.PresharedKey
+	b.set(pa)
+	a.ready()
+	b.ready()
+}
+
+func drops(d *Device) map[drop.Reason]uint64 {
+	var t stats.Tally
+	d.Read(&t)
+	all := map[drop.Reason]uint64{}
+	for r, n := range t.Drops {
+		if n > 0 {
+			all[drop.Reason(r)] = n
+		}
+	}
+	return all
+}
+
+// TestRefused sends the packets of an attacker on the path: replayed, changed, made up, cut, of every type. None is
+// accepted. Each is counted.
+func TestRefused(t *testing.T) {
+	rounds := 20_000
+	if os.Getenv("VSTUN_FULL") != "" {
+		rounds = 1_000_000
+	}
+	a, b := newEnd(t, "10.99.0.1"), newEnd(t, "10.99.0.2")
+	sealed := recordMessages(t, a, b)
+	if len(sealed) < 20 {
+		t.Fatalf("only %d messages recorded", len(sealed))
+	}
+	for len(b.got) > 0 {
+		<-b.got
+	}
+	before := drops(b.Device)
+	conn, err := net.DialUDP("udp4", nil, net.UDPAddrFromAddrPort(b.as(true, false).Endpoint))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	rnd := rand.New(rand.NewPCG(1, 2))
+	handled := func(n uint64) func() bool {
+		return func() bool { return b.received.transport.Load()+b.received.other.Load() >= n }
+	}
+	start := b.received.transport.Load() + b.received.other.Load()
+	for i := range rounds {
+		p := bytes.Clone(sealed[rnd.IntN(len(sealed))])
+		switch i % 5 {
+		case 0: // replayed
+		case 1:
+			p[16+rnd.IntN(len(p)-16)] ^= 1 << rnd.IntN(8)
+		case 2:
+			binary.LittleEndian.PutUint64(p[8:], rnd.Uint64()) // the counter
+		case 3:
+			binary.LittleEndian.PutUint32(p[4:], rnd.Uint32()) // the session
+		case 4:
+			p = p[:32+rnd.IntN(len(p)-32)]
+			binary.LittleEndian.PutUint32(p, 5+rnd.Uint32()>>1)
+		}
+		if _, err := conn.Write(p); err != nil {
+			t.Fatal(err)
+		}
+		if i%256 == 255 { // the socket's buffer must hold them
+			testkit.Within(t, "the messages", 20*time.Second, handled(start+uint64(i)+1))
+		}
+	}
+	testkit.Within(t, "the count", 30*time.Second, func() bool {
+		return drops(b.Device)[drop.Unauthenticated]-before[drop.Unauthenticated] == uint64(rounds)
+	})
+	if n := len(b.got); n > 0 {
+		t.Errorf("%d packets are accepted of %d", n, rounds)
+	}
+	for _, size := range []int{device.MessageInitiationSize, device.MessageResponseSize} {
+		p := make([]byte, size)
+		p[0] = map[int]byte{device.MessageInitiationSize: 1, device.MessageResponseSize: 2}[size]
+		if _, err := conn.Write(p); err != nil {
+			t.Fatal(err)
+		}
+	}
+	testkit.Within(t, "the refused handshakes", 5*time.Second, func() bool {
+		return drops(b.Device)[drop.Handshake]-before[drop.Handshake] == 2
+	})
+	a.send(tunnelled(a.addr, b.addr, 100, 5)) // the session is unharmed
+	if n := numberOf(b.next()); n != 5 {
+		t.Errorf("packet %d", n)
+	}
+	a.send(tunnelled(netip.MustParseAddr("10.99.0.9"), b.addr, 100, 6))
+	testkit.Within(t, "the refused source", 5*time.Second, func() bool {
+		return drops(b.Device)[drop.TunnelSource] == 1
+	})
+	if len(b.got) > 0 {
+		t.Error("a packet with another peer's source is accepted")
+	}
+}
+
+// recordMessages connects a and b by a relay, sends packets from a, and returns the messages to b with packets.
+func recordMessages(t *testing.T, a, b *end) (sealed [][]byte) {
+	t.Helper()
+	conn, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	middle := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), uint16(conn.LocalAddr().(*net.UDPAddr).Port))
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		buf := make([]byte, 65535)
+		for {
+			n, from, err := conn.ReadFromUDPAddrPort(buf)
+			if errors.Is(err, net.ErrClosed) {
+				return
+			}
+			to := b.as(true, false).Endpoint
+			if from.Port() == b.Port() {
+				to = a.as(true, false).Endpoint
+			} else if buf[0] == device.MessageTransportType && n > 32 {
+				sealed = append(sealed, bytes.Clone(buf[:n]))
+			}
+			_, _ = conn.WriteToUDPAddrPort(buf[:n], to)
+		}
+	}()
+	pb := b.as(true, false)
+	pb.Endpoint = middle
+	b.set(a.as(false, false))
+	a.set(pb)
+	a.ready()
+	for i := range uint32(30) {
+		a.send(tunnelled(a.addr, b.addr, 100+int(i)*40, i))
+		b.next()
+	}
+	conn.Close()
+	<-ended
+	a.set(b.as(true, false)) // directly
+	return sealed
+}
+
+// TestClose: Close ends ReadBatch and Send, also one that waits for room.
+func TestClose(t *testing.T) {
+	d, err := Open(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, peer := NewPrivateKey(), Peer{PublicKeys: []Key{NewPrivateKey().Public()},
+		Endpoint: netip.MustParseAddrPort("127.0.0.1:9"), Address: netip.MustParseAddr("10.99.0.2")}
+	if err := d.Set(Config{PrivateKey: key, Peers: []Peer{peer}}); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 2)
+	go func() {
+		_, err := d.ReadBatch(packet.NewBufs(1))
+		ended <- err
+	}()
+	go func() {
+		port := d.Sender()
+		p := outgoing(slices.Repeat([][]byte{tunnelled(netip.MustParseAddr("10.99.0.1"), peer.Address, 1000, 1)}, 64))
+		for {
+			if _, err := port.Send(p); err != nil {
+				ended <- err
+				return
+			}
+		}
+	}()
+	if err := d.Close(); err != nil {
+		t.Error(err)
+	}
+	for range 2 {
+		if err := <-ended; !errors.Is(err, os.ErrClosed) {
+			t.Errorf("ended with %v", err)
+		}
+	}
+}
+
+// TestAllocations: sending, encryption, decryption and receiving allocate nothing for a packet.
+func TestAllocations(t *testing.T) {
+	a, b := newEnd(t, "10.99.0.1"), newEnd(t, "10.99.0.2")
+	a.set(b.as(true, false))
+	b.set(a.as(true, false))
+	a.ready()
+	b.ready()
+	out := outgoing(slices.Repeat([][]byte{tunnelled(a.addr, b.addr, 1400, 1)}, 64))
+	n := testing.AllocsPerRun(300, func() {
+		if n, err := a.port.Send(out); n != len(out) || err != nil {
+			t.Fatal(n, err)
+		}
+		for range out {
+			<-b.got
+		}
+	})
+	// The test clones each packet, and the library's garbage-collected pools may be empty.
+	if perPacket := n/float64(len(out)) - 1; perPacket > 0.2 {
+		t.Errorf("%.2f allocations a packet", perPacket)
+	}
+}
+
+func TestKeys(t *testing.T) {
+	k := NewPrivateKey()
+	if got, err := ParseKey(" " + k.String() + "\n"); err != nil || got != k {
+		t.Errorf("%v %v", got, err)
+	}
+	// RFC 7748, section 6.1
+	private, _ := ParseKey("dwdtCnMYpX08FsFyUbJmRd9ML4frwJkqsXf7pR25LCo=")
+	if got := private.Public().String(); got != "hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=" {
+		t.Errorf("public key %s", got)
+	}
+	for _, text := range []string{"", "x", k.String()[:43], k.String() + "A", "!" + k.String()[1:]} {
+		if _, err := ParseKey(text); err == nil {
+			t.Errorf("%q is a key", text)
+		}
+	}
+}
