@@ -21,7 +21,7 @@ func (e *Decapsulator) Decap(b *packet.Buf, protocol, class byte) drop.Reason {
 	var version int // 0: the version in the inner header
 	d := drop.Outer
 	switch e.Kind {
-	case KindIPIP:
+	case KindIPIP, KindWireGuard:
 		switch protocol {
 		case packet.ProtoIPIP:
 			version, d = 4, drop.Accept

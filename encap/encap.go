@@ -24,6 +24,8 @@ import (
 //	          ├──────────┼─────┼──────────┤         │
 //	KindFOU   │ outer IP │ UDP │            inner IP     the UDP port selects the format
 //	          └──────────┴─────┴──────────┴ ─ ─ ─ ─ ┘
+//
+// KindWireGuard is KindIPIP that WireGuard carries.
 type Kind uint8
 
 const (
@@ -31,6 +33,8 @@ const (
 	KindGRE
 	KindGUE
 	KindFOU
+	// KindWireGuard is KindIPIP between tunnel addresses, inside WireGuard (package wireguard).
+	KindWireGuard
 )
 
 // format is a row of the table of tunnel formats.
@@ -39,6 +43,7 @@ type format struct {
 	udp      bool   // it goes over UDP, to a port
 	key      bool   // it may have a key
 	checksum bool   // it may have a checksum
+	sealed   bool   // it is KindIPIP inside WireGuard
 }
 
 var formats = []format{
@@ -46,6 +51,8 @@ var formats = []format{
 	KindGRE:  {name: "gre", key: true, checksum: true},
 	KindGUE:  {name: "gue", udp: true, checksum: true},
 	KindFOU:  {name: "fou", udp: true, checksum: true},
+
+	KindWireGuard: {name: "wireguard", sealed: true},
 }
 
 // Kinds returns all kinds.
@@ -70,7 +77,13 @@ func ParseKind(name string) (k Kind, ok bool) {
 	return Kind(max(i, 0)), i >= 0
 }
 
-// UDP reports whether k goes over UDP.
+// Sealed reports whether packets of k leave inside WireGuard, and not by sockets of their own.
+func (k Kind) Sealed() bool { return int(k) < len(formats) && formats[k].sealed }
+
+// bare reports whether a tunnel of kind k has no header but the outer IP header.
+func (k Kind) bare() bool { return k == KindIPIP || k == KindWireGuard }
+
+// UDP reports whether k goes over UDP to a port of its own.
 func (k Kind) UDP() bool { return int(k) < len(formats) && formats[k].udp }
 
 // HasKey reports whether a tunnel of kind k may have a key.
@@ -79,7 +92,8 @@ func (k Kind) HasKey() bool { return int(k) < len(formats) && formats[k].key }
 // HasChecksum reports whether a tunnel of kind k may have a checksum.
 func (k Kind) HasChecksum() bool { return int(k) < len(formats) && formats[k].checksum }
 
-// Overhead4 is what a tunnel of kind k over IPv4, without checksum and key, adds to a packet, in bytes.
+// Overhead4 is what a tunnel of kind k over IPv4, without checksum and key, adds to a packet, in bytes. Of
+// KindWireGuard it is the part inside WireGuard.
 func (k Kind) Overhead4() int {
 	switch k {
 	case KindGRE:
@@ -122,6 +136,7 @@ func (c *Config) check() error {
 			"source %v: want an address of the destination's family", c.Source)
 	} else {
 		refuse(!c.Destination.Is4(), "no source: needed over IPv6")
+		refuse(c.Kind.Sealed(), "no source: needed for %v", c.Kind)
 		refuse(c.Kind.UDP() && c.Checksum, "no source: needed for a UDP checksum")
 	}
 	refuse(c.Kind.UDP() != (c.Port != 0), "port %d: want one from 1 on for gue and fou, none for others", c.Port)

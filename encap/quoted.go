@@ -12,7 +12,7 @@ import (
 // have made the tunnel packet. MatchQuoted compares the fields that outer has: source, destination, protocol, UDP
 // destination port, and the GRE or GUE header.
 func (t *Tunnel) MatchQuoted(outer []byte, payload int) (inner []byte, ok bool) {
-	if t.overhead == 0 {
+	if t.overhead == 0 || t.kind.Sealed() { // no router has seen the packet inside WireGuard
 		return nil, false
 	}
 	proto, ok := t.matchIP(outer, payload)
@@ -55,7 +55,7 @@ func (t *Tunnel) matchIP(outer []byte, payload int) (proto uint8, ok bool) {
 		}
 	}
 	return proto, sourceMatches(source, ours) &&
-		(proto == t.protocol() || t.kind == KindIPIP && proto == packet.ProtoIPv6)
+		(proto == t.protocol() || t.kind.bare() && proto == packet.ProtoIPv6)
 }
 
 // matchHeader returns the IP version that the tunnel header at the front of up names, 0 for none. proto is the protocol
@@ -64,7 +64,7 @@ func (t *Tunnel) matchHeader(up []byte, proto uint8) (version int, ok bool) {
 	made := t.header[t.ip:t.overhead]
 	whole := len(up) >= len(made)
 	switch t.kind {
-	case KindIPIP:
+	case KindIPIP, KindWireGuard:
 		if proto == packet.ProtoIPv6 {
 			return 6, true
 		}

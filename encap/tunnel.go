@@ -43,7 +43,7 @@ func New(c Config) (Tunnel, error) {
 	}
 	h := t.header[t.ip:]
 	switch c.Kind {
-	case KindIPIP:
+	case KindIPIP, KindWireGuard:
 		t.overhead = t.ip
 	case KindGRE:
 		n := packet.GRE(h).Encode(packet.GREFields{Checksum: c.Checksum, HasKey: c.HasKey, Key: c.Key})
@@ -89,9 +89,9 @@ func (t *Tunnel) Header(version int) []byte {
 		packet.GRE(up).SetVersion(version)
 	case t.kind == KindGUE:
 		packet.GUE(up[packet.UDPHeaderLen:]).SetProto(protocol(version))
-	case t.kind == KindIPIP && t.outerIs4():
+	case t.kind.bare() && t.outerIs4():
 		packet.IPv4(h).SetProtocol(protocol(version))
-	case t.kind == KindIPIP:
+	case t.kind.bare():
 		packet.IPv6(h).SetNextHeader(protocol(version))
 	}
 	return h
@@ -143,14 +143,14 @@ func (t *Tunnel) Wrap(b *packet.Buf, port uint16) Outer {
 		ip.SetTOS(class)
 		ip.SetDF(df)
 		ip.SetTTL(ttl)
-		if t.kind == KindIPIP {
+		if t.kind.bare() {
 			ip.SetProtocol(protocol(version))
 		}
 	} else {
 		ip := packet.IPv6(h[:packet.IPv6HeaderLen])
 		ip.SetTrafficClass(class)
 		ip.SetHopLimit(ttl)
-		if t.kind == KindIPIP {
+		if t.kind.bare() {
 			ip.SetNextHeader(protocol(version))
 		}
 	}

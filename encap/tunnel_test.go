@@ -265,8 +265,8 @@ func TestTunnelSays(t *testing.T) {
 func TestNewRefuses(t *testing.T) {
 	four := Config{Source: director, Destination: realserver}
 	for want, edit := range map[string]func(c *Config){
-		"kind 9: want one of [ipip gre gue fou]": func(c *Config) { c.Kind = 9 },
-		"destination invalid IP":                 func(c *Config) { c.Destination = netip.Addr{} },
+		"kind 9: want one of [ipip gre gue fou wireguard]": func(c *Config) { c.Kind = 9 },
+		"destination invalid IP":                           func(c *Config) { c.Destination = netip.Addr{} },
 		"destination ::ffff:10.0.11.2": func(c *Config) {
 			c.Destination = netip.MustParseAddr("::ffff:10.0.11.2")
 		},
@@ -285,6 +285,7 @@ func TestNewRefuses(t *testing.T) {
 		},
 		"port 0: want one from 1": func(c *Config) { c.Kind = KindFOU },
 		"port 7: want one from 1": func(c *Config) { c.Port = 7 },
+		"needed for wireguard":    func(c *Config) { c.Kind, c.Source = KindWireGuard, netip.Addr{} },
 		"ipip has none":           func(c *Config) { c.Checksum = true },
 		"only gre has one":        func(c *Config) { c.HasKey = true },
 	} {
@@ -297,12 +298,12 @@ func TestNewRefuses(t *testing.T) {
 }
 
 func TestKinds(t *testing.T) {
-	for _, k := range []Kind{KindIPIP, KindGRE, KindGUE, KindFOU} {
+	for _, k := range []Kind{KindIPIP, KindGRE, KindGUE, KindFOU, KindWireGuard} {
 		if got, ok := ParseKind(k.String()); !ok || got != k {
 			t.Errorf("%v is parsed as %v, %v", k, got, ok)
 		}
 	}
-	if _, ok := ParseKind("vxlan"); ok || Kind(4).String() != "unknown" {
+	if _, ok := ParseKind("vxlan"); ok || Kind(5).String() != "unknown" {
 		t.Error("vxlan is known")
 	}
 }

@@ -308,6 +308,11 @@ func TestChanges(t *testing.T) {
 			r.Checksum, r.Encap, r.EncapPort, r.Source = true, 3, 6080, other
 			w.apply(r)
 		}, false},
+		"encrypted": {func(w *world) {
+			r := real(realA, method.TUN)
+			r.Encap, r.Source = encap.KindWireGuard, other
+			w.apply(r)
+		}, false},
 		"down": {func(w *world) {
 			r := real(realA, method.TUN)
 			r.Down = true

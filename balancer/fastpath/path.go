@@ -51,6 +51,9 @@ func (c *Cache) via(id pathID) (v via, ok bool) {
 		return v, false
 	}
 	v.to = d.Target()
+	if d.Kind == method.TUN && d.Encap.Sealed() { // the kernel could not encrypt them
+		return v, false
+	}
 	if d.Kind == method.DR {
 		return v, d.Link.Resolved()
 	}

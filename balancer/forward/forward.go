@@ -80,6 +80,7 @@ type WorkerConfig struct {
 	Raw      egress.Port
 	UDP      egress.Port   // for tunnels over UDP; nil: Raw sends their packets, too
 	UDPPorts []uint16      // source ports of UDP
+	Sealed   egress.Port   // for tunnels of WireGuard; nil: none
 	Link     egress.Port   // for VS/DR; with Ethernet for answers to clients, too
 	TUN      egress.Writer // for VS/NAT: the queue's writer; nil: no realserver of VS/NAT is reachable
 	// Ethernet: the source's packets come from an Ethernet network, with their Ethernet header in front
@@ -99,8 +100,8 @@ func NewWorker(c WorkerConfig) *Worker {
 	w.written, w.ethernet = c.TUN != nil, c.Ethernet
 	w.answers.init()
 	w.resets.init()
-	w.out.Init(egress.Config{Raw: c.Raw, UDP: c.UDP, UDPPorts: c.UDPPorts, Link: c.Link, TUN: c.TUN,
-		IDs: c.Shared.ids, Tally: &w.tally,
+	w.out.Init(egress.Config{Raw: c.Raw, UDP: c.UDP, UDPPorts: c.UDPPorts, Sealed: c.Sealed, Link: c.Link,
+		TUN: c.TUN, IDs: c.Shared.ids, Tally: &w.tally,
 		TooBig: c.Shared.tooBig})
 	return w
 }

@@ -30,8 +30,11 @@ func newTUN(address netip.Addr, c Config) (Method, error) {
 	if !c.Source.IsValid() {
 		t.end.Src = netip.IPv4Unspecified()
 	}
-	if c.Encap.UDP() {
+	switch {
+	case c.Encap.UDP():
 		t.kind = egress.UDP
+	case c.Encap.Sealed():
+		t.kind = egress.WireGuard
 	}
 	return t, nil
 }

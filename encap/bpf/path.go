@@ -128,6 +128,8 @@ func (p *Path) tunnel(r *pathRecord) error {
 		return errors.New("tunnel without source")
 	}
 	switch k := p.Tunnel.Kind(); {
+	case k.Sealed():
+		return fmt.Errorf("%v: the program cannot encrypt", k)
 	case p.Tunnel.Checksum():
 		return fmt.Errorf("%v with checksum: the checksum of GSO packets cannot be made", k)
 	case k == encap.KindGRE:

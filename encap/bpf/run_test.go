@@ -139,6 +139,9 @@ func (s *spec) bytes() []byte {
 func tunnels(six bool) (all []encap.Config) {
 	c := encap.Config{Source: pick(directors, six), Destination: pick(realservers, six)}
 	for _, k := range encap.Kinds() {
+		if k.Sealed() { // the kernel cannot encrypt
+			continue
+		}
 		c := c
 		c.Kind = k
 		if k.UDP() {

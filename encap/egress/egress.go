@@ -3,7 +3,8 @@
 //
 //	decision → Hop ┐
 //	wrapped packet ┴→ Output: (Split, Fragment) → batch ─┬→ packets of one five-tuple → Port of UDP sockets (GSO)
-//	                                                     └→ packets one by one ──────→ Port of raw sockets
+//	                                                     ├→ packets one by one ──────→ Port of raw sockets
+//	                                                     └→ packets one by one ──────→ Port of WireGuard
 //	packet without tunnel → Output: whole ───────→ batches → Port of packet sockets, Writer of the TUN device
 //
 // A Hop is the decision about a packet. Output does not read these fields from the packet's bytes again.
@@ -29,6 +30,10 @@ const (
 	Link
 	// TUN packets are written back into the TUN device, GSO packets whole. The kernel routes them.
 	TUN
+	// WireGuard packets leave inside WireGuard, to the peer that has their destination. They have the IP header of the
+	// tunnel, as Raw packets. A packet that is larger than the path takes is not sent in fragments: the kernel sends
+	// the encrypted datagram in fragments.
+	WireGuard
 )
 
 // Peer is the receiver of packets: the end of a tunnel, or a client. It is immutable while a Hop refers to it.

@@ -21,6 +21,7 @@ const sendBatch = 64
 type Config struct {
 	Raw      Port
 	UDP      Port     // nil: none
+	Sealed   Port     // of Kind WireGuard; nil: none
 	Link     Port     // nil: none
 	TUN      Writer   // nil: none
 	UDPPorts []uint16 // source ports of UDP, at least one
@@ -42,6 +43,7 @@ type Output struct {
 	Mark     bool     // of packets that are added from now on, for the Observer
 
 	raw, udp   Port
+	sealed     Port
 	link       Port
 	tun        Writer
 	ports      []uint16 // of udp
@@ -68,7 +70,7 @@ type Output struct {
 
 // Init prepares o. It is called once, before all other methods.
 func (o *Output) Init(c Config) {
-	o.link, o.tun = c.Link, c.TUN
+	o.link, o.tun, o.sealed = c.Link, c.TUN, c.Sealed
 	o.toLink, o.toTUN = make([]Outgoing, 0, sendBatch+packet.MaxPieces), make([]Outgoing, 0, sendBatch)
 	o.written = make([]*packet.Buf, 0, sendBatch)
 	o.raw, o.udp, o.ids, o.tally, o.pathShrunk = c.Raw, c.UDP, c.IDs, c.Tally, c.TooBig
@@ -150,7 +152,7 @@ func (o *Output) AddWrapped(b *packet.Buf, p *packet.Info, h *Hop, mtu int) {
 	if mayMerge(p, h) {
 		o.defeatGRO(b.Bytes(), p, h)
 	}
-	if b.Len() > mtu {
+	if b.Len() > mtu && h.Kind != WireGuard {
 		o.AddFragments(b.Bytes(), h, mtu)
 		return
 	}
@@ -160,7 +162,7 @@ func (o *Output) AddWrapped(b *packet.Buf, p *packet.Info, h *Hop, mtu int) {
 // AddSegments splits the GSO packet in b, which is wrapped in t, into segments as c describes, and adds them. p
 // describes the inner packet. It fragments segments that are larger than mtu.
 func (o *Output) AddSegments(t Tunnel, b *packet.Buf, p *packet.Info, h *Hop, c packet.Cut, mtu int) {
-	if c.Overhead+c.Headers+c.Payload > mtu {
+	if c.Overhead+c.Headers+c.Payload > mtu && h.Kind != WireGuard {
 		o.addFragmentedSegments(t, b, p, h, c, mtu)
 		return
 	}
@@ -379,8 +381,30 @@ func (o *Output) send() {
 		o.sendTogether()
 	}
 	o.inUDP = 0
-	o.sendTo(o.raw, o.batch)
+	for rest := o.batch; len(rest) > 0; {
+		n := 1
+		for n < len(rest) && (rest[n].Kind == WireGuard) == (rest[0].Kind == WireGuard) {
+			n++
+		}
+		if rest[0].Kind == WireGuard {
+			o.sendSealed(rest[:n])
+		} else {
+			o.sendTo(o.raw, rest[:n])
+		}
+		rest = rest[n:]
+	}
 	o.batch = o.batch[:0]
+}
+
+// sendSealed sends packets of Kind WireGuard.
+func (o *Output) sendSealed(out []Outgoing) {
+	if o.sealed == nil {
+		for range out {
+			o.refused(unix.ENOKEY)
+		}
+		return
+	}
+	o.sendTo(o.sealed, out)
 }
 
 // sendTo sends packets by a port.

@@ -15,6 +15,7 @@ type Rules struct {
 	VIPs          []netip.Addr         // inner destinations
 	Decapsulators []encap.Decapsulator // one for each kind; GUE and FOU are one
 	Port          uint16               // UDP port of GUE and FOU
+	Sealed        []netip.Addr         // outer sources that only WireGuard brings, and that are refused here
 	LocalAddrs    []netip.Addr         // addresses of this host, beside the VIPs: not valid as inner sources
 	MSS4          int                  // MSS that this host's servers advertise over IPv4, in bytes
 	MSS6          int                  // the same over IPv6
@@ -25,6 +26,7 @@ type Policy struct {
 	vips       map[netip.Addr]struct{}
 	directors  map[netip.Addr]struct{} // directors given as one address
 	prefixes   []netip.Prefix          // directors given as a prefix of several addresses
+	sealed     map[netip.Addr]struct{} // addresses of directors or prefixes that are refused
 	localAddrs map[netip.Addr]struct{} // this host's addresses, VIPs included
 	port       uint16
 	mss4       int
@@ -36,12 +38,15 @@ type Policy struct {
 // NewPolicy makes the policy of r.
 func NewPolicy(r Rules) *Policy {
 	p := &Policy{vips: map[netip.Addr]struct{}{}, directors: map[netip.Addr]struct{}{},
-		localAddrs: map[netip.Addr]struct{}{}, mss4: r.MSS4, mss6: r.MSS6}
+		sealed: map[netip.Addr]struct{}{}, localAddrs: map[netip.Addr]struct{}{}, mss4: r.MSS4, mss6: r.MSS6}
 	for _, v := range r.VIPs {
 		p.vips[v], p.localAddrs[v] = struct{}{}, struct{}{}
 	}
 	for _, a := range r.LocalAddrs {
 		p.localAddrs[a] = struct{}{}
+	}
+	for _, a := range r.Sealed {
+		p.sealed[a] = struct{}{}
 	}
 	for _, d := range r.Directors {
 		if d.IsSingleIP() {
@@ -52,7 +57,7 @@ func NewPolicy(r Rules) *Policy {
 	}
 	for _, e := range r.Decapsulators {
 		switch {
-		case e.Kind == encap.KindIPIP:
+		case e.Kind == encap.KindIPIP, e.Kind.Sealed():
 			p.ipip = &e
 		case e.Kind == encap.KindGRE:
 			p.gre = &e
@@ -65,6 +70,9 @@ func NewPolicy(r Rules) *Policy {
 
 // isDirector reports whether a is a director's address.
 func (p *Policy) isDirector(a netip.Addr) bool {
+	if _, ok := p.sealed[a]; ok {
+		return false
+	}
 	if _, ok := p.directors[a]; ok {
 		return true
 	}

@@ -198,6 +198,30 @@ func TestPolicyOutside(t *testing.T) {
 	}
 }
 
+// TestPolicyOfSealed: a packet from an address that only WireGuard brings is refused where it comes otherwise, also if
+// a prefix has the address.
+func TestPolicyOfSealed(t *testing.T) {
+	inner, other := ip(client, vip, 6, make([]byte, 28)), netip.MustParseAddr("10.0.2.3")
+	rules := Rules{Directors: []netip.Prefix{netip.PrefixFrom(director, 32), netip.MustParsePrefix("10.0.2.0/24")},
+		VIPs: []netip.Addr{vip}, Decapsulators: []encap.Decapsulator{{Kind: encap.KindIPIP}},
+		Sealed: []netip.Addr{director}}
+	for from, want := range map[netip.Addr]drop.Reason{director: drop.NotDirector, other: drop.Accept} {
+		if _, d := NewPolicy(rules).unwrap(buf(wrap(encap.KindIPIP, from, inner))); d != want {
+			t.Errorf("%v: %v, want %v", from, d, want)
+		}
+	}
+	rules.Sealed, rules.Directors = nil, rules.Directors[:1]
+	rules.Decapsulators = []encap.Decapsulator{{Kind: encap.KindWireGuard}}
+	for from, want := range map[netip.Addr]drop.Reason{director: drop.Accept, other: drop.NotDirector} {
+		if _, d := NewPolicy(rules).unwrap(buf(wrap(encap.KindIPIP, from, inner))); d != want {
+			t.Errorf("by WireGuard, %v: %v, want %v", from, d, want)
+		}
+	}
+	if _, d := NewPolicy(rules).unwrap(buf(wrap(encap.KindGRE, director, inner))); d != drop.Outer {
+		t.Errorf("gre in WireGuard: %v", d)
+	}
+}
+
 // TestPolicyOfOneTunnel: packets of another tunnel are refused.
 func TestPolicyOfOneTunnel(t *testing.T) {
 	inner := ip(client, vip, 6, make([]byte, 28))

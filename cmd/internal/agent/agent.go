@@ -32,6 +32,7 @@ type agent struct {
 	receivers wire.Receivers
 	senders   []io.Closer                     // of answers
 	policy    atomic.Pointer[endpoint.Policy] // made from setup and own
+	sealed    sealed
 	fast      fastPath
 	workers   []*endpoint.Worker
 	answers   []*endpoint.AnswerWorker
@@ -56,10 +57,12 @@ type setup struct {
 // enforce puts s in force for the workers, the fast path and the status. The caller sets a.network. After the start
 // a.mu is held.
 func (a *agent) enforce(s *setup) {
-	policy := endpoint.NewPolicy(endpoint.Rules{Directors: s.cfg.Directors, VIPs: s.cfg.VIPs,
-		Decapsulators: decapsulators(s.cfg), Port: s.cfg.EncapPort, LocalAddrs: a.own, MSS4: s.mss4, MSS6: s.mss6})
+	rules := endpoint.Rules{Directors: s.cfg.Directors, VIPs: s.cfg.VIPs, Decapsulators: decapsulators(s.cfg),
+		Port: s.cfg.EncapPort, Sealed: peers(s.cfg), LocalAddrs: a.own, MSS4: s.mss4, MSS6: s.mss6}
+	policy, inSealed := endpoint.NewPolicy(rules), endpoint.NewPolicy(sealedRules(rules, s.cfg))
 	a.fast.enforce(s.cfg, a.own, func() {
 		a.setup.Store(s)
 		a.policy.Store(policy)
+		a.sealed.policy.Store(inSealed)
 	})
 }

@@ -50,7 +50,7 @@ func answerTo(q endpoint.Asked, st *api.RealserverStatus) *query.Answer {
 	a := &query.Answer{Version: query.Version, First: q.First, Nonce: q.Nonce, Age: query.NoAge,
 		Total: uint16(len(st.VIPs)), EncapPort: st.EncapPort, Program: st.Version}
 	for _, name := range st.Encap {
-		if kind, ok := encap.ParseKind(name); ok {
+		if kind, ok := encap.ParseKind(name); ok && !kind.Sealed() {
 			a.Tunnels |= 1 << kind
 		}
 	}

@@ -51,7 +51,7 @@ func Command() *cobra.Command {
 			}
 			return cli.Checked{Summary: strings.Join(vips, ", "), Warnings: cfg.Warnings,
 				Sysctls: func() ([]routing.Sysctl, error) {
-					mss4, mss6, _ := mss(cfg)
+					mss4, mss6, _ := mss(cfg, nil)
 					return routing.Presets(network(cfg, mss4, mss6)), nil
 				}}, nil
 		})),

@@ -86,7 +86,9 @@ func (f *fastPath) enforce(cfg *config.Realserver, own []netip.Addr, swap func()
 		swap()
 		return
 	}
-	f.heard = slices.DeleteFunc(f.heard, func(a netip.Addr) bool { return !inPrefixes(cfg, a) })
+	f.heard = slices.DeleteFunc(f.heard, func(a netip.Addr) bool {
+		return !inPrefixes(cfg, a) || cfg.WireGuard.Peer(a) != nil
+	})
 	if !reflect.DeepEqual(f.wanted(), f.rules) {
 		f.pause()
 	}
@@ -116,7 +118,7 @@ func (f *fastPath) wanted() bpf.Rules {
 		}
 	}
 	for _, d := range f.cfg.Directors {
-		if d.IsSingleIP() {
+		if d.IsSingleIP() && f.cfg.WireGuard.Peer(d.Addr()) == nil {
 			r.Directors = append(r.Directors, d.Addr())
 		}
 	}
@@ -163,7 +165,8 @@ func (f *fastPath) hear(directors []api.Counted) {
 	}
 	for _, d := range directors {
 		a, err := netip.ParseAddr(d.Address)
-		if err != nil || len(f.heard) == mostHeard || slices.Contains(f.heard, a) || !inPrefixes(f.cfg, a) {
+		if err != nil || f.cfg.WireGuard.Peer(a) != nil || len(f.heard) == mostHeard || slices.Contains(f.heard, a) ||
+			!inPrefixes(f.cfg, a) {
 			continue
 		}
 		if err := f.program.AddDirector(a); err != nil {

@@ -7,44 +7,82 @@ import (
 	"vstun/cmd/internal/config"
 	"vstun/encap"
 	"vstun/encap/packet"
+	"vstun/encap/wireguard"
 	"vstun/routing"
 	"vstun/routing/query"
 )
 
 // mss returns the MSS that the host's SYN-ACKs may advertise over IPv4 and over IPv6, in bytes, so that clients'
-// packets fit the tunnel. known is false if no path to a director is known: then the paths count as Ethernet's.
-func mss(cfg *config.Realserver) (v4, v6 int, known bool) {
+// packets fit the tunnel. endpoints are where the peers of WireGuard are now. known is false if no path to a director
+// is known: then the paths count as Ethernet's.
+func mss(cfg *config.Realserver, endpoints map[netip.Addr]netip.Addr) (v4, v6 int, known bool) {
 	if cfg.MSS > 0 {
 		return cfg.MSS, cfg.MSS, true
 	}
 	const headers4, headers6 = 20 + 20, 40 + 20 // IP and TCP, without options
-	var asked []netip.Addr
-	for _, d := range cfg.Directors {
-		a := d.Addr()
-		if !d.IsSingleIP() {
-			a = a.Next() // the prefix's own address is no host's
-		}
-		asked = append(asked, a)
-	}
-	if len(asked) == 0 { // no tunnel is accepted
+	list := tunnels(cfg, endpoints)
+	if len(list) == 0 { // no tunnel is accepted
 		return 0, 0, false
+	}
+	var asked []netip.Addr
+	for _, t := range list {
+		if t.from.IsValid() {
+			asked = append(asked, t.from)
+		}
 	}
 	// The MTU of the path to a director is the best guess for the path back. Without that MTU the agent runs, too.
 	paths, _ := query.Paths(asked)
 	least := 0
-	for _, a := range asked {
+	for _, t := range list {
 		mtu := 1500
-		if p, ok := paths[a]; ok {
+		if p, ok := paths[t.from]; ok {
 			mtu = p.MTU
-		} else if len(paths) > 0 {
+		} else if len(paths) > 0 && t.from.IsValid() {
 			continue
 		}
-		if room := mtu - overhead(cfg, a.Is6()); least == 0 || room < least {
+		if room := mtu - t.overhead; least == 0 || room < least {
 			least = room
 		}
 	}
 	const smallest = 88 // TCP_MIN_MSS of Linux
 	return max(least-headers4, smallest), max(least-headers6, smallest), len(paths) > 0
+}
+
+// tunnel is the path of a director's packets.
+type tunnel struct {
+	from     netip.Addr // invalid: it is not known
+	overhead int        // the most bytes that it adds to a packet
+}
+
+// tunnels returns the tunnels of cfg, one for each director, or for its prefix.
+func tunnels(cfg *config.Realserver, endpoints map[netip.Addr]netip.Addr) (all []tunnel) {
+	plain := len(decapsulators(cfg)) > 0
+	for _, d := range cfg.Directors {
+		a := d.Addr()
+		if !d.IsSingleIP() {
+			a = a.Next() // the prefix's own address is no host's
+		} else if cfg.WireGuard.Peer(a) != nil {
+			continue
+		}
+		if plain {
+			all = append(all, tunnel{a, overhead(cfg, a.Is6())})
+		}
+	}
+	if !accepts(cfg) {
+		return all
+	}
+	for _, p := range cfg.WireGuard.Peers {
+		from := endpoints[p.Address]
+		if !from.IsValid() {
+			from = p.Endpoint.Addr()
+		}
+		n := packet.IPv4HeaderLen
+		if p.Address.Is6() {
+			n = packet.IPv6HeaderLen
+		}
+		all = append(all, tunnel{from, n + wireguard.Overhead(!from.Is4())}) // an unknown one may be of IPv6
+	}
+	return all
 }
 
 // overhead returns the most bytes that the tunnels of cfg add to a packet. Directors may give GRE a checksum.

@@ -68,10 +68,8 @@ func open(file string, cfg *config.Realserver) (_ *agent, err error) {
 	if err := a.receivers.Spare(spareSockets()...); err != nil {
 		return nil, err
 	}
-	a.questions = make(chan endpoint.Asked, questionsWaiting)
-	for i, r := range a.receivers {
-		a.workers = append(a.workers, endpoint.NewWorker(r, a.device.Queues()[i], &a.policy, a.device.Offloads() != ""))
-		a.workers[i].SendQuestions(a.questions)
+	if err := a.openWorkers(cfg); err != nil {
+		return nil, err
 	}
 	if err := a.openAnswers(); err != nil {
 		return nil, err
@@ -80,12 +78,15 @@ func open(file string, cfg *config.Realserver) (_ *agent, err error) {
 		return nil, err
 	}
 	a.fast.load(a.log, cfg)
-	v4, v6, _ := mss(cfg)
+	v4, v6, _ := mss(cfg, nil)
 	a.enforce(&setup{cfg, v4, v6})
 	if err := a.network.Set(network(cfg, v4, v6)); err != nil {
 		return nil, err
 	}
 	a.fast.follow() // the device is up
+	if err := a.sealed.set(&cfg.WireGuard); err != nil {
+		return nil, err
+	}
 	a.warnLoudDrivers()
 	a.dropPrivileges()
 	daemon.WarnUnreadable(a.log, "the configuration file", file)
@@ -105,6 +106,22 @@ func (a *agent) dropPrivileges() {
 	if err != nil {
 		a.log.Warn("cannot drop all capabilities", "refused", err)
 	}
+}
+
+// openWorkers makes a worker for each receiver, and one for the packets that WireGuard brings.
+func (a *agent) openWorkers(cfg *config.Realserver) error {
+	a.questions = make(chan endpoint.Asked, questionsWaiting)
+	for i, r := range a.receivers {
+		a.workers = append(a.workers, endpoint.NewWorker(r, a.device.Queues()[i], &a.policy, a.device.Offloads() != ""))
+		a.workers[i].SendQuestions(a.questions)
+	}
+	if err := a.sealed.open(&cfg.WireGuard, a.device.Queues()[0], a.device.Offloads() != ""); err != nil {
+		return err
+	}
+	if a.sealed.worker != nil {
+		a.workers = append(a.workers, a.sealed.worker)
+	}
+	return nil
 }
 
 // openAnswers opens an answer worker for each queue of the device. Their sockets are of both families, whatever the
@@ -129,7 +146,7 @@ func (a *agent) openAnswers() error {
 
 // closeIO ends the workers.
 func (a *agent) closeIO() error {
-	errs := []error{a.receivers.Close()}
+	errs := []error{a.receivers.Close(), a.sealed.close()}
 	for _, s := range a.senders {
 		if err := s.Close(); !errors.Is(err, os.ErrClosed) {
 			errs = append(errs, err)

@@ -64,7 +64,7 @@ func (a *agent) apply(cfg *config.Realserver) (err error) {
 		return err
 	}
 	defer opened.Close()
-	v4, v6, _ := mss(cfg)
+	v4, v6, _ := mss(cfg, a.sealed.endpoints())
 	is := &setup{cfg, v4, v6}
 	both := *cfg
 	both.VIPs = slices.Concat(cfg.VIPs, without(was.cfg.VIPs, cfg.VIPs))
@@ -78,6 +78,9 @@ func (a *agent) apply(cfg *config.Realserver) (err error) {
 		if err := a.network.Set(s); err != nil {
 			return errors.Join(err, a.network.Set(before))
 		}
+	}
+	if err := a.sealed.set(&cfg.WireGuard); err != nil {
+		return errors.Join(err, a.network.Set(before))
 	}
 	a.enforce(is)
 	if err := opened.Use(); err != nil {
@@ -123,6 +126,7 @@ func changes(was, is *config.Realserver) (all []api.Change) {
 			Text: fmt.Sprintf("encap %s -> %s", cmp.Or(strings.Join(was.Encaps, ","), "none"),
 				cmp.Or(strings.Join(is.Encaps, ","), "none"))})
 	}
+	sealedChanges(&all, &was.WireGuard, &is.WireGuard)
 	compare("encap_port", was.EncapPort, is.EncapPort)
 	compare("encap_key", keyValue(was), keyValue(is))
 	compare("mss", mssValue(was), mssValue(is))

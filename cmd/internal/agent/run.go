@@ -47,6 +47,7 @@ func (a *agent) run(ctx context.Context, hangup func(fn func()) daemon.Task) err
 		},
 		a.watch,
 		a.fast.run,
+		a.sealed.run,
 		daemon.Every(heardEvery, a.hear),
 		func(ctx context.Context) error { return answerQuestions(ctx, a.questions, a.status) },
 		hangup(func() { _, _ = a.reload() }), // the log has the result
@@ -109,7 +110,7 @@ func (a *agent) refresh() {
 	}
 	is := *a.setup.Load()
 	defer func() { a.enforce(&is) }()
-	v4, v6, known := mss(is.cfg)
+	v4, v6, known := mss(is.cfg, a.sealed.endpoints())
 	if !known || v4 == is.mss4 && v6 == is.mss6 {
 		return
 	}

@@ -11,10 +11,13 @@ import (
 	"vstun/encap/wire"
 )
 
-// decapsulators returns the far ends of the tunnels of cfg: one for each encapsulation.
+// decapsulators returns the far ends of the tunnels of cfg whose packets come by sockets: one for each encapsulation.
 func decapsulators(cfg *config.Realserver) (all []encap.Decapsulator) {
 	for _, name := range cfg.Encaps {
 		kind, _ := encap.ParseKind(name)
+		if kind.Sealed() {
+			continue
+		}
 		e := encap.Decapsulator{Kind: kind}
 		if kind == encap.KindGRE {
 			e.Key, e.HasKey = cfg.Key, cfg.HasKey

@@ -30,7 +30,7 @@ func (a *agent) status() api.RealserverStatus {
 	}
 	st := api.RealserverStatus{Program: "realserver", Version: daemon.Version(), Pid: os.Getpid(),
 		Uptime: time.Since(a.start).Seconds(),
-		TUN:    a.device.Name(), Queues: len(a.workers), Offloads: a.device.Offloads(), MSS: s.mss4, MSS6: s.mss6,
+		TUN:    a.device.Name(), Queues: s.cfg.Queues, Offloads: a.device.Offloads(), MSS: s.mss4, MSS6: s.mss6,
 		Configuration: a.reloader.Configuration(),
 		FastPath:      a.fast.status(fast),
 		In:            api.Traffic{Packets: t.InPackets + fast.Packets, Bytes: t.InBytes + fast.Bytes},
@@ -46,6 +46,7 @@ func (a *agent) status() api.RealserverStatus {
 			st.SendError = err.Error()
 		}
 	}
+	a.sealed.read(&t)
 	st.Answers = api.Traffic{Packets: answers.OutPackets, Bytes: answers.OutBytes}
 	for d, n := range answers.Drops {
 		t.Drops[d] += n
@@ -76,6 +77,9 @@ func (a *agent) overruns() uint64 {
 	n, _ := query.Dropped(a.device.Name()) // an error: the device is gone
 	for _, r := range a.receivers {
 		n += r.Overruns()
+	}
+	if a.sealed.device != nil {
+		n += a.sealed.device.Overruns()
 	}
 	return n
 }

@@ -54,6 +54,7 @@ type Director struct {
 	VRRP        []VRRP    // in the file's order; none: this director is always active
 	Notify      Notify
 	Sync        Sync
+	WireGuard   WireGuard
 	Warnings    []string // keys without their apparent effect, one line each in the form of Errors
 	Places      Places   // of values in VRRP and Sync, and of VIPs
 }
@@ -227,6 +228,8 @@ type Tunnel struct {
 	Key      uint32 // of GRE, where HasKey is set
 	HasKey   bool   // "gre" only
 	Checksum bool   // send GRE's own checksum, or UDP's; not of "ipip"
+	// Own is this end's address in the tunnel, of "wireguard" only.
+	Own netip.Addr
 }
 
 // Encaps returns the tunnels' names.
@@ -250,6 +253,7 @@ type Realserver struct {
 	EncapPort uint16 // UDP port of gue and fou
 	Key       uint32 // of GRE, where HasKey is set
 	HasKey    bool   // GRE packets must have Key; else they must have no key
+	WireGuard WireGuard
 	// MSS is the largest value that SYN-ACKs may advertise, 88 to 65495 bytes; 0: the value that fits the tunnel; or
 	// MSSOff.
 	MSS      int

@@ -25,7 +25,7 @@ func ParseDirector(name string, text []byte) (*Director, error) {
 		Table:   readTable(t, 30325, 1),
 		Queues:  t.integer("queues", 0, 0, maxQueues, "0 (one per CPU) to 256"),
 		Offload: t.offload("offload"),
-		Source:  readSource(t),
+		Source:  readOneEach(t, "source"),
 		Control: readControl(t, "director"),
 		Metrics: readMetrics(t),
 		Log:     t.level("log"),
@@ -41,8 +41,12 @@ func ParseDirector(name string, text []byte) (*Director, error) {
 	d.Queues = onePerCPU(d.Queues)
 
 	d.Connections = readConnections(root.table("connections", wantConnections), d.Control)
-	services := newServiceReader(d.TAP)
+	tunnels := root.optional("wireguard", wantWireGuard)
+	d.WireGuard = readWireGuard(tunnels, unprivilegedPort())
+	services := newServiceReader(d.TAP, &d.WireGuard)
 	d.Services = services.read(root)
+	d.WireGuard = services.finishWireGuard(tunnels, d.WireGuard, d.Services)
+	tunnels.finish()
 	services.checkSource(t, d.Source)
 	warnUnhashed(t, d)
 	d.VRRP = readVRRP(root, d.Services, d.TAP)
@@ -84,27 +88,4 @@ func onePerCPU(queues int) int {
 		return min(runtime.NumCPU(), maxQueues)
 	}
 	return queues
-}
-
-// readSource reads an address, or an array with one address of each family.
-func readSource(t *table) (s Sources) {
-	if _, ok := t.value("source"); !ok {
-		return s
-	}
-	for _, v := range t.elements("source", t.oneOrMore("source",
-		"an address, or an array of an IPv4 and an IPv6 address")) {
-		a, ok := t.address("source", v)
-		if !ok {
-			continue
-		}
-		of := &s.V6
-		if a.Is4() {
-			of = &s.V4
-		}
-		if of.IsValid() {
-			t.faultAt("source", "%v and %v are of one family: want at most one IPv4 and one IPv6 address", *of, a)
-		}
-		*of = a
-	}
-	return s
 }

@@ -122,6 +122,9 @@ func (r *serviceReader) readSorry(t *table, s *Service, tunnel Tunnel) {
 	r.realservers = append(r.realservers, located{t, "sorry_server", rs.Address})
 	checkFamily(t, "sorry_server", s, &rs)
 	rs.Tunnel = tunnel.readFor(t.child("sorry_server", nil, t.at.key("sorry_server")), rs.Forward)
+	if sealed(rs.Encap) {
+		r.sealed = append(r.sealed, located{t, "sorry_server", rs.Address})
+	}
 	s.Sorry = rs
 }
 

@@ -29,6 +29,7 @@ func ParseRealserver(name string, text []byte) (*Realserver, error) {
 	}
 	root.required("realserver", wantTable["realserver"])
 	t := root.table("realserver", wantTable["realserver"])
+	root.value("wireguard")
 	if len(root.file.faults) > 0 { // a line for each missing key would hide this one
 		root.finish()
 		return nil, &root.file.faults
@@ -49,6 +50,7 @@ func ParseRealserver(name string, text []byte) (*Realserver, error) {
 		Log:       t.level("log"),
 	}
 	r.FastPath = readFastPath(t, r.TUN)
+	readPeers(root, r)
 	_, named := t.values["tun"]
 	r.AnyTUN = !named
 	some := func(property func(encap.Kind) bool) bool {

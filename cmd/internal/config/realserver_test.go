@@ -105,7 +105,7 @@ func TestRealserverFaults(t *testing.T) {
 		{"empty", "", []string{`realserver: missing: want a [realserver] table with vips and directors`}},
 		{"a director's file", goodService, []string{
 			`realserver: missing: want a [realserver] table with vips and directors`,
-			`service: unknown key: want realserver`,
+			`service: unknown key: want realserver or wireguard`,
 		}},
 		{"an array of tables", "[[realserver]]", []string{`realserver: an array of tables is of the wrong type: ` +
 			`want a [realserver] table with vips and directors`}},
@@ -158,12 +158,12 @@ func TestRealserverFaults(t *testing.T) {
 		{"directors a VIP", directors(`["10.0.2.2", "198.51.100.80"]`),
 			[]string{`realserver: directors: "198.51.100.80" is one of the vips: want the directors' own addresses`}},
 		{"encap a wrong string", with(`encap = "ipi"`), []string{`realserver: encap: "ipi" is unknown: want ipip, ` +
-			`gre, gue or fou`}},
+			`gre, gue, fou or wireguard`}},
 		{"encap twice", with(`encap = ["ipip", "ipip"]`), []string{`realserver: encap: "ipip" is there twice: want ` +
 			`each once`}},
 		{"encap unknown", with(`encap = ["ipip", "gre", "vxlan", 1, "gue", "fou"]`), []string{
-			`realserver: encap: "vxlan" is unknown: want ipip, gre, gue or fou`,
-			`realserver: encap: 1 is of the wrong type: want ipip, gre, gue or fou`,
+			`realserver: encap: "vxlan" is unknown: want ipip, gre, gue, fou or wireguard`,
+			`realserver: encap: 1 is of the wrong type: want ipip, gre, gue, fou or wireguard`,
 			`realserver: encap: gue and fou can't share encap_port: want one of them`,
 		}},
 		{"encap_port", with("encap_port = 65536"), []string{`realserver: encap_port: 65536 is out of range: want 1 ` +
@@ -198,7 +198,7 @@ func TestRealserverFaults(t *testing.T) {
 					`as ` +
 					`"/run/vstun/NAME.sock"`,
 				`realserver: log: "" is unknown: want debug, info, warn or error`,
-				`extra: unknown key: want realserver`,
+				`extra: unknown key: want realserver or wireguard`,
 			}},
 	} {
 		t.Run(c.name, func(t *testing.T) {

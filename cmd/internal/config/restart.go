@@ -14,6 +14,8 @@ func (d *Director) NeedsRestart(is *Director) []string {
 		{"control", d.Control != is.Control},
 		{"fast_path", d.FastPath.Off && !is.FastPath.Off},
 		{"vrrp (the first one)", len(d.VRRP) == 0 && len(is.VRRP) > 0},
+		{"wireguard (the table)", d.WireGuard.On != is.WireGuard.On},
+		{"wireguard.listen", d.WireGuard.Listen != is.WireGuard.Listen && d.WireGuard.On && is.WireGuard.On},
 		{"connections.max", d.Connections.Max != is.Connections.Max},
 		{"connections.keep", d.Connections.Keep != is.Connections.Keep &&
 			!(d.Connections.KeepBeside && is.Connections.KeepBeside)}, // it follows control
@@ -35,6 +37,8 @@ func (r *Realserver) NeedsRestart(is *Realserver) []string {
 		{"queues", r.Queues != is.Queues},
 		{"offload", r.Offload != is.Offload},
 		{"control", r.Control != is.Control},
+		{"wireguard (the table)", r.WireGuard.On != is.WireGuard.On},
+		{"wireguard.listen", r.WireGuard.Listen != is.WireGuard.Listen && r.WireGuard.On && is.WireGuard.On},
 		{"fast_path", r.FastPath.Off && !is.FastPath.Off},
 	})
 }

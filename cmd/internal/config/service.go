@@ -19,7 +19,9 @@ type serviceReader struct {
 	vips        map[netip.Addr]*table // VIP → the first service that has it
 	claims      map[listener][]claim  // sorted and disjoint
 	realservers []located
-	tap         bool // the director has a TAP device
+	sealed      []located   // those whose tunnel is WireGuard's
+	peers       *peerReader // of WireGuard
+	tap         bool        // the director has a TAP device
 }
 
 // listener is a VIP and a protocol.
@@ -41,9 +43,10 @@ type located struct {
 	address netip.Addr
 }
 
-func newServiceReader(tap bool) *serviceReader {
+func newServiceReader(tap bool, w *WireGuard) *serviceReader {
 	return &serviceReader{
 		tap:    tap,
+		peers:  newPeerReader(w),
 		names:  map[string]string{},
 		vips:   map[netip.Addr]*table{},
 		claims: map[listener][]claim{},
@@ -238,6 +241,10 @@ func (r *serviceReader) readRealservers(service *table, s *Service, tunnel Tunne
 		rs.Weight = t.integer("weight", 1, 0, 65535, "0 (drains it) to 65535")
 		rs.Upper, rs.Lower = readThresholds(t)
 		rs.Tunnel = tunnel.readFor(t, rs.Forward)
+		if sealed(rs.Encap) {
+			r.sealed = append(r.sealed, located{t, "address", rs.Address})
+		}
+		r.readRealserverPeer(t, &rs)
 		rs.Check = checks.readFor(t, rs.Forward)
 		rs.DrainOnFailure = readOnFailure(t, s.DrainOnFailure)
 		t.finish()

@@ -299,6 +299,16 @@ func (t *table) table(key, want string) *table {
 	return t.child(key, values, t.at.key(key))
 }
 
+// optional is table, but the values of a missing table are nil, and those of an empty one are not.
+func (t *table) optional(key, want string) *table {
+	_, there := t.values[key]
+	c := t.table(key, want)
+	if there && c.values == nil {
+		c.values = map[string]any{} // of the wrong type, which has been reported
+	}
+	return c
+}
+
 // row is an element of an array of tables, and its place.
 type row struct {
 	values map[string]any

@@ -304,7 +304,7 @@ func (c *controller) converge(in plan.Inputs) (err error) {
 	if moves && in.Translates() { // the rules come before the snapshot
 		c.plane.shared.ExpectOthers(true)
 	}
-	if err := c.apply(was, &desired, moves); err != nil {
+	if err := c.apply(was, &desired, moves, in.Paths.SealedMTU(in.Config)); err != nil {
 		c.plane.shared.ExpectOthers(was != nil && was.inputs.Translates())
 		return err
 	}
@@ -326,13 +326,17 @@ func (c *controller) converge(in plan.Inputs) (err error) {
 	return nil
 }
 
-// apply puts desired in force in place of was, which is nil at the start. With moves the machine changes, too. It is
+// apply puts desired in force in place of was, which is nil at the start. With moves the machine changes, too. mtu is
+// that of WireGuard's tunnels. It is
 // the only place that does so. Routes of new VIPs come first, since they can fail; routes of retired VIPs go before the
 // balancer forgets the VIPs. Neighbours learn of new VIPs last. On an error nothing has changed.
-func (c *controller) apply(was *state, desired *plan.Desired, moves bool) error {
+func (c *controller) apply(was *state, desired *plan.Desired, moves bool, mtu int) error {
 	var err error
 	if moves {
 		err = c.network.Set(desired.Machine)
+	}
+	if err == nil {
+		err = c.plane.sealed.set(&desired.Config.WireGuard, mtu)
 	}
 	if err == nil {
 		err = c.plane.balancer.Apply(desired.Balancer)

@@ -39,7 +39,8 @@ type dataPlane struct {
 	senders  []io.Closer
 	udpPorts []uint16 // source ports of tunnels over UDP, of the last worker
 	fast     fastPath
-	noLink   error // why there is no VS/DR
+	sealed   sealed // tunnels of WireGuard
+	noLink   error  // why there is no VS/DR
 	// receivers get ICMP errors about tunnel packets. The kernel learns path MTUs from them, and the relays send ICMP
 	// errors to the clients.
 	receivers []io.Closer
@@ -65,6 +66,9 @@ func (p *dataPlane) open(cfg *config.Director, memory conntab.Memory, log *slog.
 		p.device, err = tundev.Open(cfg.TUN, clientOptions(cfg))
 	}
 	if err != nil {
+		return err
+	}
+	if err := p.sealed.open(&cfg.WireGuard); err != nil {
 		return err
 	}
 	if err := p.openRelays(); err != nil {
@@ -115,8 +119,8 @@ func (p *dataPlane) openWorker(i int, q *tundev.Queue) error {
 		return err
 	}
 	p.senders, p.udpPorts = append(p.senders, u), u.Ports()
-	c := forward.WorkerConfig{ID: i, Source: q, Raw: s, UDP: u, UDPPorts: u.Ports(), Balancer: p.balancer,
-		Shared: p.shared, Clock: p.now}
+	c := forward.WorkerConfig{ID: i, Source: q, Raw: s, UDP: u, UDPPorts: u.Ports(), Sealed: p.sealed.port(),
+		Balancer: p.balancer, Shared: p.shared, Clock: p.now}
 	if p.ethernet != nil {
 		port := p.ethernet.port(q)
 		c.Source, c.Link, c.Ethernet = port, port, true
@@ -211,7 +215,7 @@ func (p *dataPlane) openLocal(cfg *config.Director, log *slog.Logger) (err error
 		}
 	}
 	p.workers = append(p.workers, forward.NewWorker(forward.WorkerConfig{ID: cfg.Queues, Source: p.local.Queues()[0],
-		Raw: s, Link: link, Balancer: p.balancer, Shared: p.shared, Clock: p.now}))
+		Raw: s, Sealed: p.sealed.port(), Link: link, Balancer: p.balancer, Shared: p.shared, Clock: p.now}))
 	for _, ipv6 := range []bool{false, true} {
 		if !query.HasRules(ipv6) && (!ipv6 || query.HasIPv6()) {
 			log.Warn("the kernel has no rules (CONFIG_IP_MULTIPLE_TABLES): health checks share the clients' queues, "+
@@ -243,6 +247,7 @@ func (p *dataPlane) close() error {
 			errs = append(errs, d.Close())
 		}
 	}
+	errs = append(errs, p.sealed.close())
 	for _, s := range p.senders {
 		errs = append(errs, s.Close())
 	}
@@ -272,6 +277,7 @@ func (p *dataPlane) tally(t *stats.Tally) {
 	}
 	p.shared.Read(t)
 	p.fast.read(t)
+	p.sealed.read(t)
 	if p.ethernet != nil {
 		p.ethernet.read(t)
 	}
@@ -321,7 +327,7 @@ func (p *dataPlane) overruns() (n uint64) {
 			n += dropped
 		}
 	}
-	return n
+	return n + p.sealed.overruns()
 }
 
 // loops returns the workers' loops.

@@ -214,6 +214,7 @@ func (d *director) run(ctx context.Context, hangup func(fn func()) daemon.Task) 
 	for _, r := range p.relays {
 		tasks = append(tasks, func(context.Context) error { return r.Run() })
 	}
+	p.sealed.begin()
 	err := daemon.Run(ctx, tasks...)
 	d.notifyManager("STOPPING=1")
 	return errors.Join(err, d.close(d.controller.state().Config))
@@ -253,6 +254,7 @@ func (d *director) runControl(ctx context.Context, hangup func(fn func()) daemon
 		daemon.Every(saveEvery, func() { d.memory.save(p) }),
 		daemon.Every(repliesEvery, d.followReplies),
 		p.fast.run,
+		p.sealed.run,
 		d.neighbours.Run,
 		func(ctx context.Context) error {
 			defer close(succeeded)

@@ -60,7 +60,14 @@ func (c *controller) resolvePaths(in *plan.Inputs) {
 	for _, n := range in.RetiredNAT {
 		to = append(to, n.Address)
 	}
-	answer, err := c.ask.paths(to)
+	carriers := c.plane.sealed.carriers(&in.Config.WireGuard)
+	asked := slices.Clone(to)
+	for _, a := range carriers {
+		if a.IsValid() {
+			asked = append(asked, a)
+		}
+	}
+	answer, err := c.ask.paths(asked)
 	message := "cannot ask the kernel for the paths to realservers: the former ones stay"
 	if in.Paths == nil {
 		message = "the paths to realservers are not known: their MTU is taken to be 1500"
@@ -72,6 +79,12 @@ func (c *controller) resolvePaths(in *plan.Inputs) {
 	in.Paths = make(plan.Paths, len(to))
 	for _, a := range to {
 		in.Paths[a] = answer[a] // the zero Path: there is no route
+	}
+	sealPaths(in.Paths, answer, carriers)
+	for _, a := range in.Retired {
+		if _, inTunnel := carriers[a]; inTunnel && in.Config.WireGuard.Peer(a) == nil {
+			delete(in.Paths, a) // its tunnel stays as it is
+		}
 	}
 }
 
@@ -181,6 +194,9 @@ func (c *controller) trim() {
 	}
 	c.trimNAT()
 	in = c.state().inputs
+	retired, _ := c.ask.retired()
+	c.logFailure(slog.LevelError, "cannot remove peers of WireGuard",
+		c.plane.sealed.trim(&in.Config.WireGuard, in.Paths.SealedMTU(in.Config), retired))
 	in.ReplyLinks = c.ask.replyLinks(in)
 	if !slices.Equal(in.ReplyLinks, c.state().inputs.ReplyLinks) {
 		c.logFailure(slog.LevelError, "replies to health checks may be dropped by the reverse-path filter: "+

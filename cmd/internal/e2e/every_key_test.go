@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"vstun/encap/wireguard"
 	"vstun/testdata/testkit"
 )
 
@@ -43,7 +44,7 @@ func (f file) toml(tables ...string) string {
 			continue
 		}
 		header := "[" + table + "]"
-		if slices.Contains([]string{"service", "service.realserver", "vrrp", "vrrp.track"}, table) {
+		if slices.Contains([]string{"service", "service.realserver", "vrrp", "vrrp.track", "wireguard.peer"}, table) {
 			header = "[" + header + "]"
 		}
 		fmt.Fprintf(&b, "%s\n%s\n", header, strings.Join(f[table], "\n"))
@@ -161,7 +162,7 @@ func TestReloadOfEveryKeyOfDirector(t *testing.T) {
 		"director":    {fmt.Sprintf("control = %q", p.socket), `fast_path = "off"`},
 		"notify.mail": {`to = "ops@example.com"`, `from = "lb@example.com"`, `server = "127.0.0.1:25"`},
 		"service": {`name = "web"`, `vip = "198.51.100.80"`, `protocol = "tcp"`, `port = 80`, `scheduler = "sh"`,
-			`encap = "gre"`, `sorry_server = "10.0.99.9"`},
+			`encap = "wireguard"`, `sorry_server = "10.0.2.9"`, `sorry_forward = "dr"`},
 		"service.check":      {`type = "http"`},
 		"service.realserver": {`address = "10.0.11.2"`, "weight = 5"},
 		"vrrp": {`name = "VI_1"`, `interface = "eth0"`, "router_id = 51", `addresses = ["198.51.100.80"]`,
@@ -169,7 +170,8 @@ func TestReloadOfEveryKeyOfDirector(t *testing.T) {
 		"vrrp.track": {`interface = "eth1"`},
 	}
 	tables := []string{"director", "connections", "connections.timeouts", "notify", "notify.mail", "service",
-		"service.persistence", "service.check", "service.realserver", "vrrp", "vrrp.track", "sync"}
+		"service.persistence", "service.check", "service.realserver", "service.realserver.wireguard", "vrrp",
+		"vrrp.track", "sync", "wireguard"}
 	cert, key := filepath.Join(s.dir, "client.pem"), filepath.Join(s.dir, "client.key")
 	issueCertificate(t, "director", cert, key)
 	both := filepath.Join(s.dir, "both.pem")
@@ -195,6 +197,7 @@ func TestReloadOfEveryKeyOfDirector(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	base["wireguard"], base["service.realserver.wireguard"] = s.everyWireGuardKey()
 	base["sync"] = []string{`interface = "eth0"`, fmt.Sprintf("key = %q", syncKey)}
 	p.configure(base.toml(tables...))
 	p.start()
@@ -267,15 +270,15 @@ func TestReloadOfEveryKeyOfDirector(t *testing.T) {
 		"service.scheduler":       {`scheduler = "rr"`},
 		"service.scheduler_flags": {`scheduler_flags = ["sh-port"]`},
 		"service.one_packet":      {`protocol = "udp"`, "one_packet = true"},
-		"service.forward":         {`forward = "dr"`, `sorry_forward = "tun"`},
+		"service.forward":         {`forward = "dr"`, "encap = absent"},
 		"service.encap":           {`encap = "ipip"`},
 		"service.encap_port":      {`encap = "gue"`, "encap_port = 6081"},
-		"service.encap_key":       {"encap_key = 7"},
-		"service.encap_checksum":  {"encap_checksum = true"},
+		"service.encap_key":       {`encap = "gre"`, "encap_key = 7"},
+		"service.encap_checksum":  {`encap = "gre"`, "encap_checksum = true"},
 		"service.quorum":          {"quorum = 2"},
 		"service.hysteresis":      {"quorum = 3", "hysteresis = 1"},
-		"service.sorry_server":    {`sorry_server = "10.0.99.2"`},
-		"service.sorry_forward":   {`sorry_forward = "nat"`},
+		"service.sorry_server":    {`sorry_server = "10.0.2.8"`},
+		"service.sorry_forward":   {`sorry_forward = "tun"`, `encap = "gre"`},
 		"service.on_failure":      {`on_failure = "drain"`},
 
 		"vrrp.name":          {`name = "VI_2"`},
@@ -337,17 +340,40 @@ func TestReloadOfEveryKeyOfDirector(t *testing.T) {
 		"service.check.helo":       {`type = "smtp"`, `helo = "example.com"`},
 		"service.check.command":    {`type = "exec"`, `command = ["/bin/true"]`},
 
+		"wireguard.private_key": {fmt.Sprintf("private_key = %q", filepath.Join(s.dir, "2.key"))},
+		"wireguard.listen":      {"listen = 51821"},
+		"wireguard.address":     {`address = "10.99.0.9"`},
+
+		"service.realserver.wireguard.public_key": {fmt.Sprintf("public_key = %q", wireguard.Key{5})},
+		"service.realserver.wireguard.preshared_key": {fmt.Sprintf("preshared_key = %q",
+			filepath.Join(s.dir, "2.key"))},
+		"service.realserver.wireguard.endpoint":  {`endpoint = "10.0.11.2:51820"`},
+		"service.realserver.wireguard.keepalive": {`keepalive = "25s"`},
+
 		"service.realserver.address":        {`address = "10.0.12.2"`},
 		"service.realserver.forward":        {`forward = "nat"`},
 		"service.realserver.port":           {`forward = "nat"`, "port = 8080"},
 		"service.realserver.weight":         {"weight = 7"},
 		"service.realserver.on_failure":     {`on_failure = "drain"`},
 		"service.realserver.encap":          {`encap = "ipip"`},
-		"service.realserver.encap_key":      {"encap_key = 8"},
-		"service.realserver.encap_checksum": {"encap_checksum = true"},
+		"service.realserver.encap_key":      {`encap = "gre"`, "encap_key = 8"},
+		"service.realserver.encap_checksum": {`encap = "gre"`, "encap_checksum = true"},
 		"service.realserver.upper":          {"upper = 9"},
 		"service.realserver.lower":          {"upper = 9", "lower = 3"},
 	}, restartKeys(t, "director", "A director needs a restart for "))
+}
+
+// everyWireGuardKey returns the lines of [wireguard] and of a peer, and makes the files 1.key and 2.key.
+func (s *site) everyWireGuardKey() (table, peer []string) {
+	s.t.Helper()
+	for _, name := range []string{"1.key", "2.key"} {
+		key := []byte(wireguard.NewPrivateKey().String())
+		if err := os.WriteFile(filepath.Join(s.dir, name), key, 0o600); err != nil {
+			s.t.Fatal(err)
+		}
+	}
+	return []string{fmt.Sprintf("private_key = %q", filepath.Join(s.dir, "1.key")), `address = "10.99.0.1"`},
+		[]string{fmt.Sprintf("public_key = %q", wireguard.NewPrivateKey().Public())}
 }
 
 // TestReloadOfEveryKeyOfAgent is the same for an agent.
@@ -355,17 +381,20 @@ func TestReloadOfEveryKeyOfAgent(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 1, nil)
 	p := s.prepare(s.Webs[0], "realserver")
-	base := file{"realserver": {`vips = ["198.51.100.80"]`, `directors = ["10.0.2.2"]`,
-		fmt.Sprintf("control = %q", p.socket), `encap = ["ipip", "gre", "gue"]`, `fast_path = "off"`}}
-	p.configure(base.toml("realserver"))
+	base := file{"realserver": {`vips = ["198.51.100.80"]`, `directors = ["10.0.2.2", "10.0.2.3"]`,
+		fmt.Sprintf("control = %q", p.socket), `encap = ["ipip", "gre", "gue", "wireguard"]`, `fast_path = "off"`}}
+	base["wireguard"], base["wireguard.peer"] = s.everyWireGuardKey()
+	base["wireguard.peer"] = append(base["wireguard.peer"], `address = "10.0.2.2"`)
+	tables := []string{"realserver", "wireguard", "wireguard.peer"}
+	p.configure(base.toml(tables...))
 	p.start()
-	p.mustChangeEach(base, []string{"realserver"}, map[string][]string{
+	p.mustChangeEach(base, tables, map[string][]string{
 		"realserver.tun":        {`tun = "vs7"`},
 		"realserver.queues":     {"queues = 7"},
 		"realserver.offload":    {`offload = "off"`},
 		"realserver.vips":       {`vips = ["198.51.100.81"]`},
 		"realserver.directors":  {`directors = ["10.0.2.0/24"]`},
-		"realserver.encap":      {`encap = ["ipip", "gre"]`},
+		"realserver.encap":      {`encap = ["ipip", "gre", "wireguard"]`},
 		"realserver.encap_port": {"encap_port = 6081"},
 		"realserver.encap_key":  {"encap_key = 7"},
 		"realserver.mss":        {"mss = 1000"},
@@ -375,5 +404,14 @@ func TestReloadOfEveryKeyOfAgent(t *testing.T) {
 		"realserver.fast_path": {`fast_path = "auto"`},
 
 		"realserver.fast_path_devices": {`fast_path_devices = ["eth0"]`},
+
+		"wireguard.private_key":        {fmt.Sprintf("private_key = %q", filepath.Join(s.dir, "2.key"))},
+		"wireguard.listen":             {"listen = 51821"},
+		"wireguard.address":            {`address = "10.99.0.2"`},
+		"wireguard.peer.address":       {`address = "10.0.2.3"`},
+		"wireguard.peer.public_key":    {fmt.Sprintf("public_key = %q", wireguard.Key{5})},
+		"wireguard.peer.preshared_key": {fmt.Sprintf("preshared_key = %q", filepath.Join(s.dir, "2.key"))},
+		"wireguard.peer.endpoint":      {`endpoint = "10.0.2.2:51820"`},
+		"wireguard.peer.keepalive":     {`keepalive = "25s"`},
 	}, restartKeys(t, "realserver", "An agent needs a restart for "))
 }

@@ -18,6 +18,7 @@ import (
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/director"
 	"vstun/encap/packet/drop"
+	"vstun/encap/wireguard"
 	"vstun/testdata/testkit"
 )
 
@@ -116,6 +117,8 @@ xxxxxxxxxx = 1
 xxxxxxxxxx = 1
 [sync]
 xxxxxxxxxx = 1
+[wireguard]
+xxxxxxxxxx = 1
 [[service]]
 xxxxxxxxxx = 1
 [service.persistence]
@@ -124,6 +127,8 @@ xxxxxxxxxx = 1
 xxxxxxxxxx = 1
 [[service.realserver]]
 xxxxxxxxxx = 1
+[service.realserver.wireguard]
+xxxxxxxxxx = 1
 [[vrrp]]
 xxxxxxxxxx = 1
 [[vrrp.track]]
@@ -131,6 +136,10 @@ xxxxxxxxxx = 1
 `,
 	"realserver": `xxxxxxxxxx = 1
 [realserver]
+xxxxxxxxxx = 1
+[wireguard]
+xxxxxxxxxx = 1
+[[wireguard.peer]]
 xxxxxxxxxx = 1
 `,
 }
@@ -207,7 +216,16 @@ func TestManualDefaults(t *testing.T) {
 	if err := os.WriteFile(key, make([]byte, 32), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	private, public := wireguard.NewPrivateKey(), wireguard.NewPrivateKey().Public()
+	wgKey := filepath.Join(t.TempDir(), "wireguard.key")
+	if err := os.WriteFile(wgKey, []byte(private.String()), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	base := file{
+		"wireguard":                    {fmt.Sprintf("private_key = %q", wgKey), `address = "10.99.0.1"`},
+		"service.realserver.wireguard": {fmt.Sprintf("public_key = %q", public)},
+		"wireguard.peer":               {fmt.Sprintf("public_key = %q", public), `address = "10.0.2.2"`},
+
 		"sync":     {`interface = "eth0"`, fmt.Sprintf("key = %q", key)},
 		"director": {`log = "info"`}, "connections": {"sloppy_tcp = false"}, "notify": {`command = ["/bin/true"]`},
 		"notify.mail":        {`to = ["ops@example.com"]`, `from = "lb@example.com"`, `server = "192.0.2.25:587"`},
@@ -218,9 +236,10 @@ func TestManualDefaults(t *testing.T) {
 		"vrrp.track": {`interface = "eth1"`},
 		"realserver": {`vips = "198.51.100.80"`, `directors = "10.0.2.2"`},
 	}
-	order := map[string][]string{"realserver": {"realserver"}, "director": {"director", "connections",
+	order := map[string][]string{"realserver": {"realserver", "wireguard", "wireguard.peer"}, "director": {"director",
+		"connections",
 		"connections.timeouts", "notify", "notify.mail", "service", "service.persistence", "service.check",
-		"service.realserver", "vrrp", "vrrp.track", "sync"}}
+		"service.realserver", "service.realserver.wireguard", "vrrp", "vrrp.track", "sync", "wireguard"}}
 	defaults, must := 0, 0
 	for program, tables := range order {
 		for table, rows := range manualKeys(t, program) {

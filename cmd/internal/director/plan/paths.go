@@ -9,6 +9,7 @@ import (
 	"vstun/balancer/method"
 	"vstun/cmd/internal/config"
 	"vstun/encap"
+	"vstun/encap/wireguard"
 	"vstun/routing/query"
 )
 
@@ -174,4 +175,39 @@ func pathName(s *config.Service, r *config.RealserverRef) string {
 		return t.Kind.String()
 	}
 	return fmt.Sprintf("tunnel %v port %d key %d %v checksum %v", t.Encap, t.EncapPort, t.Key, t.HasKey, t.Checksum)
+}
+
+// SealedPath returns the path to the realserver a in WireGuard's tunnel, whose address outside of it is carrier; the
+// zero Addr: it is not known, and the default route will do. paths are those that the kernel has answered. The source
+// is of a's family, for checks.
+func SealedPath(a, carrier netip.Addr, paths map[netip.Addr]query.Path) query.Path {
+	default4, default6 := paths[documentation4], paths[documentation6]
+	path, six := paths[carrier], carrier.Is6()
+	if !carrier.IsValid() {
+		if path = default4; path == (query.Path{}) {
+			path, six = default6, true
+		}
+	}
+	if path == (query.Path{}) {
+		return path
+	}
+	path.MTU -= wireguard.Overhead(six)
+	path.Local, path.Gateway = false, netip.Addr{}
+	if a.Is4() == six {
+		path.Source = default6.Source
+		if a.Is4() {
+			path.Source = default4.Source
+		}
+	}
+	return path
+}
+
+// SealedMTU returns the size of the largest packet that all of WireGuard's tunnels to realservers of cfg take, in
+// bytes.
+func (p Paths) SealedMTU(cfg *config.Director) int {
+	least := defaultMTU - wireguard.Overhead(false)
+	for _, peer := range cfg.WireGuard.Peers {
+		least = min(least, p.mtu(peer.Address))
+	}
+	return least
 }

@@ -81,6 +81,9 @@ func realserver(s *config.Service, r *config.RealserverRef, sources config.Sourc
 	if rs.Encap.UDP() {
 		rs.EncapPort = s.EncapPort
 	}
+	if rs.Encap.Sealed() {
+		rs.Source = r.Own
+	}
 	// Elsewhere the kernel fills in the source.
 	if !rs.Source.IsValid() && (!r.Address.Is4() || rs.Encap.UDP() && rs.Checksum) {
 		rs.Source = paths.ownAddress(r.Address)

@@ -1,0 +1,187 @@
+package e2e
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"vstun/cmd/internal/lab"
+	"vstun/encap/wireguard"
+	"vstun/testdata/testkit"
+)
+
+// sealedSite is a site whose tunnels are WireGuard's: web1's over IPv4 between IPv4 addresses, web2's over IPv6 between
+// IPv6 addresses. The tunnel addresses belong to no host.
+type sealedSite struct {
+	*site
+	keys map[string]wireguard.Key // by host
+}
+
+func newSealedSite(t *testing.T, links map[string]lab.Link) *sealedSite {
+	t.Helper()
+	s := &sealedSite{newSite(t, 2, links), map[string]wireguard.Key{}}
+	s.addIPv6()
+	for _, h := range []*lab.Host{s.Director, s.Webs[0], s.Webs[1]} {
+		s.newKey(h)
+	}
+	return s
+}
+
+// newKey makes a private key for h.
+func (s *sealedSite) newKey(h *lab.Host) {
+	s.t.Helper()
+	s.keys[h.Name] = wireguard.NewPrivateKey()
+	if err := os.WriteFile(s.keyFile(h), []byte(s.keys[h.Name].String()+"\n"), 0o600); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+func (s *sealedSite) keyFile(h *lab.Host) string { return filepath.Join(s.dir, h.Name+".key") }
+
+// inTunnel returns the addresses of web server i and of the director in their tunnel.
+func inTunnel(i int) (web, director netip.Addr) {
+	if i == 1 {
+		return netip.MustParseAddr("fd99::3"), netip.MustParseAddr("fd99::1")
+	}
+	return netip.MustParseAddr("10.99.0.2"), netip.MustParseAddr("10.99.0.1")
+}
+
+// endpoint returns where h can be reached by web server i or from it.
+func endpoint(h *lab.Host, i int) netip.AddrPort {
+	if i == 1 {
+		return netip.AddrPortFrom(h.Addr6, 51820)
+	}
+	return netip.AddrPortFrom(h.Addr, 51820)
+}
+
+// agentTOML returns the configuration of web server i's agent. public are the director's keys, more is keys of the
+// peer.
+func (s *sealedSite) agentTOML(i int, socket, more string, public ...string) string {
+	_, director := inTunnel(i)
+	return fmt.Sprintf(`[realserver]
+vips = [%s]
+directors = ["%v"]
+control = %q
+encap = ["wireguard", "ipip"]
+[wireguard]
+private_key = %q
+[[wireguard.peer]]
+address = "%v"
+public_key = ["%s"]
+%s
+`, quoted(s.vips), director, socket, s.keyFile(s.Webs[i]), director, strings.Join(public, `", "`), more)
+}
+
+// directorPublic is the director's public key.
+func (s *sealedSite) directorPublic() string { return s.keys[s.Director.Name].Public().String() }
+
+// startSealedAgent starts the agent of web server i.
+func (s *sealedSite) startSealedAgent(i int) {
+	s.t.Helper()
+	p := s.prepare(s.Webs[i], "realserver")
+	p.configure(s.agentTOML(i, p.socket, fmt.Sprintf("endpoint = \"%v\"", endpoint(s.Director, i)), s.directorPublic()))
+	p.start()
+	s.agents = append(s.agents, p)
+}
+
+// realserverOf returns web server i in TOML. public are its keys.
+func (s *sealedSite) realserverOf(i int, public ...string) string {
+	web, _ := inTunnel(i)
+	if len(public) == 0 {
+		public = []string{s.keys[s.Webs[i].Name].Public().String()}
+	}
+	return fmt.Sprintf("{ address = \"%v\", wireguard = { public_key = [\"%s\"], endpoint = \"%v\" } }", web,
+		strings.Join(public, `", "`), endpoint(s.Webs[i], i))
+}
+
+// wireguardTOML returns a director's configuration, with a service of each web server, at ports 8001 and 8002. more is
+// keys of the services.
+func (s *sealedSite) wireguardTOML(more string, public ...string) string {
+	text := fmt.Sprintf("[wireguard]\nprivate_key = %q\naddress = [\"10.99.0.1\", \"fd99::1\"]\n",
+		s.keyFile(s.Director))
+	for i := range s.Webs {
+		var keys []string
+		if i == 0 {
+			keys = public
+		}
+		text += fmt.Sprintf("[[service]]\nname = \"web%d\"\nvip = [%s]\nprotocol = \"tcp\"\nport = %d\nencap = "+
+			"\"wireguard\"\n%s\nrealserver = [ %s ]\n", i+1, quoted([]netip.Addr{s.VIP, s.VIP6}), 8001+i, more,
+			s.realserverOf(i, keys...))
+	}
+	return text
+}
+
+// TestWireGuard sends uploads and downloads, byte-exact, through WireGuard over both families with both families
+// inside, and over links of 1,500 and 1,400 bytes. Nothing but WireGuard's datagrams and the answers is on the wire.
+func TestWireGuard(t *testing.T) {
+	for _, mtu := range []int{1500, 1400} {
+		t.Run(fmt.Sprint(mtu), func(t *testing.T) {
+			t.Parallel()
+			size := long(100_000_000, 5_000_000, 1_000_000)
+			s := newSealedSite(t, map[string]lab.Link{"web1": {MTU: mtu}, "web2": {MTU: mtu}})
+			for i, web := range s.Webs {
+				s.startSealedAgent(i)
+				s.acceptUploadsAt(web, fmt.Sprintf(":%d", 8001+i))
+			}
+			s.startDirectorWith(s.wireguardTOML("check = { type = \"tcp\" }"))
+			testkit.Eventually(t, "checks through the tunnels succeed", func() bool {
+				for _, svc := range s.director.balance().Services {
+					if svc.Health != "up" {
+						return false
+					}
+				}
+				return true
+			})
+			clear4 := s.count(s.Director, "eth0", lab.Filter{Protocol: 4})
+			for i := range s.Webs {
+				for j, vip := range []netip.Addr{s.VIP, s.VIP6} {
+					s.mustTransfer(t, i, vip, size, mtu-[]int{60 + 20, 80 + 40}[i]-[]int{40, 60}[j])
+				}
+			}
+			if n := clear4(); n > 0 {
+				t.Errorf("%d tunnel packets are not encrypted", n)
+			}
+			if drops := s.director.balance().Drops; len(drops) > 0 {
+				t.Errorf("the director dropped %v", drops)
+			}
+			for _, agent := range s.agents {
+				if drops := agent.intake().Drops; len(drops) > 0 {
+					t.Errorf("%s refused %v", agent, drops)
+				}
+			}
+		})
+	}
+}
+
+// mustTransfer sends n bytes to web server i through a VIP, and gets them back. mss is the client's, without options.
+func (s *sealedSite) mustTransfer(t *testing.T, i int, vip netip.Addr, n, mss int) {
+	t.Helper()
+	for _, up := range []bool{true, false} {
+		conn, err := s.Client.Dial("tcp", netip.AddrPortFrom(vip, uint16(8001+i)).String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		if err := conn.SetDeadline(time.Now().Add(time.Minute + time.Duration(n/500_000)*time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		const options = 12 // timestamps
+		if got := sendMSS(t, conn); got != mss-options {
+			t.Errorf("web%d by %v: segments have %d bytes, want %d", i+1, vip, got, mss-options)
+		}
+		if !up {
+			if err := pull(conn, n); err != nil {
+				t.Errorf("web%d by %v: download: %v", i+1, vip, err)
+			}
+			continue
+		}
+		answer, err := put(conn, n)
+		if want := fmt.Sprintf("%d bytes, all as they should be", n); answer != want || err != nil {
+			t.Errorf("web%d by %v: the server answers %q, %v; want %q", i+1, vip, answer, err, want)
+		}
+	}
+}
