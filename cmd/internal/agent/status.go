@@ -47,6 +47,7 @@ func (a *agent) status() api.RealserverStatus {
 		}
 	}
 	a.sealed.read(&t)
+	st.WireGuard = api.WireGuardOf(a.sealed.device, now)
 	st.Answers = api.Traffic{Packets: answers.OutPackets, Bytes: answers.OutBytes}
 	for d, n := range answers.Drops {
 		t.Drops[d] += n

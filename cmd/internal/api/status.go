@@ -39,7 +39,8 @@ type DirectorStatus struct {
 	Announced     []Announced   `json:"announced,omitempty"`
 	Neighbours    Neighbours    `json:"neighbours"`
 	VRRP          []VRRP        `json:"vrrp,omitempty"`
-	Sync          *Sync         `json:"sync,omitempty"` // none without [sync]
+	Sync          *Sync         `json:"sync,omitempty"`      // none without [sync]
+	WireGuard     *WireGuard    `json:"wireguard,omitempty"` // none without [wireguard]
 	Configuration Configuration `json:"configuration"`
 	Mail          *Mail         `json:"mail,omitempty"` // notify.mail; nil: none
 	// packets that the kernel dropped because the director was too slow
@@ -174,19 +175,20 @@ type Check struct {
 // RealserverStatus is what GET /status on a realserver agent's control socket returns, and what
 // `realserver status --json` prints.
 type RealserverStatus struct {
-	Program   string   `json:"program"` // "realserver"
-	Version   string   `json:"version"`
-	Pid       int      `json:"pid"`
-	Uptime    float64  `json:"uptime_seconds"`
-	TUN       string   `json:"tun"`
-	Queues    int      `json:"queues"`
-	Offloads  string   `json:"offloads"` // of the TUN device: "csum tso uso", or fewer
-	VIPs      []string `json:"vips"`
-	Directors []string `json:"directors"`
-	Encap     []string `json:"encap"`
-	EncapPort uint16   `json:"encap_port,omitempty"` // UDP port of gue and fou; 0: it has neither
-	MSS       int      `json:"mss"`                  // that servers advertise over IPv4
-	MSS6      int      `json:"mss6"`                 // and over IPv6
+	Program   string     `json:"program"` // "realserver"
+	Version   string     `json:"version"`
+	Pid       int        `json:"pid"`
+	Uptime    float64    `json:"uptime_seconds"`
+	TUN       string     `json:"tun"`
+	Queues    int        `json:"queues"`
+	Offloads  string     `json:"offloads"` // of the TUN device: "csum tso uso", or fewer
+	VIPs      []string   `json:"vips"`
+	Directors []string   `json:"directors"`
+	Encap     []string   `json:"encap"`
+	EncapPort uint16     `json:"encap_port,omitempty"` // UDP port of gue and fou; 0: it has neither
+	WireGuard *WireGuard `json:"wireguard,omitempty"`  // none without [wireguard]
+	MSS       int        `json:"mss"`                  // that servers advertise over IPv4
+	MSS6      int        `json:"mss6"`                 // and over IPv6
 
 	Configuration Configuration `json:"configuration"`
 

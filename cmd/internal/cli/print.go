@@ -63,6 +63,7 @@ func PrintDirector(out io.Writer, st *api.DirectorStatus) error {
 	if st.Sync != nil {
 		printSyncLine(w, st.Sync)
 	}
+	printWireGuard(w, "realserver", st.WireGuard)
 	printTraffic(w, "in", st.In, "out", st.Out, st.Drops)
 	printFastPath(w, &st.FastPath)
 	if st.Resets > 0 {
@@ -100,6 +101,7 @@ func PrintRealserver(out io.Writer, st *api.RealserverStatus) error {
 	printOverruns(w, st.Overruns)
 	printSendError(w, st.SendError)
 	printCounted(w, "from director", st.FromDirectors)
+	printWireGuard(w, "director", st.WireGuard)
 	printCounted(w, "not_director: from", st.RefusedSources)
 	printCounted(w, "inner_destination: for", st.RefusedDestinations)
 	return w.Flush()

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/lab"
 	"vstun/encap/wireguard"
 	"vstun/testdata/testkit"
@@ -184,4 +185,110 @@ func (s *sealedSite) mustTransfer(t *testing.T, i int, vip netip.Addr, n, mss in
 			t.Errorf("web%d by %v: the server answers %q, %v; want %q", i+1, vip, answer, err, want)
 		}
 	}
+}
+
+// TestWireGuardGoesOn changes the keys of either end, restarts either end, and moves an endpoint, under downloads: none
+// breaks, and none stalls for longer than 2 s.
+func TestWireGuardGoesOn(t *testing.T) {
+	slowWithRace(t)
+	n := long(100, 20, 10) // of each web server
+	if !full() {
+		t.Parallel()
+	}
+	const paced = 100 * time.Millisecond
+	s := newSealedSite(t, nil)
+	for i, web := range s.Webs {
+		s.startSealedAgent(i)
+		s.pacedDownloads(web, uint16(8001+i), 512, paced)
+	}
+	s.startDirectorWith(s.wireguardTOML(""))
+	all := []*downloads{s.download(8001, n), s.download(8002, n)}
+	step := func(name string, change func()) {
+		t.Helper()
+		for _, d := range all {
+			d.mustGoOn(t, "before: "+name, 2000)
+			d.stall.Store(0)
+		}
+		change()
+		var stall time.Duration
+		for _, d := range all {
+			d.mustGoOn(t, "after: "+name, 4000)
+			if broken, why := d.broken(); broken > 0 {
+				t.Errorf("%s: %d downloads are broken: %v", name, broken, why)
+			}
+			stall = max(stall, time.Duration(d.stall.Load())-paced)
+		}
+		t.Logf("%s: the longest stall was %v", name, stall)
+		if full() && stall > 2*time.Second {
+			t.Errorf("%s: stalled for %v", name, stall)
+		}
+	}
+	step("the director's key", func() {
+		old := s.directorPublic()
+		s.newKey(s.Director)
+		for i := range s.agents {
+			s.reloadAgent(i, 51820, s.directorPublic(), old)
+		}
+		s.mustReload()
+		for i := range s.agents {
+			testkit.Eventually(t, "the new key is in use", func() bool { return s.agents[i].usesKey(s.directorPublic()) })
+			s.reloadAgent(i, 51820, s.directorPublic())
+		}
+	})
+	step("an agent's key", func() {
+		old := s.keys["web1"].Public().String()
+		s.newKey(s.Webs[0])
+		next := s.keys["web1"].Public().String()
+		s.reloadWith(s.wireguardTOML("", next, old))
+		s.reloadAgent(0, 51820, s.directorPublic())
+		testkit.Eventually(t, "the new key is in use", func() bool { return s.director.usesKey(next) })
+		s.reloadWith(s.wireguardTOML(""))
+	})
+	step("restart of the director", func() {
+		s.director.stop()
+		s.director.start()
+	})
+	step("kill of the director", func() {
+		s.director.kill()
+		s.director.start()
+	})
+	step("restart of an agent", func() {
+		s.agents[0].stop()
+		s.agents[0].start()
+	})
+	step("another endpoint", func() {
+		s.agents[0].stop()
+		s.agents[0].configure(s.agentAt(0, 51821, s.directorPublic()))
+		s.agents[0].start()
+	})
+}
+
+// agentAt is agentTOML with the director's endpoint and another port of the agent.
+func (s *sealedSite) agentAt(i, port int, public ...string) string {
+	text := s.agentTOML(i, s.agents[i].socket, fmt.Sprintf("endpoint = \"%v\"", endpoint(s.Director, i)), public...)
+	return strings.Replace(text, "[wireguard]\n", fmt.Sprintf("[wireguard]\nlisten = %d\n", port), 1)
+}
+
+// reloadAgent gives the agent of web server i the director's keys.
+func (s *sealedSite) reloadAgent(i, port int, public ...string) {
+	s.t.Helper()
+	p := s.agents[i]
+	p.configure(s.agentAt(i, port, public...))
+	if got := p.command("reload", "--socket", p.socket); got.code != 0 {
+		s.t.Fatalf("%s: reload: exit status %d\n%s%s", p, got.code, got.stdout, got.stderr)
+	}
+}
+
+// usesKey reports whether the program has had a handshake with a peer of this public key.
+func (p *program) usesKey(public string) bool {
+	var st struct{ WireGuard api.WireGuard }
+	if err := p.get(&st); err != nil {
+		p.t.Fatal(err)
+	}
+	for _, peer := range st.WireGuard.Peers {
+		if peer.PublicKey == public && peer.Handshake != nil {
+			return true
+		}
+	}
+	return false
 }

@@ -176,6 +176,7 @@ func (c *director) Describe(ch chan<- *prometheus.Desc) {
 	describe(ch, vrrpSeries)
 	describe(ch, syncSeries)
 	describe(ch, syncPeerSeries)
+	describe(ch, wireguardSeries)
 	for _, d := range []*prometheus.Desc{buildDesc, directorDrops, directorBatches, fastPathRefused, serviceInfo,
 		current, vrrpRefused, syncRefused, syncTableAge, syncHeard} {
 		ch <- d
@@ -203,6 +204,7 @@ func (c *director) Collect(ch chan<- prometheus.Metric) {
 		ch <- prometheus.MustNewConstMetric(fastPathRefused, counterValue, n, reason)
 	}
 	sendSync(ch, st.Sync)
+	sendWireGuard(ch, st.WireGuard)
 	for i := range st.Services {
 		sendService(ch, &st.Services[i])
 	}

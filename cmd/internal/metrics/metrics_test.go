@@ -97,6 +97,8 @@ func fullDirector() api.DirectorStatus {
 		VRRP: []api.VRRP{{Name: "VI_1", Role: "master", Priority: 30, Sent: 31, Received: 32, Elected: 33,
 			Conflicts: 34, Paused: 35, Failed: 36, Refused: map[string]uint64{"password": 37},
 			OtherMaster: &api.OtherMaster{Address: "10.0.2.3"}}, {Name: "VI_2", Role: "fault"}},
+		WireGuard: &api.WireGuard{Peers: []api.WireGuardPeer{{Address: "10.99.0.2", Handshake: &someAge, In: 40, Out: 41},
+			{Address: "10.99.0.3"}}},
 		Sync: &api.Sync{Mode: "vstun", Ready: true, Unheard: []string{"10.0.2.5", "224.0.0.81"},
 			Sent:     api.SyncTraffic{Datagrams: 23, Records: 24, Bytes: 25},
 			Received: api.SyncTraffic{Datagrams: 26, Records: 27, Bytes: 28}, Lost: 29, Resent: 30, ChangesLost: 31,
@@ -125,6 +127,7 @@ func fullRealserver() api.RealserverStatus {
 		Configuration: api.Configuration{Read: time.UnixMilli(1_700_000_000_500), Error: "faulty"},
 		In:            api.Traffic{Packets: 1, Bytes: 2}, Out: api.Traffic{Packets: 3, Bytes: 4},
 		Drops: map[string]uint64{"not_director": 5}, Merged: 6, Overruns: 7, Questions: 8,
+		WireGuard:     &api.WireGuard{Peers: []api.WireGuardPeer{{Address: "10.99.0.1", In: 42, Handshake: &someAge}}},
 		FastPath:      api.FastPath{On: true, Taken: api.Traffic{Packets: 11, Bytes: 12}},
 		FromDirectors: []api.Counted{{Address: "10.0.2.2", Packets: 9}, {Address: "fd00:0:2::2", Packets: 10}}}
 }
@@ -183,6 +186,8 @@ func TestDirector(t *testing.T) {
 		"vstun_director_mails_sent_total":                                                       23,
 		"vstun_director_mails_failed_total":                                                     24,
 		"vstun_director_mail_lost_changes_total":                                                25,
+		"vstun_wireguard_received_bytes_total{peer=10.99.0.2}":                                  40,
+		"vstun_wireguard_sent_bytes_total{peer=10.99.0.2}":                                      41,
 		"vstun_director_sync_ready":                                                             1,
 		"vstun_director_sync_peers":                                                             1,
 		"vstun_director_sync_sent_datagrams_total":                                              23,
@@ -242,12 +247,17 @@ func TestDirector(t *testing.T) {
 		`vstun_realserver_up{realserver=10.0.11.2,service=od"d\}`,
 		`vstun_realserver_check_duration_seconds{realserver=10.0.11.2,service=od"d\}`,
 		"vstun_director_dropped_packets_total{reason=tun_error}",
+		"vstun_wireguard_last_handshake_timestamp_seconds{peer=10.99.0.3}",
 		// Of one that has not been checked yet there is no time: it would be the scrape's.
 		"vstun_realserver_check_duration_seconds" + second, "vstun_realserver_last_check_timestamp_seconds" + second,
 		"vstun_realserver_last_change_timestamp_seconds" + second} {
 		if v, there := all[absent]; there {
 			t.Errorf("%s is %v, want none", absent, v)
 		}
+	}
+	if at := all["vstun_wireguard_last_handshake_timestamp_seconds{peer=10.99.0.2}"]; at < now-someAge-1 ||
+		at > now-someAge+60 {
+		t.Errorf("the last handshake was at %f, now is %f", at, now)
 	}
 	for key, seconds := range map[string]float64{"vstun_realserver_last_check_timestamp_seconds": 1.5,
 		"vstun_realserver_last_change_timestamp_seconds": 100} {
@@ -273,6 +283,7 @@ func TestRealserver(t *testing.T) {
 		"vstun_agent_config_last_reload_successful":                0,
 		"vstun_agent_config_last_reload_success_timestamp_seconds": 1_700_000_000.5,
 		"vstun_agent_questions_total":                              8,
+		"vstun_wireguard_received_bytes_total{peer=10.99.0.1}":     42,
 		"vstun_agent_director_packets_total{director=10.0.2.2}":    9,
 		"vstun_agent_queues":                                       2,
 		"vstun_agent_mss_bytes{ip=4}":                              1440,

@@ -74,6 +74,7 @@ var (
 // Describe is for the registry.
 func (c *agent) Describe(ch chan<- *prometheus.Desc) {
 	describe(ch, agentSeries)
+	describe(ch, wireguardSeries)
 	for _, d := range []*prometheus.Desc{buildDesc, agentDrops, agentBatches, agentFrom, agentMSS, agentVIP} {
 		ch <- d
 	}
@@ -96,4 +97,5 @@ func (c *agent) Collect(ch chan<- prometheus.Metric) {
 	}
 	sendDrops(ch, agentDrops, drop.Reason.Realserver, st.Drops)
 	sendBatches(ch, agentBatches, c.batches)
+	sendWireGuard(ch, st.WireGuard)
 }
