@@ -67,5 +67,6 @@ require (
 
 tool (
 	github.com/cilium/ebpf/cmd/bpf2go
+	golang.zx2c4.com/wireguard
 	honnef.co/go/tools/cmd/staticcheck
 )

@@ -73,6 +73,7 @@ func Command() *cobra.Command {
 				return (&doctor.Realserver{File: file, Config: cfg, Sockets: sockets(cfg),
 					Obstacles: func(running bool) error { return obstacles(cfg, running) }}).Examine(ctx)
 			})),
+		withFile(cli.KeysCommand(&file, "director", keys)),
 		withFile(cli.ProfileCommand(socket)),
 		cli.VersionCommand(),
 	)

@@ -76,6 +76,7 @@ func Command() *cobra.Command {
 		withFile(cli.ExplainCommand(socket)),
 		withFile(cli.CaptureCommand(socket)),
 		withFile(cli.ProfileCommand(socket)),
+		withFile(cli.KeysCommand(&file, "realserver", keys)),
 		withFile(undoCommand(&file, socket)),
 		importCommand(),
 		cli.VersionCommand(),

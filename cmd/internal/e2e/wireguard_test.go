@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -231,7 +232,9 @@ func TestWireGuardGoesOn(t *testing.T) {
 		}
 		s.mustReload()
 		for i := range s.agents {
-			testkit.Eventually(t, "the new key is in use", func() bool { return s.agents[i].usesKey(s.directorPublic()) })
+			testkit.Eventually(t, "the new key is in use", func() bool {
+				return s.agents[i].usesKey(s.directorPublic())
+			})
 			s.reloadAgent(i, 51820, s.directorPublic())
 		}
 	})
@@ -291,4 +294,50 @@ func (p *program) usesKey(public string) bool {
 		}
 	}
 	return false
+}
+
+// TestWireGuardKeys makes keys by the commands, and files by the lines that they print for the other end: it becomes a
+// tunnel.
+func TestWireGuardKeys(t *testing.T) {
+	t.Parallel()
+	s := newSealedSite(t, nil)
+	for _, h := range []*lab.Host{s.Director, s.Webs[0]} {
+		name := map[bool]string{true: "director", false: "realserver"}[h == s.Director]
+		path := s.keyFile(h) + ".made"
+		got := run(t, h, exec.Command(programPath(name), "keys", "--make", path))
+		text, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		key, err := wireguard.ParseKey(string(text))
+		if err != nil || got.code != 0 || got.stdout != key.Public().String()+"\n" {
+			t.Errorf("%s keys --make: %v, exit status %d, %s%s", name, err, got.code, got.stdout, got.stderr)
+		}
+		if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
+			t.Errorf("%s: %v %v", path, info.Mode(), err)
+		}
+		if got := run(t, h, exec.Command(programPath(name), "keys", "--make", path)); got.code != 1 ||
+			!strings.Contains(got.stderr, "name another file") {
+			t.Errorf("%s keys --make again: exit status %d, %s", name, got.code, got.stderr)
+		}
+	}
+	s.startSealedAgent(0)
+	s.startDirectorWith(s.wireguardTOML(""))
+	lines := s.ask("keys").stdout
+	for _, want := range []string{"# this end's public key: " + s.directorPublic(), "\n# for realserver 10.99.0.2\n",
+		"[[wireguard.peer]]\naddress    = \"10.99.0.1\"\npublic_key = \"" + s.directorPublic() +
+			"\"\nendpoint   = \"" + endpoint(s.Director, 0).String() + "\"\n",
+		"address    = \"fd99::1\"", endpoint(s.Director, 1).String()} {
+		if !strings.Contains(lines, want) {
+			t.Errorf("director keys has no %q:\n%s", want, lines)
+		}
+	}
+	p := s.agents[0]
+	lines = p.command("keys", "-c", p.config).stdout
+	for _, want := range []string{"# for director 10.99.0.1\n[[service.realserver]]\n",
+		"wireguard = { public_key = \"" + s.keys["web1"].Public().String() + "\", endpoint = \"" + endpoint(s.Webs[0], 0).String() + "\" }"} {
+		if !strings.Contains(lines, want) {
+			t.Errorf("realserver keys has no %q:\n%s", want, lines)
+		}
+	}
 }
