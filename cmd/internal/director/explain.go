@@ -207,6 +207,9 @@ func (d *director) candidates(st *state, e *balancer.Explanation) ([]api.Candida
 	var out []api.Candidate
 	for i, c := range e.Candidates {
 		path := paths[c.Address]
+		if c.Kind == method.TUN && c.Encap.Sealed() {
+			path = st.inputs.Paths[c.Address] // of what carries the tunnel
+		}
 		if st.Config.TAP && c.Kind == method.DR { // in the device's network, without a route
 			path = query.Path{Link: st.Config.TUN}
 		}

@@ -81,6 +81,9 @@ func (d *Director) Examine(ctx context.Context) (*Report, error) {
 			check{"health", func(_ context.Context, res *result) { res.health(&st) }},
 			check{"mail", func(_ context.Context, res *result) { res.mail(st.Mail) }},
 			check{"vrrp", func(_ context.Context, res *result) { d.elections(res, &st) }},
+			check{"wireguard", func(_ context.Context, res *result) {
+				res.wireguard("realserver", &d.Config.WireGuard, st.WireGuard, st.Drops["handshake"])
+			}},
 			check{"sync", func(_ context.Context, res *result) { d.exchange(res, &st) }},
 			check{"fast_path", func(_ context.Context, res *result) { res.directorFastPath(d.Config, &st.FastPath) }},
 			check{"drops", func(ctx context.Context, res *result) { res.directorDrops(ctx, d.Config.Control, &st) }})
@@ -213,7 +216,14 @@ func (res *result) realserverRoutes(cfg *config.Director) {
 		direct := plan.Direct(cfg) // in the device's network, without routes
 		all = slices.DeleteFunc(all, func(a netip.Addr) bool { return slices.Contains(direct, a) })
 	}
-	paths, err := query.Paths(all)
+	outer := endpoints(cfg)
+	asked := slices.Clone(all)
+	for _, a := range outer {
+		if a.IsValid() {
+			asked = append(asked, a)
+		}
+	}
+	paths, err := query.Paths(asked)
 	if res.failed(err) {
 		return
 	}
@@ -223,6 +233,12 @@ func (res *result) realserverRoutes(cfg *config.Director) {
 	for _, a := range all {
 		path, ok := paths[a]
 		where := fmt.Sprintf("realserver %s (%s)", a, brief(services[a]))
+		if endpoint, inTunnel := outer[a]; inTunnel {
+			if endpoint.IsValid() {
+				res.sealedRoute(where, endpoint, paths[endpoint].MTU)
+			}
+			continue
+		}
 		switch {
 		case !ok:
 			res.find(Finding{Severity: Error, Where: where, What: "there is no route to it",

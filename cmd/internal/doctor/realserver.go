@@ -55,6 +55,9 @@ func (s *Realserver) Examine(ctx context.Context) (*Report, error) {
 	}
 	if running && silence == nil {
 		checks = append(checks,
+			check{"wireguard", func(_ context.Context, res *result) {
+				res.wireguard("director", &s.Config.WireGuard, st.WireGuard, st.Drops["handshake"])
+			}},
 			check{"encap", func(ctx context.Context, res *result) { res.encaps(ctx, s) }},
 			check{"fast_path", func(_ context.Context, res *result) { res.realserverFastPath(s.Config, &st.FastPath) }},
 			check{"drops", func(ctx context.Context, res *result) { res.realserverDrops(ctx, s, &st) }})

@@ -83,7 +83,9 @@ func targets(cfg *config.Director, paths map[netip.Addr]query.Path,
 			}
 			c := encap.Config{Source: cfg.Source.For(r.Address), Destination: r.Address, Checksum: r.Checksum,
 				Key: r.Key, HasKey: r.HasKey}
-			c.Kind, _ = encap.ParseKind(r.Encap)
+			if c.Kind, _ = encap.ParseKind(r.Encap); c.Kind.Sealed() { // no packet of this command can be in it
+				continue
+			}
 			if c.Kind.UDP() {
 				c.Port = s.EncapPort
 			}

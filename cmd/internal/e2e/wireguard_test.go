@@ -335,9 +335,84 @@ func TestWireGuardKeys(t *testing.T) {
 	p := s.agents[0]
 	lines = p.command("keys", "-c", p.config).stdout
 	for _, want := range []string{"# for director 10.99.0.1\n[[service.realserver]]\n",
-		"wireguard = { public_key = \"" + s.keys["web1"].Public().String() + "\", endpoint = \"" + endpoint(s.Webs[0], 0).String() + "\" }"} {
+		"wireguard = { public_key = \"" + s.keys["web1"].Public().String() + "\", endpoint = \"" +
+			endpoint(s.Webs[0], 0).String() + "\" }"} {
 		if !strings.Contains(lines, want) {
 			t.Errorf("realserver keys has no %q:\n%s", want, lines)
 		}
 	}
+}
+
+// TestWireGuardDoctor: the doctors of both ends name a peer with another key. A capture shows the packets as they are
+// before encryption, and explain the path of what carries the tunnel.
+func TestWireGuardDoctor(t *testing.T) {
+	t.Parallel()
+	s := newSealedSite(t, nil)
+	right := s.keys[s.Director.Name]
+	s.keys[s.Director.Name] = wireguard.NewPrivateKey()
+	s.startSealedAgent(0) // it knows another key of the director
+	s.keys[s.Director.Name] = right
+	s.startSealedAgent(1)
+	s.acceptUploadsAt(s.Webs[1], ":8002")
+	s.startDirectorWith(s.wireguardTOML(""))
+	testkit.Eventually(t, "web2 has had a handshake", func() bool {
+		return s.director.usesKey(s.keys["web2"].Public().String())
+	})
+	testkit.Eventually(t, "a handshake is refused", func() bool {
+		return s.agents[0].intake().Drops["handshake"]+s.director.balance().Drops["handshake"] > 0
+	})
+	text := s.ask("doctor").stdout
+	for _, want := range []string{"realserver 10.99.0.2 at " + endpoint(s.Webs[0], 0).String() + " there was no " +
+		"handshake with it", "one end has another key of the other"} {
+		if !strings.Contains(strings.Join(strings.Fields(text), " "), want) {
+			t.Errorf("director doctor has no %q:\n%s", want, text)
+		}
+	}
+	if strings.Contains(text, "fd99::3 at") {
+		t.Errorf("director doctor finds a fault of web2:\n%s", text)
+	}
+	p := s.agents[0]
+	text = p.command("doctor", "-c", p.config).stdout
+	if !strings.Contains(text, "there was no handshake with it") {
+		t.Errorf("realserver doctor finds no fault:\n%s", text)
+	}
+	capture, file := s.startCapture()
+	conn := s.dial("tcp", 8002)
+	port := netip.MustParseAddrPort(conn.LocalAddr().String()).Port()
+	if _, err := put(conn, 50_000); err != nil {
+		t.Fatal(err)
+	}
+	s.endCapture(capture)
+	bytes := map[string]uint32{}
+	for face, all := range sentBytes(t, file, 8002) {
+		for _, part := range all {
+			bytes[face] += part.to - part.from
+		}
+	}
+	if bytes["before"] < 50_000 || bytes["after"] < 50_000 {
+		t.Errorf("the capture has %v bytes", bytes)
+	}
+	got := s.ask("explain", fmt.Sprintf("%v:%d", s.Client.Addr, port), s.at(8002))
+	const want = "eth0    <= 1380" // 1500 less WireGuard's 80 and an IPv6 header
+	if got.code != 0 || !strings.Contains(got.stdout, want) || !strings.Contains(got.stdout, "wireguard") {
+		t.Errorf("director explain: exit status %d, want %q:\n%s%s", got.code, want, got.stdout, got.stderr)
+	}
+}
+
+// TestWireGuardBehindNAT: a realserver whose endpoint the director does not know comes by itself.
+func TestWireGuardBehindNAT(t *testing.T) {
+	t.Parallel()
+	s := newSealedSite(t, nil)
+	s.acceptUploadsAt(s.Webs[0], ":8001")
+	text := strings.ReplaceAll(s.wireguardTOML(""), fmt.Sprintf(", endpoint = \"%v\"", endpoint(s.Webs[0], 0)), "")
+	s.startDirectorWith(text)
+	const want = "it has no endpoint here, and has not come by itself"
+	if doctor := s.ask("doctor").stdout; !strings.Contains(doctor, want) {
+		t.Errorf("director doctor has no %q:\n%s", want, doctor)
+	}
+	s.startSealedAgent(0)
+	testkit.Eventually(t, "the realserver has come", func() bool {
+		return s.director.usesKey(s.keys["web1"].Public().String())
+	})
+	s.mustTransfer(t, 0, s.VIP, 1_000_000, 1500-60-20-40)
 }
