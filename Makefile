@@ -42,9 +42,10 @@ busy: deps
 	.ci/busy $(or $(RUNS),1) $(RUN)
 
 # The long forms of tests that make test has short: more packets, reloads, requests and time; lintian.
-LONG := TestAgentReload|TestConnectionStays|TestDeathUnderLoad|TestHostileRealserver|TestKeptConnections|TestPackages|TestReloadStorm
+LONG := TestAgentReload|TestConnectionStays|TestDeathUnderLoad|TestHostileRealserver|TestKeptConnections|TestPackages|TestReloadStorm|TestWireGuardGoesOn
 long: deps
 	VSTUN_FULL=1 $(GO) test -count=1 -timeout 40m -run '^($(LONG))$$|^TestChecksInFlood$$/^(10vips|narrow)$$' -v ./cmd/internal/e2e
+	VSTUN_FULL=1 $(GO) test -count=1 -run '^TestRefused$$' -v ./encap/wireguard
 
 # The tests of the packet path without the fast path in the kernel: at both ends, or with OFF=director or OFF=realserver at one.
 SLOWPATH := Answers|ConnectionStays|Distribution|Download|Fragments|Hostile|HostRestored|ICMPv6|LeftConnections|LocalNode|Methods|Mixed|NAT|Offloads|OnePacket|Path|Ping|TAP|Tunnel|UDP|Upload|Whole
@@ -54,7 +55,7 @@ slowpath: deps
 # 100 MB, compared byte by byte, with and without offloads: up through every tunnel, with either IP inside and outside, over three MTUs; up and
 # down by every forwarding method, with IPv4 and IPv6, over two MTUs; with every way to find the path's MTU.
 uploads:
-	VSTUN_FULL=1 $(GO) test -count=1 -timeout 40m -run '^(TestTunnels|TestMethods|TestUpload|TestDownload|TestOffloads)$$' -v ./cmd/internal/e2e
+	VSTUN_FULL=1 $(GO) test -count=1 -timeout 40m -run '^(TestTunnels|TestMethods|TestUpload|TestDownload|TestOffloads|TestWireGuard|TestWireGuardGo)$$' -v ./cmd/internal/e2e
 
 # 10,000 connections a second by nat for 30 s: none may lose a packet. The machine should have nothing else to do.
 rate:

@@ -40,6 +40,8 @@ type Device struct {
 	turn   *time.Timer        // the end of yield, or of holdMost
 	set    time.Time          // of the last Set
 
+	heard map[netip.Addr]heard // of peers with a keepalive
+
 	// awaited has the handshakes before a change of the private key, of keys without one since; nil: no packet is held
 	// back.
 	awaited map[Key]time.Time
@@ -54,7 +56,8 @@ type route struct {
 // Set. Ports below 1024 need CAP_NET_BIND_SERVICE.
 func Open(port uint16) (*Device, error) {
 	d := &Device{kick: make(chan struct{}, 1), owners: map[netip.Addr]Key{},
-		turn: time.NewTimer(yield)}
+		heard: map[netip.Addr]heard{},
+		turn:  time.NewTimer(yield)}
 	d.routes.Store(&map[netip.Addr]*route{})
 	var err error
 	if d.bind, err = openBind(port, &d.received); err != nil {
@@ -269,7 +272,7 @@ func (d *Device) follow(rekeyed bool) error {
 				netip.PrefixFrom(p.Address, p.Address.BitLen()))))
 		}
 		routes[p.Address].known.Store(now[owner].endpoint.IsValid())
-		if !rekeyed && !now[owner].handshake.IsZero() {
+		if !rekeyed && !now[owner].handshake.IsZero() && !d.silent(p, now[owner].in) {
 			continue
 		}
 		for _, k := range p.PublicKeys {
@@ -281,6 +284,30 @@ func (d *Device) follow(rekeyed bool) error {
 		}
 	}
 	return err
+}
+
+// heard is the bytes that have come from a peer, and when the last of them came.
+type heard struct {
+	bytes uint64
+	at    time.Time
+}
+
+// silent reports whether nothing has come from p for its keepalive time. It may have begun anew without the endpoint of
+// this end: WireGuard itself would send it keepalives that it cannot decrypt, for two minutes. d.mu is held.
+func (d *Device) silent(p *Peer, bytes uint64) bool {
+	if p.Keepalive == 0 {
+		return false
+	}
+	h, known := d.heard[p.Address]
+	if !known || h.bytes != bytes {
+		d.heard[p.Address] = heard{bytes, time.Now()}
+		return false
+	}
+	if time.Since(h.at) < p.Keepalive {
+		return false
+	}
+	d.heard[p.Address] = heard{bytes, time.Now()} // the next one is due after as long a time
+	return true
 }
 
 // isTurn reports whether this end may begin a handshake with the peer of a public key. d.mu is held.

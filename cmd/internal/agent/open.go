@@ -89,9 +89,17 @@ func open(file string, cfg *config.Realserver) (_ *agent, err error) {
 	}
 	a.warnLoudDrivers()
 	a.dropPrivileges()
-	daemon.WarnUnreadable(a.log, "the configuration file", file)
-	daemon.LogWarnings(a.log, cfg.Warnings)
+	a.warnOf(cfg, file)
 	return a, nil
+}
+
+// warnOf logs what cfg could be warned about. file is the configuration's file.
+func (a *agent) warnOf(cfg *config.Realserver, file string) {
+	daemon.WarnUnreadable(a.log, "the configuration file", file)
+	if cfg.WireGuard.On {
+		daemon.WarnUnreadable(a.log, "private_key of wireguard", cfg.WireGuard.KeyFile)
+	}
+	daemon.LogWarnings(a.log, cfg.Warnings)
 }
 
 // dropPrivileges gives up what open needed. The sockets are open. Routes, addresses and the fast path's devices still

@@ -56,6 +56,7 @@ func readWireGuard(t *table, least int) (w WireGuard) {
 	if v, written := t.required("private_key", wantSecret("wg genkey")); written && v == "" {
 		t.faultAt("private_key", "is empty: want %s", wantSecret("wg genkey"))
 	}
+	t.mark("private_key", "")
 	port := t.integer("listen", 51820, 1, 65535, wantPort)
 	if port < least {
 		t.faultAt("listen", "%d is a port to which the program has no right: want %d to 65535", port, least)

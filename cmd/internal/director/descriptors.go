@@ -47,10 +47,15 @@ func openDescriptors() int {
 
 // usualDescriptors returns the number of descriptors that a director of cfg has open before its first check. For each
 // queue these are its own, and the worker's two raw sockets, packet socket and sockets for tunnels over UDP, each with
-// an eventfd. The rest is the same for every director. With a TAP device there is no packet socket.
+// an eventfd. WireGuard has a socket
+// for each IP version. The rest is the same for every director. With a TAP device there is no packet socket.
 func usualDescriptors(cfg *config.Director) int {
 	const sockets = 2 + 1 + udpPorts
-	return cfg.Queues*(2+2*sockets) + 64
+	n := cfg.Queues*(2+2*sockets) + 64
+	if cfg.WireGuard.On {
+		n += 2 * 2
+	}
+	return n
 }
 
 // checksOf returns the needed and the available descriptors for checks, if this process ran a director with cfg.

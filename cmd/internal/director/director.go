@@ -151,7 +151,7 @@ func (d *director) confine(file string, cfg *config.Director) {
 	}
 	daemon.WarnUnreadable(d.log, "the configuration file", file)
 	for _, f := range keyFiles(cfg) {
-		daemon.WarnUnreadable(d.log, "key of "+f.label, f.path)
+		daemon.WarnUnreadable(d.log, f.key+" of "+f.label, f.path)
 	}
 	if m := cfg.Notify.Mail; m != nil && m.PasswordFile != "" {
 		daemon.WarnUnreadable(d.log, "password_file of notify.mail", m.PasswordFile)

@@ -16,17 +16,20 @@ import (
 const unitUser = "vstun"
 
 // keyFile is a file with a key, which is read at the start and at each reload.
-type keyFile struct{ label, path string }
+type keyFile struct{ label, key, path string }
 
 // keyFiles returns the key files of cfg.
 func keyFiles(cfg *config.Director) (all []keyFile) {
 	for i := range cfg.VRRP {
 		if v := &cfg.VRRP[i]; v.KeyFile != "" {
-			all = append(all, keyFile{instanceLabel(v), v.KeyFile})
+			all = append(all, keyFile{instanceLabel(v), "key", v.KeyFile})
 		}
 	}
 	if cfg.Sync.Key != "" {
-		all = append(all, keyFile{"sync", cfg.Sync.KeyFile})
+		all = append(all, keyFile{"sync", "key", cfg.Sync.KeyFile})
+	}
+	if cfg.WireGuard.On {
+		all = append(all, keyFile{"wireguard", "private_key", cfg.WireGuard.KeyFile})
 	}
 	return all
 }
@@ -55,7 +58,7 @@ func unreadable(cfg *config.Director, account reader, known bool) (all []string)
 			add = "useradd --system " + unitUser + "; "
 		}
 		all = append(all, fmt.Sprintf("%sthe unit's user %s cannot read %s, at the start and at a reload: %schgrp %s "+
-			"%s; chmod 640 %s", cfg.Places.At(f.label, "key", ""), unitUser, f.path, add, unitUser, f.path, f.path))
+			"%s; chmod 640 %s", cfg.Places.At(f.label, f.key, ""), unitUser, f.path, add, unitUser, f.path, f.path))
 	}
 	return all
 }
