@@ -214,6 +214,8 @@ func TestWireGuardGoesOn(t *testing.T) {
 			d.stall.Store(0)
 		}
 		change()
+		st := s.director.balance()
+		t.Logf("%s: %d connections, %d resets sent, dropped %v", name, st.Connections.Count, st.Resets, st.Drops)
 		var stall time.Duration
 		for _, d := range all {
 			d.mustGoOn(t, "after: "+name, 4000)
