@@ -99,10 +99,13 @@ func TestAdoptedVIP(t *testing.T) {
 		want   string
 	}{{"10.9.0.80/32", nil, true, ""}, {"10.9.0.81/32", nil, true, "cannot ask"}, {"10.9.0.81/32", vip, true, ""},
 		{"10.9.0.80/32", vip, false, "cannot ask"}} {
-		o.network.adopted, o.controller.handed = netip.MustParsePrefix(c.vip), c.handed
-		in := plan.Inputs{}.Reconfigured(cfg)
-		o.controller.listDevices(&in)
-		err := o.lan.check(in, o.controller.announced(in, c.former))
+		var err error
+		_ = o.controller.do(func() {
+			o.network.adopted, o.controller.handed = netip.MustParsePrefix(c.vip), c.handed
+			in := plan.Inputs{}.Reconfigured(cfg)
+			o.controller.listDevices(&in)
+			err = o.lan.check(in, o.controller.announced(in, c.former))
+		})
 		if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%+v: %v", c, err)
 		}
