@@ -307,20 +307,7 @@ func (d *Datagrams) call(c *datagramCall, fd uintptr, bufs [][]byte) error {
 		binary.NativeEndian.PutUint16(c.size, uint16(len(bufs[0])))
 		c.hdr.SetControllen(c.infoLen + unix.CmsgSpace(2))
 	}
-	for {
-		_, _, errno := unix.RawSyscall(unix.SYS_SENDMSG, fd, uintptr(unsafe.Pointer(&c.hdr)), unix.MSG_DONTWAIT)
-		switch errno {
-		case 0:
-			return nil
-		case unix.EINTR:
-		case unix.EAGAIN:
-			if err := d.fd.Wait(unix.POLLOUT); err != nil {
-				return err
-			}
-		default:
-			return errno
-		}
-	}
+	return sendmsg(d.fd, fd, &c.hdr)
 }
 
 // Overruns is the number of datagrams that the kernel dropped because they were not received in time, or because their

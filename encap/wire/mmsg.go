@@ -51,3 +51,21 @@ func (m *mmsg) do(n int) (int, error) {
 		}
 	}
 }
+
+// sendmsg sends one message, and waits while the socket is full. fd is the number of f, which the caller has acquired.
+func sendmsg(f *pollfd.FD, fd uintptr, h *unix.Msghdr) error {
+	for {
+		_, _, errno := unix.RawSyscall(unix.SYS_SENDMSG, fd, uintptr(unsafe.Pointer(h)), unix.MSG_DONTWAIT)
+		switch errno {
+		case 0:
+			return nil
+		case unix.EINTR:
+		case unix.EAGAIN:
+			if err := f.Wait(unix.POLLOUT); err != nil {
+				return err
+			}
+		default:
+			return errno
+		}
+	}
+}

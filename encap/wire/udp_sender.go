@@ -224,20 +224,7 @@ func (c *udpCall) send(f *pollfd.FD) error {
 		return err
 	}
 	defer f.Release()
-	for {
-		_, _, errno := unix.RawSyscall(unix.SYS_SENDMSG, fd, uintptr(unsafe.Pointer(&c.hdr)), unix.MSG_DONTWAIT)
-		switch errno {
-		case 0:
-			return nil
-		case unix.EINTR:
-		case unix.EAGAIN:
-			if err := f.Wait(unix.POLLOUT); err != nil {
-				return err
-			}
-		default:
-			return errno
-		}
-	}
+	return sendmsg(f, fd, &c.hdr)
 }
 
 // Close closes the sockets.

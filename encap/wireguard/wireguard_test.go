@@ -228,15 +228,13 @@ func TestBeginsAgain(t *testing.T) {
 	again := newEnd(t, "10.99.0.2") // at another port: the peer roams, too
 	again.key = b.key
 	b.set()
-	begin := time.Now()
 	again.set(a.as(true, false))
-	for i := uint32(0); len(again.got) == 0; i++ {
-		a.send(tunnelled(a.addr, again.addr, 100, i))
-		time.Sleep(time.Millisecond)
-		if time.Since(begin) > 2*time.Second {
-			t.Fatal("no packet arrives")
-		}
-	}
+	number := uint32(0)
+	testkit.Within(t, "a packet arrives", 2*time.Second, func() bool {
+		a.send(tunnelled(a.addr, again.addr, 100, number))
+		number++
+		return len(again.got) > 0
+	})
 	if p := a.Status().Peers[0]; p.Endpoint.Port() != again.Port() {
 		t.Errorf("endpoint %v, want port %d", p.Endpoint, again.Port())
 	}
@@ -288,30 +286,32 @@ func TestRotation(t *testing.T) {
 		seen := map[uint32]bool{}
 		number := uint32(0)
 		exchange := func(d time.Duration) (missing int) {
-			first := number
+			lost := int(number) - len(seen) // before
+			pace := time.NewTicker(100 * time.Microsecond)
+			defer pace.Stop()
 			for end := time.Now().Add(d); time.Now().Before(end); number++ {
 				a.send(tunnelled(a.addr, b.addr, 200, number))
-				time.Sleep(100 * time.Microsecond)
+				<-pace.C
 			}
-			time.Sleep(50 * time.Millisecond)
-			for len(b.got) > 0 {
-				n := numberOf(<-b.got)
-				if seen[n] {
-					t.Fatalf("packet %d came twice", n)
+			late := time.After(5 * time.Second)
+			for len(seen)+lost < int(number) {
+				select {
+				case p := <-b.got:
+					n := numberOf(p)
+					if seen[n] {
+						t.Fatalf("packet %d came twice", n)
+					}
+					seen[n] = true
+				case <-late:
+					return int(number) - len(seen) - lost
 				}
-				seen[n] = true
 			}
-			for n := first; n < number; n++ {
-				if !seen[n] {
-					missing++
-				}
-			}
-			return missing
+			return 0
 		}
 		exchange(100 * time.Millisecond)
 		changed.key = next
 		changed.set(other.as(true, false))
-		if missing := exchange(500 * time.Millisecond); missing > 0 && !testing.Short() {
+		if missing := exchange(500 * time.Millisecond); missing > 0 {
 			t.Errorf("sender changes: %v: %d packets are lost", sender, missing)
 		}
 		if k := other.Status().Peers[0].PublicKey; k != next.Public() {
