@@ -4,6 +4,7 @@ import (
 	"fmt"
 
 	"vstun/cmd/internal/cli"
+	"vstun/encap/wireguard"
 )
 
 // keys returns the keys of WireGuard in a configuration file, and the lines for each director's.
@@ -13,18 +14,13 @@ func keys(file string) (cli.Keys, error) {
 		return cli.Keys{}, err
 	}
 	w := &cfg.WireGuard
-	if !w.On {
-		return cli.Keys{}, cli.NoWireGuard(file)
-	}
-	k := cli.Keys{Public: w.PrivateKey.Public()}
-	for _, p := range w.Peers {
+	return cli.KeysOf(file, w.PrivateKey, w.Peers, func(public wireguard.Key, p *wireguard.Peer) string {
 		address := "ADDRESS OF THIS HOST IN THE TUNNEL"
 		if own := w.Addresses.For(p.Address); own.IsValid() {
 			address = own.String()
 		}
-		k.Peers = append(k.Peers, cli.PeerLines{Peer: p.Address.String(), TOML: fmt.Sprintf(
-			"[[service.realserver]]\naddress   = %q\nwireguard = { public_key = \"%v\", endpoint = %s }\n", address,
-			k.Public, cli.PublicEndpoint(p.Endpoint, w.Listen))})
-	}
-	return k, nil
+		return fmt.Sprintf("[[service.realserver]]\naddress   = %q\n"+
+			"wireguard = { public_key = \"%v\", endpoint = %s }\n",
+			address, public, cli.PublicEndpoint(p.Endpoint, w.Listen))
+	})
 }

@@ -25,6 +25,21 @@ type PeerLines struct {
 	TOML string
 }
 
+// KeysOf returns what the command keys shows of file, which has the private key own (zero: no [wireguard] table). lines
+// returns the TOML about this end for a peer's file.
+func KeysOf(file string, own wireguard.Key, peers []wireguard.Peer,
+	lines func(public wireguard.Key, p *wireguard.Peer) string) (Keys, error) {
+	if own.IsZero() {
+		return Keys{}, UsageError{fmt.Errorf("%s: there is no [wireguard] table: add one; --make FILE makes a key "+
+			"for it", file)}
+	}
+	k := Keys{Public: own.Public()}
+	for i := range peers {
+		k.Peers = append(k.Peers, PeerLines{peers[i].Address.String(), lines(k.Public, &peers[i])})
+	}
+	return k, nil
+}
+
 // KeysCommand returns the command keys, which shows the keys of WireGuard in a configuration file, or makes a file with
 // a private key. peer is what the peers are.
 func KeysCommand(file *string, peer string, read func(file string) (Keys, error)) *cobra.Command {
@@ -78,11 +93,6 @@ func printKeys(w io.Writer, peer string, k Keys) error {
 		}
 	}
 	return err
-}
-
-// NoWireGuard is the error of the command keys without a [wireguard] table.
-func NoWireGuard(file string) error {
-	return UsageError{fmt.Errorf("%s: there is no [wireguard] table: add one; --make FILE makes a key for it", file)}
 }
 
 // PublicEndpoint returns the TOML of this host's endpoint at port, for a peer at an endpoint. Its address is the one on

@@ -4,6 +4,7 @@ import (
 	"fmt"
 
 	"vstun/cmd/internal/cli"
+	"vstun/encap/wireguard"
 )
 
 // keys returns the keys of WireGuard in a configuration file, and the lines for each realserver's.
@@ -13,14 +14,8 @@ func keys(file string) (cli.Keys, error) {
 		return cli.Keys{}, err
 	}
 	w := &cfg.WireGuard
-	if !w.On {
-		return cli.Keys{}, cli.NoWireGuard(file)
-	}
-	k := cli.Keys{Public: w.PrivateKey.Public()}
-	for _, p := range w.Peers {
-		k.Peers = append(k.Peers, cli.PeerLines{Peer: p.Address.String(), TOML: fmt.Sprintf(
-			"[[wireguard.peer]]\naddress    = \"%v\"\npublic_key = \"%v\"\nendpoint   = %s\n",
-			w.Addresses.For(p.Address), k.Public, cli.PublicEndpoint(p.Endpoint, w.Listen))})
-	}
-	return k, nil
+	return cli.KeysOf(file, w.PrivateKey, w.Peers, func(public wireguard.Key, p *wireguard.Peer) string {
+		return fmt.Sprintf("[[wireguard.peer]]\naddress    = \"%v\"\npublic_key = \"%v\"\nendpoint   = %s\n",
+			w.Addresses.For(p.Address), public, cli.PublicEndpoint(p.Endpoint, w.Listen))
+	})
 }
