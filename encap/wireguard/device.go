@@ -238,7 +238,7 @@ func (d *Device) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-ticker.C:
-			d.backlog.look(d.waiting())
+			d.lookAtBacklog()
 		case <-d.turn.C:
 		case <-d.kick:
 		}

@@ -117,29 +117,31 @@ func (d *Device) note(format string, _ ...any) {
 	}
 }
 
-// window is the number of looks at the messages in the library of which the emptiest counts.
+// window is the number of looks at the messages in the library of which the least counts.
 const window = 5
 
-// backlog finds the number of messages that the library has refused without a line in its log. It does not count them,
-// nor those that it has not handled yet: only both together are known.
+// backlog finds the number of messages that the library has refused without a line in its log. It counts neither them,
+// nor those that it has not handled yet: a hundred thousand may wait in its queues. So the result is a lower bound. It is
+// exact after a second without other messages.
 type backlog struct {
+	before uint64 // messages that had come at the last look
 	recent [window]uint64
 	next   int
 	least  counter // of the present and former windows: the messages that were refused
 }
 
-// look is called once a second with the number of messages that came and were not taken. It is exact once the library
-// has handled all messages in one of the window's moments.
-func (b *backlog) look(waiting uint64) {
-	b.recent[b.next%window] = waiting
+// look is called once a second with the numbers of messages that came and that were taken, or refused with a line.
+// Messages that had come a second ago and were not taken since have been refused, if the library was not stalled.
+func (b *backlog) look(came, taken uint64) {
+	b.recent[b.next%window] = b.before - min(taken, b.before)
+	b.before = came
 	if b.next++; b.next >= window {
 		b.least.Store(max(b.least.Load(), slices.Min(b.recent[:])))
 	}
 }
 
-// waiting is the number of messages that came and were not taken.
-func (d *Device) waiting() uint64 {
+// lookAtBacklog looks at the messages in the library.
+func (d *Device) lookAtBacklog() {
 	came := d.received.transport.Load()
-	taken := d.taken.Load() + d.counts.source.Load() + d.counts.keepalive.Load()
-	return came - min(taken, came)
+	d.backlog.look(came, d.taken.Load()+d.counts.source.Load()+d.counts.keepalive.Load())
 }

@@ -464,6 +464,29 @@ func TestRefused(t *testing.T) {
 	}
 }
 
+// TestBusy: while packets flow as fast as the library takes them, those that it has not handled yet are not refused.
+func TestBusy(t *testing.T) {
+	t.Parallel()
+	a, b := newEnd(t, "10.99.0.1"), newEnd(t, "10.99.0.2")
+	a.set(b.as(true, false))
+	b.set(a.as(true, false))
+	a.ready()
+	go func() {
+		for range b.got { // let nothing wait
+		}
+	}()
+	var batch [][]byte
+	for range 64 {
+		batch = append(batch, tunnelled(a.addr, b.addr, 1400, 0))
+	}
+	for end := time.Now().Add((window + 2) * time.Second); time.Now().Before(end); {
+		a.send(batch...)
+		if n := drops(b.Device)[drop.Unauthenticated]; n > 0 {
+			t.Fatalf("%d genuine messages are counted as refused", n)
+		}
+	}
+}
+
 // recordMessages connects a and b by a relay, sends packets from a, and returns the messages to b with packets.
 func recordMessages(t *testing.T, a, b *end) (sealed [][]byte) {
 	t.Helper()
