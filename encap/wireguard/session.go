@@ -121,8 +121,8 @@ func (d *Device) note(format string, _ ...any) {
 const window = 5
 
 // backlog finds the number of messages that the library has refused without a line in its log. It counts neither them,
-// nor those that it has not handled yet: a hundred thousand may wait in its queues. So the result is a lower bound. It is
-// exact after a second without other messages.
+// nor those that it has not handled yet: a hundred thousand may wait in its queues. So the result is a lower bound. It
+// is exact after a second without other messages.
 type backlog struct {
 	before uint64 // messages that had come at the last look
 	recent [window]uint64

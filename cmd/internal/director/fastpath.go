@@ -36,6 +36,7 @@ type fastPath struct {
 	routes *query.Watch
 	ask    func([]netip.Addr) (map[netip.Addr]query.Path, error) // query.Paths
 	marks  func(map[netip.Addr]query.Path) (query.Marks, error)  // query.FindMarks
+	tracks func() (bool, error)                                  // query.TracksStrictly
 	again  chan struct{}                                         // followWays asks again when it gets a value
 
 	mu      sync.Mutex
@@ -49,7 +50,7 @@ type fastPath struct {
 	ipsec   bool                       // see followIPsec
 	paths   plan.Paths                 // in force
 	servers map[netip.Addr]method.Kind // see routed
-	marked  query.Marks                // see setWays
+	limits  limits                     // see setWays
 	logged  string                     // reason
 	ended   sync.Once
 }
@@ -91,7 +92,8 @@ func (f *fastPath) open(cfg *config.Director, p *dataPlane, log *slog.Logger) {
 		return
 	}
 	f.kernel, f.devices = kernel, ingress.New(kernel)
-	f.ask, f.marks, f.again, f.secure.Ask = query.Paths, query.FindMarks, make(chan struct{}, 1), query.HasIPsec
+	f.ask, f.marks, f.tracks, f.secure.Ask = query.Paths, query.FindMarks, query.TracksStrictly, query.HasIPsec
+	f.again = make(chan struct{}, 1)
 	f.cache = fastpath.New(fastpath.Config{Kernel: kernel, Table: p.table, Clock: p.now, Worker: len(p.workers),
 		Ports: p.udpPorts, Device: device.Index, Failed: f.failed, NoPath: f.noPath})
 }
@@ -119,24 +121,24 @@ func (f *fastPath) follow(st *state) {
 		return
 	}
 	f.cache.Follow(st.snapshot)
-	paths := st.inputs.Paths
+	paths, servers := st.inputs.Paths, routed(st.inputs.Config)
 	f.mu.Lock()
-	moved := !maps.Equal(paths, f.paths) // otherwise followWays may know more
+	moved := !maps.Equal(paths, f.paths) || !maps.Equal(servers, f.servers) // otherwise followWays may know more
 	f.mu.Unlock()
-	var marks query.Marks
+	var l limits
 	var err error
 	if moved {
-		marks, err = f.marks(paths)
+		l, err = f.look(paths, servers)
 	}
 	f.mu.Lock()
-	f.wanted, f.servers = st.inputs.Config.FastPath, routed(st.inputs.Config)
+	f.wanted, f.servers = st.inputs.Config.FastPath, servers
 	if f.host == nil { // later, follow may come with older ones than attach
 		f.host = st.inputs.Devices
 	}
 	if moved {
 		f.paths = paths
-		f.setWays(paths, marks, err) // followWays asks again, and logs the error
-		f.askAgain()                 // followWays may have asked before, for other addresses, and answer later
+		f.setWays(paths, l, err) // followWays asks again, and logs the error
+		f.askAgain()             // followWays may have asked before, for other addresses, and answer later
 	}
 	f.put()
 	f.mu.Unlock()
@@ -181,7 +183,7 @@ func (f *fastPath) run(ctx context.Context) error {
 		<-ctx.Done()
 		return nil
 	}
-	return daemon.Run(ctx, f.cache.Run, f.routes.Run, f.followWays)
+	return daemon.Run(ctx, f.cache.Run, f.routes.Run, f.followWays, f.followTracking)
 }
 
 // exclude keeps the connections that c captures out of the kernel until the call of end, or of exclude for the next
@@ -245,7 +247,7 @@ func (f *fastPath) status() api.FastPath {
 		st.Reason = ingress.OffNoDevice
 	default:
 		st.On = len(st.Devices) > 0
-		if reason := f.markReason(); reason != "" {
+		if reason := f.limitReason(); reason != "" {
 			faults = append(faults, reason)
 		}
 		if n, err := f.cache.PathFaults(); err != nil {

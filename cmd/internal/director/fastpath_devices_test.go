@@ -59,7 +59,7 @@ func newTestFastPath(t *testing.T) (*fastPath, *noKernel) {
 	k := &noKernel{}
 	table := conntab.New(conntab.Config{Max: 1024})
 	f := &fastPath{log: slog.New(slog.DiscardHandler), routes: routes, devices: ingress.New(k),
-		again: make(chan struct{}, 1), marks: noMarks,
+		again: make(chan struct{}, 1), marks: noMarks, tracks: noTracking,
 		secure: ingress.Policies{Ask: func() (in, out bool, err error) { return false, false, nil }}}
 	f.cache = fastpath.New(fastpath.Config{Kernel: k, Table: table, Clock: func() conntab.Ticks { return 0 },
 		Ports: []uint16{40000}, NoPath: func(err error) { f.noPath(err) }})
@@ -148,8 +148,40 @@ func TestFastPathMarks(t *testing.T) {
 	reason("2 realservers", marks.Rule4+", "+marks.Rule6)
 	f.marks = noMarks
 	f.follow(stateWith(st.inputs.Devices, one.String()))
-	if got := out.String(); f.status().Reason != "" || !strings.Contains(got, "no mark leads packets") {
+	if got := out.String(); f.status().Reason != "" || !strings.Contains(got, "packets take the fast path again") {
 		t.Errorf("without the rule: %+v; the log: %s", f.status(), got)
+	}
+}
+
+// TestFastPathTracking: while this host tracks connections strictly, status says to how many realservers of nat packets
+// do not take the fast path. Those of tun do. The host is not asked without realservers of nat.
+func TestFastPathTracking(t *testing.T) {
+	f, _ := newTestFastPath(t)
+	asked := false
+	f.tracks = func() (bool, error) {
+		asked = true
+		return true, nil
+	}
+	one, two := netip.MustParseAddr("10.0.11.2"), netip.MustParseAddr("10.0.11.3")
+	st := stateWith([]query.Device{{Name: "eth0", Index: 2, Up: true, Ethernet: true, Kind: "device"}}, one.String(),
+		two.String())
+	serve := func(forward method.Kind) string {
+		st.inputs.Config = &config.Director{Services: []config.Service{{Realservers: []config.RealserverRef{
+			{Address: one, Forward: method.TUN}, {Address: two, Forward: forward}}}}}
+		f.follow(st)
+		return f.status().Reason
+	}
+	if reason := serve(method.TUN); reason != "" || asked {
+		t.Errorf("without nat: %q; asked: %v", reason, asked)
+	}
+	want := "this host tracks connections of 1 realserver by nat, and would take their ends for invalid (set " +
+		"net.netfilter.nf_conntrack_tcp_be_liberal=1)"
+	if reason := serve(method.NAT); reason != want || !f.status().On {
+		t.Errorf("with nat: %q, want %q", reason, want)
+	}
+	f.tracks = noTracking
+	if reason := serve(method.TUN); reason != "" {
+		t.Errorf("without nat again: %q", reason)
 	}
 }
 

@@ -44,6 +44,9 @@ func (q *wayQuestions) ask(to []netip.Addr) (map[netip.Addr]query.Path, error) {
 // noMarks is a host without rules by mark.
 func noMarks(map[netip.Addr]query.Path) (query.Marks, error) { return query.Marks{}, nil }
 
+// noTracking is a host that does not track connections.
+func noTracking() (bool, error) { return false, nil }
+
 // about returns the number of questions about n addresses.
 func (q *wayQuestions) about(n int) (questions int) {
 	q.mu.Lock()
@@ -63,7 +66,7 @@ func newFastPath(t *testing.T, q *wayQuestions) *fastPath {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f := &fastPath{log: slog.New(slog.DiscardHandler), routes: routes, ask: q.ask, marks: noMarks,
+	f := &fastPath{log: slog.New(slog.DiscardHandler), routes: routes, ask: q.ask, marks: noMarks, tracks: noTracking,
 		again: make(chan struct{}, 1), secure: ingress.Policies{Ask: q.hasIPsec}, devices: ingress.New(nil),
 		cache: fastpath.New(fastpath.Config{Table: conntab.New(conntab.Config{Max: 64})})}
 	ctx, cancel := context.WithCancel(context.Background())

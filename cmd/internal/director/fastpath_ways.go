@@ -47,14 +47,14 @@ func (f *fastPath) followWays(ctx context.Context) error {
 		begin := time.Now()
 		f.mu.Lock()
 		f.followIPsec()
-		to := slices.Collect(maps.Keys(f.paths))
+		to, servers := slices.Collect(maps.Keys(f.paths)), f.servers
 		f.mu.Unlock()
 		paths, err := f.ask(to)
-		marks, failedMarks := f.marks(paths)
+		limits, failedLimits := f.look(paths, servers)
 		f.mu.Lock()
-		f.setWays(paths, marks, failedMarks)
+		f.setWays(paths, limits, failedLimits)
 		f.mu.Unlock()
-		err = errors.Join(err, failedMarks)
+		err = errors.Join(err, failedLimits)
 		pause := min(pathsShare*time.Since(begin), pathsEvery)
 		if err != nil {
 			f.askAgain()
@@ -73,51 +73,106 @@ func (f *fastPath) followWays(ctx context.Context) error {
 	}
 }
 
-// setWays puts ways in force: the paths out of this host on which no packet can have a mark that leads it another way.
-// Nftables may give it one on the way from the director's device or a socket, which the program passes by. marks and
-// err are the result of f.marks: the kernel may let it wait, and is asked without f.mu. After an error there is no way.
-// f.mu is held.
-func (f *fastPath) setWays(paths map[netip.Addr]query.Path, marks query.Marks, err error) {
+// trackingEvery is the period of looks at connection tracking, of which the kernel reports no change: a rule that needs
+// it switches it on. Connections that were there before are not at risk then (nf_conntrack_proto_tcp.c, tcp_new).
+const trackingEvery = time.Second
+
+// followTracking lets followWays ask when connection tracking has changed, until ctx is cancelled.
+func (f *fastPath) followTracking(ctx context.Context) error {
+	tick := time.NewTicker(trackingEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		f.mu.Lock()
+		servers, was := f.servers, f.limits.tracks
+		f.mu.Unlock()
+		if is, err := f.tracked(servers); is != was || err != nil {
+			f.askAgain()
+		}
+	}
+}
+
+// tracked reports whether connection tracking keeps nat out of the fast path.
+func (f *fastPath) tracked(servers map[netip.Addr]method.Kind) (bool, error) {
+	for _, forward := range servers {
+		if forward == method.NAT {
+			return f.tracks()
+		}
+	}
+	return false, nil
+}
+
+// limits is what keeps packets out of the fast path although they have a path. The kernel may let the questions wait,
+// so it is asked without f.mu.
+type limits struct {
+	marks  query.Marks
+	tracks bool // strictly; asked if there is a realserver by nat
+}
+
+// look returns the limits of packets that take paths to servers.
+func (f *fastPath) look(paths map[netip.Addr]query.Path, servers map[netip.Addr]method.Kind) (l limits, err error) {
+	if l.marks, err = f.marks(paths); err != nil {
+		return limits{}, err
+	}
+	l.tracks, err = f.tracked(servers)
+	return l, err
+}
+
+// setWays puts ways in force: the paths out of this host, within limits. After an error, of look, there is none.
+// Nftables may mark a packet on the way from the director's device or a socket, which the program passes by: so there
+// is no path on which a mark may lead it another way. Connection tracking does not see packets in the fast path: if it
+// is strict, it takes the end of a connection by nat for invalid, and rules may drop that. f.mu is held.
+func (f *fastPath) setWays(paths map[netip.Addr]query.Path, l limits, err error) {
 	if err != nil {
 		f.cache.SetWays(nil)
 		return
 	}
-	f.marked = marks
+	f.limits = l
 	was := f.logged
-	switch f.logged = f.markReason(); {
+	switch f.logged = f.limitReason(); {
 	case f.logged == was:
 	case f.logged == "":
-		f.log.Info("no mark leads packets of realservers another way any more: they take the fast path")
+		f.log.Info("packets take the fast path again", "reason", "no longer: "+was)
 	default:
 		f.log.Info("some packets do not take the fast path", "reason", f.logged)
 	}
 	all := make(fastpath.Ways, len(paths))
 	for a, p := range paths {
-		if !p.Local && p.Link != "" && !marks.Other[a] {
+		if !p.Local && p.Link != "" && !l.marks.Other[a] {
 			all[a] = fastpath.Way{Device: p.Index, NextHop: cmp.Or(p.Gateway, a), Source: p.Source, MTU: p.MTU,
-				NoNAT: marks.Rule(a) != ""} // the way of its replies may depend on a mark, too
+				NoNAT: l.tracks || l.marks.Rule(a) != ""} // the way of its replies may depend on a mark, too
 		}
 	}
 	f.cache.SetWays(all)
 }
 
-// markReason says which packets stay out because of marks. f.mu is held.
-func (f *fastPath) markReason() string {
-	of := map[netip.Addr]bool{}
+// limitReason says which packets stay out because of limits. f.mu is held.
+func (f *fastPath) limitReason() string {
+	tracked := 0
+	rules := map[netip.Addr]string{}
 	for a, forward := range f.servers { // the paths have others, too, such as those behind default routes
-		if f.marked.Other[a] || forward == method.NAT && f.marked.Rule(a) != "" {
-			of[a] = true
+		if forward == method.NAT && f.limits.tracks {
+			tracked++
+		}
+		if rule := f.limits.marks.Rule(a); f.limits.marks.Other[a] || forward == method.NAT && rule != "" {
+			rules[a] = rule
 		}
 	}
-	if len(of) == 0 {
-		return ""
+	var all []string
+	if tracked > 0 {
+		all = append(all, fmt.Sprintf("this host tracks connections of %s by nat, and would take their ends for "+
+			"invalid (set net.netfilter.nf_conntrack_tcp_be_liberal=1)", words.Count(tracked, "realserver")))
 	}
-	rules := map[string]bool{} // of these realservers' families
-	for a := range of {
-		rules[f.marked.Rule(a)] = true
+	if len(rules) > 0 {
+		all = append(all, fmt.Sprintf("a mark may lead packets of %s another way (%s)",
+			words.Count(len(rules), "realserver"),
+			strings.Join(slices.Compact(slices.Sorted(maps.Values(rules))), ", ")))
 	}
-	return fmt.Sprintf("a mark may lead packets of %s another way (%s)", words.Count(len(of), "realserver"),
-		strings.Join(slices.Sorted(maps.Keys(rules)), ", "))
+	return strings.Join(all, "; ")
 }
 
 // routed returns the addresses of cfg's realservers and sorry servers to which packets take routes: by tun, or by nat,

@@ -496,10 +496,20 @@ func (r *reassembler) add(p []byte) []byte {
 	return nil
 }
 
-// TestNATMasquerade: a director whose kernel masquerades its realservers' other traffic, and so tracks connections.
+// TestNATMasquerade: a director whose kernel masquerades its realservers' other traffic, and so tracks connections. A
+// rule drops what tracking takes for invalid: connections that it has seen in parts, unless it is liberal.
 func TestNATMasquerade(t *testing.T) {
 	t.Parallel()
 	needTool(t, "nft", "nftables")
+	for _, liberal := range []bool{false, true} {
+		t.Run(map[bool]string{false: "strict", true: "liberal"}[liberal], func(t *testing.T) {
+			t.Parallel()
+			testMasquerade(t, liberal)
+		})
+	}
+}
+
+func testMasquerade(t *testing.T, liberal bool) {
 	s := newNATSite(t, false, 1, nil, `
 [[service]]
 name = "dns"
@@ -513,8 +523,11 @@ realserver = [ { address = "RS1", port = 5353 } ]
 		"nft 'add chain ip nat post { type nat hook postrouting priority 100; }' && "+
 		"nft add rule ip nat post oifname eth0 ip saddr 10.0.3.0/24 masquerade && nft add table inet f && "+
 		"nft 'add chain inet f forward { type filter hook forward priority 0; }' && "+
-		"nft add rule inet f forward ct state invalid drop && "+
-		"sysctl -qw net.netfilter.nf_conntrack_tcp_be_liberal=1") // tracking does not see the fast path's packets
+		"nft add rule inet f forward ct state invalid drop")
+	fast := s.director.balance().FastPath.On
+	if fast {
+		s.followTracking(liberal)
+	}
 	web := s.Webs[0]
 	// The client knows no route to the realservers, as on the Internet.
 	s.shell(s.Client, "ip route add blackhole 10.0.3.0/24")
@@ -533,11 +546,30 @@ realserver = [ { address = "RS1", port = 5353 } ]
 			t.Errorf("download: %v", err)
 		}
 	}
+	if used := s.director.balance().FastPath.Taken.Packets > 0; used != (fast && liberal) {
+		t.Errorf("the fast path is used: %v", used)
+	}
 	// The manual's remedy for pings: the kernel would track them on their way to the director's device.
 	s.shell(s.Director, "nft add table ip vstun && "+
 		"nft 'add chain ip vstun pre { type filter hook prerouting priority raw; }' && nft add rule ip vstun pre "+
 		"iifname eth1 icmp type echo-request fib daddr type != local notrack")
 	if !s.pings(web, s.Client.Addr, 9) {
 		t.Error("a ping of a realserver expires")
+	}
+}
+
+// followTracking waits until the director has seen that its host tracks connections, and then if liberal that it is.
+func (s *site) followTracking(liberal bool) {
+	s.t.Helper()
+	strict := func() bool {
+		return strings.Contains(s.director.balance().FastPath.Reason, "this host tracks connections")
+	}
+	testkit.Eventually(s.t, "the director has seen that connections are tracked", strict)
+	if text := s.ask("doctor").stdout; !strings.Contains(text, "nf_conntrack_tcp_be_liberal=1") {
+		s.t.Errorf("doctor: %s", text)
+	}
+	if liberal {
+		s.shell(s.Director, "sysctl -qw net.netfilter.nf_conntrack_tcp_be_liberal=1")
+		testkit.Eventually(s.t, "the director has seen that it is liberal", func() bool { return !strict() })
 	}
 }
