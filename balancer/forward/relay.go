@@ -37,6 +37,7 @@ type Relay struct {
 	bufs    []packet.Buf
 	answers answers
 	tally   stats.Tally
+	sealed  uint16 // UDP port from which tunnels that encrypt send; 0: none
 }
 
 // NewRelay makes a relay. source returns the errors as whole IP packets. The relay sends its own errors to port.
@@ -46,6 +47,10 @@ func NewRelay(source Source, port egress.Port, b *balancer.Balancer, shared *Sha
 	r.answers.init()
 	return r
 }
+
+// WatchSealed makes errors about datagrams from a UDP port of this host, in which tunnels hide their packets, let the
+// director ask for the paths' MTUs again. It is called before Run.
+func (r *Relay) WatchSealed(port uint16) { r.sealed = port }
 
 // Read adds the relay's counts of sent packets and send errors to t. The relay does not count packets that it reads:
 // most are of no concern to the director.
@@ -95,6 +100,9 @@ func (r *Relay) answer(snap *balancer.Snapshot, b []byte, now conntab.Ticks) (_ 
 	}
 	dest, inner := ours(snap, &outer, b)
 	if dest == nil {
+		if f := &outer.Flow; outer.TooBig() && f.Proto == packet.ProtoUDP && f.SrcPort == r.sealed && r.sealed != 0 {
+			r.shared.tooBig()
+		}
 		return nil, to
 	}
 	if outer.TooBig() {

@@ -185,7 +185,11 @@ func (p *dataPlane) openRelays() error {
 		if err != nil {
 			return err
 		}
-		p.relays = append(p.relays, forward.NewRelay(r, s, p.balancer, p.shared, p.now))
+		relay := forward.NewRelay(r, s, p.balancer, p.shared, p.now)
+		if p.sealed.device != nil {
+			relay.WatchSealed(p.sealed.device.Port())
+		}
+		p.relays = append(p.relays, relay)
 	}
 	return nil
 }

@@ -235,7 +235,7 @@ func (res *result) realserverRoutes(cfg *config.Director) {
 		where := fmt.Sprintf("realserver %s (%s)", a, brief(services[a]))
 		if endpoint, inTunnel := outer[a]; inTunnel {
 			if endpoint.IsValid() {
-				res.sealedRoute(where, endpoint, paths[endpoint].MTU)
+				res.sealedRoute(where, endpoint, paths[endpoint])
 			}
 			continue
 		}

@@ -171,9 +171,7 @@ var protocolNumbers = map[string]uint8{"tcp": packet.ProtoTCP, "udp": packet.Pro
 // VS/NAT out of it.
 func (res *result) directorFirewall(d *Director) {
 	tun := d.Config.TUN
-	all, err := forwardChecks(d.Config, func(a netip.Addr) (query.Path, bool, error) {
-		return query.Lookup(a, netip.Addr{})
-	})
+	all, err := forwardChecks(d.Config, lookup)
 	if res.failed(err) {
 		return
 	}
@@ -186,7 +184,8 @@ func (res *result) directorFirewall(d *Director) {
 			legacy = append(legacy, "OUTPUT "+c.xtables)
 		}
 	}
-	res.firewall(append(all, d.errorChecks()...), legacy...)
+	all = append(append(all, d.errorChecks()...), portChecks(&d.Config.WireGuard, lookup)...)
+	res.firewall(all, legacy...)
 }
 
 // forwardChecks returns the packets that the kernel forwards into the director's device and out of it. With VS/TUN and

@@ -271,6 +271,7 @@ func (res *result) realserverFirewall(s *Realserver) {
 				nft:  fmt.Sprintf("%s saddr %s", ipFamily(vip), vip), xtables: fmt.Sprintf("-s %s", vip)})
 		}
 	}
+	all = append(all, portChecks(&s.Config.WireGuard, lookup)...)
 	var legacy []string
 	if len(s.Config.Encaps) > 0 {
 		legacy = append(legacy, "INPUT -i "+s.Config.TUN)

@@ -4,10 +4,14 @@ import (
 	"fmt"
 	"net/netip"
 
+	"golang.zx2c4.com/wireguard/device"
+
 	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/config"
+	"vstun/cmd/internal/doctor/nft"
 	"vstun/cmd/internal/words"
 	"vstun/encap/wireguard"
+	"vstun/routing/query"
 )
 
 // longHandshake is the age of a handshake, in seconds, after which no packet can be sent without another one
@@ -75,6 +79,37 @@ func noHandshake(peer string, p *api.WireGuardPeer, port uint16, refused uint64)
 // peerStatus is the command to run on a peer.
 func peerStatus(peer string) string { return peer + " status; " + peer + " keys" }
 
+// portChecks returns the datagrams between this end's UDP port and the peers of cfg: one in each direction for each IP
+// version, of the first peer whose endpoint has it and is on no device of this host.
+func portChecks(cfg *config.WireGuard, lookup func(netip.Addr) (query.Path, bool, error)) (all []pathCheck) {
+	seen, handshake := map[bool]bool{}, make([]byte, device.MessageInitiationSize)
+	for _, p := range cfg.Peers {
+		six := p.Endpoint.Addr().Is6()
+		if !p.Endpoint.IsValid() || seen[six] {
+			continue
+		}
+		path, ok, err := lookup(p.Endpoint.Addr())
+		if err != nil || !ok || path.Local || !path.Source.IsValid() {
+			continue
+		}
+		seen[six] = true
+		own := netip.AddrPortFrom(path.Source, cfg.Listen)
+		all = append(all, pathCheck{name: fmt.Sprintf("WireGuard's datagrams to UDP port %d", cfg.Listen), grade: Error,
+			why: "no peer can begin a handshake", hooks: []nft.Hook{nft.Prerouting, nft.Input},
+			spec: nft.PacketSpec{Packet: datagram(p.Endpoint, own, handshake), IIF: path.Link, State: nft.New,
+				ReversePath: true},
+			nft: fmt.Sprintf("udp dport %d", cfg.Listen), xtables: fmt.Sprintf("-p udp --dport %d", cfg.Listen)},
+			pathCheck{name: fmt.Sprintf("WireGuard's datagrams to %v", p.Endpoint), grade: Error,
+				why: "no handshake gets to the peer", hooks: []nft.Hook{nft.Output, nft.Postrouting},
+				spec: nft.PacketSpec{Packet: datagram(own, p.Endpoint, handshake), OIF: path.Link, State: nft.New},
+				nft:  fmt.Sprintf("udp sport %d", cfg.Listen), xtables: fmt.Sprintf("-p udp --sport %d", cfg.Listen)})
+	}
+	return all
+}
+
+// lookup asks the kernel for the path to an address.
+func lookup(a netip.Addr) (query.Path, bool, error) { return query.Lookup(a, netip.Addr{}) }
+
 // endpoints returns where the peers are according to the configuration, by their address in the tunnel. The zero Addr
 // is one that comes by itself.
 func endpoints(cfg *config.Director) map[netip.Addr]netip.Addr {
@@ -86,10 +121,16 @@ func endpoints(cfg *config.Director) map[netip.Addr]netip.Addr {
 }
 
 // sealedRoute examines the path to the endpoint of a realserver of WireGuard.
-func (res *result) sealedRoute(where string, endpoint netip.Addr, mtu int) {
+func (res *result) sealedRoute(where string, endpoint netip.Addr, path query.Path) {
 	const least = 1280 + 20
+	mtu := path.MTU
 	room := mtu - wireguard.Overhead(endpoint.Is6())
 	switch {
+	case path.Local:
+		res.find(Finding{Severity: Warning, Where: where,
+			What: fmt.Sprintf("its endpoint %v is an address of this host", endpoint),
+			Why:  "handshakes do not get to the realserver, unless it runs on this host at another port",
+			Fix:  "director keys", Remarks: []string{"set the endpoint to an address of the realserver's host"}})
 	case mtu == 0:
 		res.find(Finding{Severity: Error, Where: where, What: fmt.Sprintf("there is no route to its endpoint %v",
 			endpoint), Why: "packets for it are dropped", Fix: fmt.Sprintf("ip route get %v", endpoint)})
