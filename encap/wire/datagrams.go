@@ -2,6 +2,7 @@ package wire
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net/netip"
 	"sync"
@@ -38,7 +39,7 @@ const (
 	recvDatagrams = 16
 
 	datagramRoom    = 1 << 16 // bytes of one message
-	datagramControl = 96      // room for the control messages of one message: 40 and 24 bytes, and to spare
+	datagramControl = 96      // room for the control messages of one message: 40, 24 and 24 bytes, and to spare
 )
 
 // Ends are the addresses of a datagram: those of the peer, and the address of this host that it uses.
@@ -55,16 +56,20 @@ func OpenDatagrams(port uint16, six bool) (*Datagrams, error) {
 		if six {
 			version = 6
 		}
+		if errors.Is(err, unix.EADDRINUSE) {
+			err = fmt.Errorf("%w: choose another port, or end what has this one (ss -lunp 'sport = %d'; the kernel's "+
+				"own tunnels are in ip -d link)", err, port)
+		}
 		return nil, fmt.Errorf("UDP port %d over IPv%d: %w", port, version, err)
 	}
 	return d, nil
 }
 
 func openDatagrams(port uint16, six bool) (*Datagrams, error) {
-	family, level, info := unix.AF_INET, unix.IPPROTO_IP, unix.IP_PKTINFO
+	family, level, info, class := unix.AF_INET, unix.IPPROTO_IP, unix.IP_PKTINFO, unix.IP_RECVTOS
 	var at unix.Sockaddr = &unix.SockaddrInet4{Port: int(port)}
 	if six {
-		family, level, info = unix.AF_INET6, unix.IPPROTO_IPV6, unix.IPV6_RECVPKTINFO
+		family, level, info, class = unix.AF_INET6, unix.IPPROTO_IPV6, unix.IPV6_RECVPKTINFO, unix.IPV6_RECVTCLASS
 		at = &unix.SockaddrInet6{Port: int(port)}
 	}
 	num, err := unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
@@ -74,7 +79,7 @@ func openDatagrams(port uint16, six bool) (*Datagrams, error) {
 	setBuffer(num, unix.SO_RCVBUFFORCE, unix.SO_RCVBUF, recvBuffer)
 	setBuffer(num, unix.SO_SNDBUFFORCE, unix.SO_SNDBUF, sendBuffer)
 	_ = unix.SetsockoptInt(num, unix.IPPROTO_UDP, unix.UDP_GRO, 1) // without it, datagrams come one by one
-	err = unix.SetsockoptInt(num, level, info, 1)
+	err = errors.Join(unix.SetsockoptInt(num, level, info, 1), unix.SetsockoptInt(num, level, class, 1))
 	if err == nil && six {
 		err = unix.SetsockoptInt(num, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1)
 	}
@@ -120,10 +125,10 @@ func (d *Datagrams) Port() (uint16, error) {
 	return 0, err
 }
 
-// Receive waits for datagrams and copies them into bufs. It sets sizes and ends of as many as it returns. Datagrams
-// that the kernel has merged (UDP_GRO) come one by one. A datagram that is longer than its buffer has size 0. Receive
-// returns os.ErrClosed after Close.
-func (d *Datagrams) Receive(bufs [][]byte, sizes []int, ends []Ends) (n int, err error) {
+// Receive waits for datagrams and copies them into bufs. It sets sizes, ends and classes (TOS or traffic class) of as
+// many as it returns. Datagrams that the kernel has merged (UDP_GRO) come one by one. A datagram that is longer than
+// its buffer has size 0. Receive returns os.ErrClosed after Close.
+func (d *Datagrams) Receive(bufs [][]byte, sizes []int, ends []Ends, classes []uint8) (n int, err error) {
 	for d.next >= d.got {
 		for i := range d.hdrs {
 			h := &d.hdrs[i].hdr
@@ -137,7 +142,7 @@ func (d *Datagrams) Receive(bufs [][]byte, sizes []int, ends []Ends) (n int, err
 		d.next, d.at = 0, 0
 	}
 	for n < len(bufs) && d.next < d.got {
-		e, size := d.ancillary(d.next)
+		e, class, size := d.ancillary(d.next)
 		whole := d.room[d.next*datagramRoom:][:min(int(d.hdrs[d.next].n), datagramRoom)]
 		if size <= 0 {
 			size = len(whole)
@@ -145,7 +150,7 @@ func (d *Datagrams) Receive(bufs [][]byte, sizes []int, ends []Ends) (n int, err
 		for n < len(bufs) && d.at <= len(whole) {
 			part := whole[d.at:min(d.at+size, len(whole))]
 			d.at += max(size, 1)
-			ends[n], sizes[n] = e, 0
+			ends[n], sizes[n], classes[n] = e, 0, class
 			if len(part) <= len(bufs[n]) {
 				sizes[n] = copy(bufs[n], part)
 			}
@@ -161,8 +166,9 @@ func (d *Datagrams) Receive(bufs [][]byte, sizes []int, ends []Ends) (n int, err
 	return n, nil
 }
 
-// ancillary returns the ends of message i, and the size of the datagrams that were merged into it, 0 for a single one.
-func (d *Datagrams) ancillary(i int) (e Ends, size int) {
+// ancillary returns the ends of message i, its TOS or traffic class, and the size of the datagrams that were merged
+// into it, 0 for a single one.
+func (d *Datagrams) ancillary(i int) (e Ends, class uint8, size int) {
 	name := &d.names[i]
 	port := binary.BigEndian.Uint16((*[2]byte)(unsafe.Pointer(&name.Port))[:])
 	if d.six {
@@ -175,7 +181,7 @@ func (d *Datagrams) ancillary(i int) (e Ends, size int) {
 		h := (*unix.Cmsghdr)(unsafe.Pointer(&c[0]))
 		n := int(h.Len)
 		if n < unix.SizeofCmsghdr || n > len(c) {
-			return e, size
+			return e, class, size
 		}
 		data := c[unix.SizeofCmsghdr:n]
 		switch {
@@ -185,10 +191,14 @@ func (d *Datagrams) ancillary(i int) (e Ends, size int) {
 			e.Own = netip.AddrFrom16([16]byte(data[:16]))
 		case h.Level == unix.IPPROTO_UDP && h.Type == unix.UDP_GRO && len(data) >= 4:
 			size = int(binary.NativeEndian.Uint32(data))
+		case h.Level == unix.IPPROTO_IP && h.Type == unix.IP_TOS && len(data) >= 1:
+			class = data[0]
+		case h.Level == unix.IPPROTO_IPV6 && h.Type == unix.IPV6_TCLASS && len(data) >= 4:
+			class = uint8(binary.NativeEndian.Uint32(data))
 		}
 		c = c[min((n+7)&^7, len(c)):]
 	}
-	return e, size
+	return e, class, size
 }
 
 // datagramCall is the arguments of one sending call.
@@ -198,71 +208,98 @@ type datagramCall struct {
 	iovs    [maxSegments]unix.Iovec
 	control [datagramControl]byte
 	own     []byte // the source address in control
+	class   []byte // TOS or traffic class: 4 bytes
 	size    []byte // the size of the datagrams in control
-	infoLen int    // length of control without size
+	fixed   int    // length of control without size
 }
 
 func newDatagramCall(six bool) *datagramCall {
 	c := &datagramCall{}
 	c.hdr.Name, c.hdr.Iov = &c.name[0], &c.iovs[0]
 	family, level, info, n, at := unix.AF_INET, unix.IPPROTO_IP, unix.IP_PKTINFO, unix.SizeofInet4Pktinfo, 4
+	class := unix.IP_TOS
 	c.hdr.Namelen = unix.SizeofSockaddrInet4
 	if six {
 		family, level, info, n, at = unix.AF_INET6, unix.IPPROTO_IPV6, unix.IPV6_PKTINFO, unix.SizeofInet6Pktinfo, 0
+		class = unix.IPV6_TCLASS
 		c.hdr.Namelen = unix.SizeofSockaddrInet6
 	}
 	binary.NativeEndian.PutUint16(c.name[:], uint16(family))
-	h := (*unix.Cmsghdr)(unsafe.Pointer(&c.control[0]))
-	h.Level, h.Type = int32(level), int32(info)
-	h.SetLen(unix.CmsgLen(n))
-	c.own = c.control[unix.CmsgLen(at):]
-	c.infoLen = unix.CmsgSpace(n)
-	h = (*unix.Cmsghdr)(unsafe.Pointer(&c.control[c.infoLen]))
-	h.Level, h.Type = unix.IPPROTO_UDP, unix.UDP_SEGMENT
-	h.SetLen(unix.CmsgLen(2))
-	c.size = c.control[c.infoLen+unix.CmsgLen(0):]
+	c.own = c.add(level, info, n)[at:]
+	c.class = c.add(level, class, 4)
+	c.size = c.add(unix.IPPROTO_UDP, unix.UDP_SEGMENT, 2)
+	c.fixed -= unix.CmsgSpace(2)
 	return c
 }
 
-// Send sends bufs, each as a datagram, in order. Datagrams of one size, of which the last may be shorter, share a call
-// (UDP_SEGMENT). Send waits while the socket is full. It returns the first error, an unwrapped unix.Errno, and sends
-// the other datagrams nevertheless; or os.ErrClosed after Close.
-func (d *Datagrams) Send(bufs [][]byte, to Ends) error {
+// add adds a control message, and returns its n bytes.
+func (c *datagramCall) add(level, name, n int) []byte {
+	h := (*unix.Cmsghdr)(unsafe.Pointer(&c.control[c.fixed]))
+	h.Level, h.Type = int32(level), int32(name)
+	h.SetLen(unix.CmsgLen(n))
+	data := c.control[c.fixed+unix.CmsgLen(0):][:n]
+	c.fixed += unix.CmsgSpace(n)
+	return data
+}
+
+// Send sends bufs, each as a datagram, in order, and returns how many of them the kernel has refused. class returns the
+// TOS or traffic class of one. Datagrams of one size and class, of which the last may be shorter, share a call
+// (UDP_SEGMENT). Send waits while the socket is full. The error is that of the first one that was refused, an unwrapped
+// unix.Errno; or os.ErrClosed after Close.
+func (d *Datagrams) Send(bufs [][]byte, class func(b []byte) uint8, to Ends) (refused int, err error) {
 	fd, err := d.fd.Acquire()
 	if err != nil {
-		return err
+		return len(bufs), err
 	}
 	defer d.fd.Release()
 	c := d.calls.Get().(*datagramCall)
 	defer d.calls.Put(c)
 	c.to(to, d.six)
 	for len(bufs) > 0 {
-		n := 1
+		n, tos := 1, class(bufs[0])
 		if !d.noGSO.Load() {
 			n = together(bufs)
+			for i := 1; i < n; i++ {
+				if class(bufs[i]) != tos {
+					n = i
+				}
+			}
 		}
-		failed := d.call(c, fd, bufs[:n])
+		binary.NativeEndian.PutUint32(c.class, uint32(tos))
+		lost, failed := 1, d.call(c, fd, bufs[:n])
 		if errno, ok := failed.(unix.Errno); ok && n > 1 {
 			switch errno {
 			case unix.EIO, unix.EOPNOTSUPP: // no checksum offload there
 				d.noGSO.Store(true)
 			}
-			failed = nil
-			for i := range n { // one by one: a datagram that is larger than the path MTU is sent in fragments
-				if alone := d.call(c, fd, bufs[i:i+1]); failed == nil {
-					failed = alone
-				}
-			}
+			// One by one: a datagram that is larger than the path MTU is sent in fragments.
+			lost, failed = d.callEach(c, fd, bufs[:n])
+		}
+		if failed != nil {
+			refused += lost
 		}
 		if err == nil {
 			err = failed
 		}
 		bufs = bufs[n:]
 	}
-	return err
+	return refused, err
 }
 
-// together returns the number of the first datagrams that one call can send.
+// callEach sends bufs by a call for each. It returns how many of them were refused, and the first error.
+func (d *Datagrams) callEach(c *datagramCall, fd uintptr, bufs [][]byte) (refused int, err error) {
+	for i := range bufs {
+		if failed := d.call(c, fd, bufs[i:i+1]); failed != nil {
+			refused++
+			if err == nil {
+				err = failed
+			}
+		}
+	}
+	return refused, err
+}
+
+// together returns the number of the first datagrams whose sizes one call can send.
 func together(bufs [][]byte) int {
 	size, total := len(bufs[0]), len(bufs[0])
 	for n := 1; n < min(len(bufs), maxSegments); n++ {
@@ -302,10 +339,10 @@ func (d *Datagrams) call(c *datagramCall, fd uintptr, bufs [][]byte) error {
 	}
 	c.hdr.SetIovlen(len(bufs))
 	c.hdr.Control = &c.control[0]
-	c.hdr.SetControllen(c.infoLen)
+	c.hdr.SetControllen(c.fixed)
 	if len(bufs) > 1 {
 		binary.NativeEndian.PutUint16(c.size, uint16(len(bufs[0])))
-		c.hdr.SetControllen(c.infoLen + unix.CmsgSpace(2))
+		c.hdr.SetControllen(c.fixed + unix.CmsgSpace(2))
 	}
 	return sendmsg(d.fd, fd, &c.hdr)
 }

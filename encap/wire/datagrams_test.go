@@ -5,8 +5,13 @@ import (
 	"errors"
 	"net/netip"
 	"os"
+	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
+
+func noClass([]byte) uint8 { return 0 }
 
 // pairOfDatagrams opens two sockets, of which the first sends to the second.
 func pairOfDatagrams(t *testing.T, six bool) (a, b *Datagrams, to Ends) {
@@ -35,11 +40,12 @@ func pairOfDatagrams(t *testing.T, six bool) (a, b *Datagrams, to Ends) {
 func receiveAll(t *testing.T, d *Datagrams, n, most int) (all [][]byte, from Ends) {
 	t.Helper()
 	bufs, sizes, ends := make([][]byte, most), make([]int, most), make([]Ends, most)
+	classes := make([]uint8, most)
 	for i := range bufs {
 		bufs[i] = make([]byte, 65535)
 	}
 	for len(all) < n {
-		got, err := d.Receive(bufs, sizes, ends)
+		got, err := d.Receive(bufs, sizes, ends, classes)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -64,8 +70,8 @@ func TestDatagrams(t *testing.T) {
 				}
 				sent = append(sent, bytes.Repeat([]byte{byte(round + i)}, n))
 			}
-			if err := a.Send(sent, to); err != nil {
-				t.Fatalf("IPv6 %v, round %d: %v", six, round, err)
+			if n, err := a.Send(sent, noClass, to); n != 0 || err != nil {
+				t.Fatalf("IPv6 %v, round %d: %d refused, %v", six, round, n, err)
 			}
 			got, from := receiveAll(t, b, len(sent), 1+round*7)
 			for i := range sent {
@@ -77,7 +83,7 @@ func TestDatagrams(t *testing.T) {
 			if from.Own != to.Peer.Addr() {
 				t.Fatalf("came to %v, want %v", from.Own, to.Peer.Addr())
 			}
-			if err := b.Send([][]byte{{1, 2, 3}}, from); err != nil {
+			if _, err := b.Send([][]byte{{1, 2, 3}}, noClass, from); err != nil {
 				t.Fatal(err)
 			}
 			if back, _ := receiveAll(t, a, 1, 1); !bytes.Equal(back[0], []byte{1, 2, 3}) {
@@ -90,16 +96,65 @@ func TestDatagrams(t *testing.T) {
 	}
 }
 
+// TestDatagramClasses: each datagram has its own TOS or traffic class, also among others of one size.
+func TestDatagramClasses(t *testing.T) {
+	for _, six := range []bool{false, true} {
+		a, b, to := pairOfDatagrams(t, six)
+		var sent [][]byte
+		for i := range 60 {
+			p := make([]byte, 500)
+			p[0], p[1] = []byte{0, 1, 2, 0x88, 0xfe}[i/4%5], byte(i)
+			sent = append(sent, p)
+		}
+		if n, err := a.Send(sent, func(b []byte) uint8 { return b[0] }, to); n != 0 || err != nil {
+			t.Fatalf("%d refused, %v", n, err)
+		}
+		bufs, sizes, ends, classes := make([][]byte, 7), make([]int, 7), make([]Ends, 7), make([]uint8, 7)
+		for i := range bufs {
+			bufs[i] = make([]byte, 1000)
+		}
+		for n := 0; n < len(sent); {
+			got, err := b.Receive(bufs, sizes, ends, classes)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for i := range got {
+				if sizes[i] != 500 || bufs[i][1] != byte(n) || classes[i] != bufs[i][0] {
+					t.Fatalf("IPv6 %v: datagram %d: %d bytes, number %d, class %#x, want %#x", six, n, sizes[i],
+						bufs[i][1], classes[i], bufs[i][0])
+				}
+				n++
+			}
+		}
+	}
+}
+
+// TestDatagramsRefused: Send counts what the kernel refuses, and sends the rest.
+func TestDatagramsRefused(t *testing.T) {
+	a, b, to := pairOfDatagrams(t, false)
+	n, err := a.Send([][]byte{make([]byte, 65508), make([]byte, 65508), {7}}, noClass, to)
+	if n != 2 || err != unix.EMSGSIZE {
+		t.Errorf("%d refused, %v", n, err)
+	}
+	if got, _ := receiveAll(t, b, 1, 1); !bytes.Equal(got[0], []byte{7}) {
+		t.Errorf("%x came", got[0])
+	}
+	to.Peer = netip.MustParseAddrPort("255.255.255.255:9") // not without SO_BROADCAST
+	if n, err := a.Send([][]byte{{1}, {2}, {3}}, noClass, to); n != 3 || err != unix.EACCES {
+		t.Errorf("%d refused, %v", n, err)
+	}
+}
+
 // TestDatagramsTooLarge: a datagram that its buffer cannot hold is none, and affects no other.
 func TestDatagramsTooLarge(t *testing.T) {
 	a, b, to := pairOfDatagrams(t, false)
-	if err := a.Send([][]byte{make([]byte, 100), make([]byte, 100), make([]byte, 7)}, to); err != nil {
+	if _, err := a.Send([][]byte{make([]byte, 100), make([]byte, 100), make([]byte, 7)}, noClass, to); err != nil {
 		t.Fatal(err)
 	}
 	bufs := [][]byte{make([]byte, 50), make([]byte, 150), make([]byte, 50)}
 	sizes, ends := make([]int, 3), make([]Ends, 3)
 	for n := 0; n < 3; {
-		got, err := b.Receive(bufs[n:], sizes[n:], ends[n:])
+		got, err := b.Receive(bufs[n:], sizes[n:], ends[n:], make([]uint8, 3))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -115,7 +170,7 @@ func TestDatagramsClose(t *testing.T) {
 	a, b, to := pairOfDatagrams(t, true)
 	ended := make(chan error)
 	go func() {
-		_, err := b.Receive([][]byte{make([]byte, 9)}, make([]int, 1), make([]Ends, 1))
+		_, err := b.Receive([][]byte{make([]byte, 9)}, make([]int, 1), make([]Ends, 1), make([]uint8, 1))
 		ended <- err
 	}()
 	if err := b.Close(); err != nil {
@@ -124,15 +179,15 @@ func TestDatagramsClose(t *testing.T) {
 	if err := <-ended; !errors.Is(err, os.ErrClosed) {
 		t.Errorf("Receive ends with %v", err)
 	}
-	if err := b.Send([][]byte{{1}}, to); !errors.Is(err, os.ErrClosed) {
+	if _, err := b.Send([][]byte{{1}}, noClass, to); !errors.Is(err, os.ErrClosed) {
 		t.Errorf("Send after Close: %v", err)
 	}
 	port, err := a.Port()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := OpenDatagrams(port, true); err == nil {
-		t.Error("two sockets have one port")
+	if _, err := OpenDatagrams(port, true); err == nil || !strings.Contains(err.Error(), "choose another port") {
+		t.Errorf("two sockets have one port: %v", err)
 	}
 }
 
@@ -143,15 +198,16 @@ func TestDatagramsAllocations(t *testing.T) {
 		out[i] = make([]byte, 1400)
 	}
 	bufs, sizes, ends := make([][]byte, 128), make([]int, 128), make([]Ends, 128)
+	classes := make([]uint8, 128)
 	for i := range bufs {
 		bufs[i] = make([]byte, 65535)
 	}
 	if n := testing.AllocsPerRun(200, func() {
-		if err := a.Send(out, to); err != nil {
+		if _, err := a.Send(out, noClass, to); err != nil {
 			t.Fatal(err)
 		}
 		for n := 0; n < len(out); {
-			got, err := b.Receive(bufs, sizes, ends)
+			got, err := b.Receive(bufs, sizes, ends, classes)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 	"golang.zx2c4.com/wireguard/conn"
@@ -49,7 +50,28 @@ type bind struct {
 	received  *received
 	opened    atomic.Bool // Open has been called
 	closing   sync.Once
+	refused   counter      // messages with packets, and keepalives, that the kernel has refused
 	lastErr   atomic.Int32 // errno of the last datagram that the kernel refused
+	failed    atomic.Int64 // when that was, in nanoseconds since 1970
+}
+
+// note notes that the kernel has refused a call.
+func (b *bind) note(err error) {
+	if errno, ok := err.(unix.Errno); ok {
+		b.lastErr.Store(int32(errno))
+		b.failed.Store(time.Now().UnixNano())
+	}
+}
+
+// recent is the time for which an error is reported.
+const recent = time.Minute
+
+// recentError returns the error of the last datagram that the kernel has refused, nil if that is long ago.
+func (b *bind) recentError() error {
+	if e := b.lastErr.Load(); e != 0 && time.Since(time.Unix(0, b.failed.Load())) < recent {
+		return unix.Errno(e)
+	}
+	return nil
 }
 
 // received counts the datagrams of a port.
@@ -93,17 +115,21 @@ func (b *bind) Open(uint16) ([]conn.ReceiveFunc, uint16, error) {
 // mostEndpoints is the number of recent endpoints that a receiver knows again.
 const mostEndpoints = 1024
 
+// afterError is the pause of a receiver after an error of the kernel, such as ENOMEM.
+const afterError = 10 * time.Millisecond
+
 // receiver returns a function that receives from d.
 func (b *bind) receiver(d *wire.Datagrams) conn.ReceiveFunc {
-	ends := make([]wire.Ends, conn.IdealBatchSize)
+	ends, classes := make([]wire.Ends, conn.IdealBatchSize), make([]uint8, conn.IdealBatchSize)
 	known := map[netip.AddrPort]*endpoint{} // so that a datagram costs no allocation
 	return func(bufs [][]byte, sizes []int, eps []conn.Endpoint) (int, error) {
-		n, err := d.Receive(bufs, sizes, ends)
-		if errors.Is(err, os.ErrClosed) {
-			return 0, net.ErrClosed
-		}
-		if err != nil {
-			return 0, err
+		n, err := d.Receive(bufs, sizes, ends, classes)
+		for ; err != nil; n, err = d.Receive(bufs, sizes, ends, classes) {
+			if errors.Is(err, os.ErrClosed) {
+				return 0, net.ErrClosed
+			}
+			b.note(err) // the library would end the receiver, with most errors at once, and log nothing
+			time.Sleep(afterError)
 		}
 		for i := range n {
 			e := known[ends[i].Peer]
@@ -115,6 +141,9 @@ func (b *bind) receiver(d *wire.Datagrams) conn.ReceiveFunc {
 				known[ends[i].Peer] = e
 			}
 			eps[i] = e
+			if at := last(bufs[i]); at != nil {
+				*at = classes[i]
+			}
 			b.received.count(bufs[i][:sizes[i]])
 		}
 		return n, nil
@@ -153,14 +182,18 @@ func (b *bind) Send(bufs [][]byte, to conn.Endpoint) error {
 	if e.cleared.Load() {
 		ends.Own = netip.Addr{}
 	}
-	err := d.Send(bufs, ends)
-	if ends.Own.IsValid() && (errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EADDRNOTAVAIL) ||
-		errors.Is(err, unix.ENETUNREACH)) { // the address may have left this host
+	refused, err := d.Send(bufs, classOf, ends)
+	if ends.Own.IsValid() && refused == len(bufs) && (errors.Is(err, unix.EINVAL) ||
+		errors.Is(err, unix.EADDRNOTAVAIL) || errors.Is(err, unix.ENETUNREACH)) { // the address may have left this host
 		e.ClearSrc()
-		err = d.Send(bufs, wire.Ends{Peer: e.Peer})
+		refused, err = d.Send(bufs, classOf, wire.Ends{Peer: e.Peer})
 	}
-	if errno, ok := err.(unix.Errno); ok {
-		b.lastErr.Store(int32(errno))
+	if err == nil {
+		return nil
+	}
+	b.note(err)
+	if bufs[0][0] == device.MessageTransportType {
+		b.refused.Add(uint64(refused))
 	}
 	return err
 }

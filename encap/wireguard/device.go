@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -50,6 +51,7 @@ type Device struct {
 // route is the state of a peer that senders need.
 type route struct {
 	known atomic.Bool // its endpoint
+	mtu   atomic.Int64
 }
 
 // Open opens the sockets of a UDP port, at all addresses of this host; 0 chooses one. The device has no peers until
@@ -89,6 +91,9 @@ func (d *Device) Close() error {
 func (d *Device) Set(c Config) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if c.equal(&d.cfg) {
+		return nil
+	}
 	now, err := d.look()
 	if err != nil {
 		return err
@@ -112,9 +117,10 @@ func (d *Device) Set(c Config) error {
 		if routes[p.Address] = before[p.Address]; routes[p.Address] == nil {
 			routes[p.Address] = &route{}
 		}
+		routes[p.Address].mtu.Store(int64(p.MTU))
 	}
+	maps.DeleteFunc(d.heard, func(a netip.Addr, _ heard) bool { return routes[a] == nil })
 	d.routes.Store(&routes)
-	d.memory.resize(c.MTU)
 	return d.follow(rekeyed)
 }
 
@@ -335,6 +341,7 @@ func (d *Device) Read(t *stats.Tally) {
 	t.DropN(drop.Unauthenticated, d.received.other.Load()+d.backlog.least.Load())
 	t.DropN(drop.Handshake, d.counts.handshake.Load())
 	t.DropN(drop.TunnelSource, d.counts.source.Load())
+	t.DropN(drop.SendError, d.bind.refused.Load())
 }
 
 // Overruns is the number of datagrams that the kernel dropped because they were not received in time.

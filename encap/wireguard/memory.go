@@ -2,7 +2,6 @@ package wireguard
 
 import (
 	"os"
-	"sync/atomic"
 
 	"golang.zx2c4.com/wireguard/conn"
 	"golang.zx2c4.com/wireguard/tun"
@@ -18,7 +17,6 @@ type memory struct {
 	out, in *queue
 	events  chan tun.Event
 	taken   *counter // decrypted packets
-	mtu     atomic.Int64
 
 	// of Read, whose closure would otherwise be allocated at each call
 	bufs   [][]byte
@@ -34,7 +32,11 @@ func newMemory(taken *counter) *memory {
 		if m.n == len(m.bufs) {
 			return false
 		}
-		m.sizes[m.n] = copy(m.bufs[m.n][m.offset:], p)
+		b := m.bufs[m.n]
+		m.sizes[m.n] = copy(b[m.offset:], p)
+		if at := last(b); at != nil {
+			*at = ecn(p)
+		}
 		m.n++
 		return true
 	}
@@ -61,25 +63,17 @@ func (m *memory) Write(bufs [][]byte, offset int) (int, error) {
 			return i, os.ErrClosed
 		}
 		copy(room, b[offset:])
+		if at := last(b); at != nil && *at&ecnMask == ce {
+			markCE(room)
+		}
 	}
 	m.taken.Add(uint64(len(bufs)))
 	return len(bufs), nil
 }
 
-// MTU implements tun.Device. The library pads each packet to a multiple of 16 bytes, but not beyond the MTU. With 0
-// there is no MTU.
-func (m *memory) MTU() (int, error) { return int(m.mtu.Load()), nil }
-
-// resize changes the MTU.
-func (m *memory) resize(mtu int) {
-	if m.mtu.Swap(int64(mtu)) == int64(mtu) {
-		return
-	}
-	select {
-	case m.events <- tun.EventMTUUpdate:
-	default: // the library reads the MTU for the event that waits
-	}
-}
+// MTU implements tun.Device. The library pads each packet, less a multiple of the MTU, to a multiple of 16 bytes. With
+// 1 it pads none: Port does, since each peer has an MTU of its own.
+func (m *memory) MTU() (int, error) { return 1, nil }
 
 // Name implements tun.Device.
 func (m *memory) Name() (string, error) { return "memory", nil }

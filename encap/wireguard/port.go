@@ -5,6 +5,7 @@ import (
 	"os"
 
 	"golang.org/x/sys/unix"
+	"golang.zx2c4.com/wireguard/device"
 
 	"vstun/encap/egress"
 	"vstun/encap/packet"
@@ -16,6 +17,7 @@ type Port struct {
 	device *Device
 	to     netip.Addr // of the last packet
 	errno  unix.Errno // why it cannot be sent
+	mtu    int        // of its tunnel; 0: unknown
 	routes *map[netip.Addr]*route
 }
 
@@ -39,11 +41,12 @@ func (p *Port) Send(out []egress.Outgoing) (int, error) {
 			}
 			return 0, errno
 		}
-		room := q.add(o.Len())
+		room := q.add(o.Len() + p.padding(o.Len()))
 		if room == nil {
 			return i, os.ErrClosed
 		}
-		copy(room[copy(room, o.Head):], o.Body)
+		n := copy(room, o.Head)
+		clear(room[n+copy(room[n:], o.Body):])
 		if ip := packet.IPv4(room); ip.Version() == 4 {
 			ip.SetChecksum()
 		}
@@ -58,11 +61,25 @@ func (p *Port) check(o *egress.Outgoing) unix.Errno {
 	}
 	if o.To.Dst != p.to {
 		p.to, p.errno = o.To.Dst, 0
-		if r := (*p.routes)[p.to]; r == nil {
+		r := (*p.routes)[p.to]
+		switch {
+		case r == nil:
 			p.errno = unix.ENOKEY
-		} else if !r.known.Load() {
+		case !r.known.Load():
 			p.errno = unix.EDESTADDRREQ
+		default:
+			p.mtu = int(r.mtu.Load())
 		}
 	}
 	return p.errno
+}
+
+// padding returns the number of bytes that hide the length of a packet of n bytes, to the peer of the last check: up to
+// a multiple of 16, but not beyond the tunnel's MTU (WireGuard's paper, section 5.4.6).
+func (p *Port) padding(n int) int {
+	padded := (n + device.PaddingMultiple - 1) / device.PaddingMultiple * device.PaddingMultiple
+	if p.mtu > 0 {
+		padded = min(padded, max(p.mtu, n))
+	}
+	return padded - n
 }

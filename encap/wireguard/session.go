@@ -8,8 +8,6 @@ import (
 	"strconv"
 	"strings"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // session is the state of one key of a peer.
@@ -65,10 +63,7 @@ func parseSessions(text string) map[Key]session {
 func (d *Device) Status() Status {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	st := Status{Port: d.port, PublicKey: d.public}
-	if e := d.bind.lastErr.Load(); e != 0 {
-		st.LastError = unix.Errno(e)
-	}
+	st := Status{Port: d.port, PublicKey: d.public, LastError: d.bind.recentError()}
 	now, err := d.look()
 	if err != nil {
 		st.LastError = err

@@ -19,6 +19,7 @@ package wireguard
 
 import (
 	"net/netip"
+	"slices"
 	"sync/atomic"
 	"time"
 )
@@ -27,7 +28,6 @@ import (
 type Config struct {
 	PrivateKey Key
 	Peers      []Peer // no two have a key or an address in common
-	MTU        int    // the largest packet of the tunnels, in bytes; 0: unknown
 }
 
 // Peer is the far end of a tunnel.
@@ -39,6 +39,15 @@ type Peer struct {
 	Endpoint     netip.AddrPort // invalid: the peer begins, and brings it
 	Keepalive    time.Duration  // between messages to an idle peer, whole seconds up to 65,535; 0: none
 	Address      netip.Addr     // in the tunnel
+	MTU          int            // the largest packet of the tunnel, in bytes; 0: unknown
+}
+
+// equal reports whether c and o are the same.
+func (c *Config) equal(o *Config) bool {
+	return c.PrivateKey == o.PrivateKey && slices.EqualFunc(c.Peers, o.Peers, func(p, q Peer) bool {
+		return slices.Equal(p.PublicKeys, q.PublicKeys) && p.PresharedKey == q.PresharedKey &&
+			p.Endpoint == q.Endpoint && p.Keepalive == q.Keepalive && p.Address == q.Address && p.MTU == q.MTU
+	})
 }
 
 // Overhead returns the bytes that WireGuard adds to a packet, to a peer at an endpoint of IPv4 or IPv6.
@@ -54,7 +63,7 @@ type Status struct {
 	PublicKey Key
 	Port      uint16
 	Peers     []PeerStatus // in the order of Config.Peers
-	LastError error        // of the last datagram that the kernel has refused; nil: none
+	LastError error        // of the last datagram that the kernel has refused in the last minute; nil: none
 }
 
 // PeerStatus is the state of a peer.

@@ -85,7 +85,7 @@ func (e *end) as(known, six bool) Peer {
 
 func (e *end) set(peers ...Peer) {
 	e.t.Helper()
-	if err := e.Set(Config{PrivateKey: e.key, Peers: peers, MTU: 1440}); err != nil {
+	if err := e.Set(Config{PrivateKey: e.key, Peers: peers}); err != nil {
 		e.t.Fatal(err)
 	}
 }

@@ -40,7 +40,7 @@ func (s *sealed) set(cfg *config.WireGuard) error {
 	if s.device == nil {
 		return nil
 	}
-	return s.device.Set(cfg.Config(0)) // it sends no packets
+	return s.device.Set(cfg.Config()) // it sends no packets
 }
 
 // endpoints returns the addresses outside of the tunnel of the peers, by their address in it.

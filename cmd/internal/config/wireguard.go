@@ -26,9 +26,9 @@ type WireGuard struct {
 	Peers []wireguard.Peer
 }
 
-// Config returns w as the tunnel end takes it. mtu is the largest packet of the tunnels, in bytes.
-func (w *WireGuard) Config(mtu int) wireguard.Config {
-	return wireguard.Config{PrivateKey: w.PrivateKey, Peers: w.Peers, MTU: mtu}
+// Config returns w as the tunnel end takes it. The peers have no MTU.
+func (w *WireGuard) Config() wireguard.Config {
+	return wireguard.Config{PrivateKey: w.PrivateKey, Peers: w.Peers}
 }
 
 // Peer returns the peer with an address in the tunnel, or nil.
@@ -101,6 +101,8 @@ func readSecret(t *table, key, how string) (path string, k wireguard.Key) {
 	if err == nil {
 		if k, err = wireguard.ParseKey(string(content)); err != nil {
 			err = fmt.Errorf("%s: its content %w", path, err)
+		} else if k.IsZero() {
+			err = fmt.Errorf("%s: its content is a key of zeros", path)
 		}
 	}
 	if err != nil {
@@ -243,6 +245,14 @@ func (r *serviceReader) finishWireGuard(t *table, w WireGuard, services []Servic
 	w.Peers = r.peers.peers
 	if w.On && w.Addresses == (Sources{}) {
 		t.required("address", "the director's address in the tunnel, or one of each family")
+	}
+	for i := range w.Peers {
+		if at := w.Peers[i].Endpoint; at.IsValid() {
+			if owner, ok := r.vips[at.Addr()]; ok {
+				t.fault("the endpoint \"%v\" of peer %v is a VIP of %s, whose packets would come back here: want an "+
+					"address of the realserver's host", at, w.Peers[i].Address, owner.label)
+			}
+		}
 	}
 	for _, a := range w.Addresses.List() {
 		if owner, ok := r.vips[a]; ok {

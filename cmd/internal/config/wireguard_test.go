@@ -20,10 +20,14 @@ import (
 func keyFiles(t *testing.T) (dir string, key wireguard.Key) {
 	t.Helper()
 	dir, key = t.TempDir(), wireguard.NewPrivateKey()
-	for name, mode := range map[string]os.FileMode{"600": 0o600, "640": 0o640, "644": 0o644, "none": 0o600} {
+	for name, mode := range map[string]os.FileMode{"600": 0o600, "640": 0o640, "644": 0o644, "none": 0o600,
+		"zeros": 0o600} {
 		text := key.String() + "\n"
 		if name == "none" {
 			text = "no key"
+		}
+		if name == "zeros" {
+			text = wireguard.Key{}.String()
 		}
 		path := filepath.Join(dir, name)
 		if err := os.WriteFile(path, []byte(text), mode); err != nil {
@@ -122,6 +126,9 @@ func TestWireGuardFaults(t *testing.T) {
 		{"no file", []string{"DIR/600", "DIR/absent"}, "absent: no such file or directory: want"},
 		{"for every user", []string{"DIR/600", "DIR/644"}, "(mode 0644): chmod o="},
 		{"no key in it", []string{"DIR/600", "DIR/none"}, "none: its content is not a key"},
+		{"zeros", []string{"DIR/600", "DIR/zeros"}, "zeros: its content is a key of zeros: want"},
+		{"endpoint VIP", []string{"203.0.113.9", "198.51.100.80"}, `endpoint "198.51.100.80:51820" of peer 10.99.0.2 ` +
+			`is a VIP of service "web"`},
 		{"no address", []string{`address = "10.99.0.1"`, ""}, "wireguard: address: missing"},
 		{"VIP", []string{"10.99.0.1", "198.51.100.80"}, `address: "198.51.100.80" is also a VIP of service "web"`},
 		{"realserver", []string{"10.99.0.1", "10.99.0.2"}, `address: "10.99.0.2" is also a realserver's`},

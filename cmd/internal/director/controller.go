@@ -304,7 +304,7 @@ func (c *controller) converge(in plan.Inputs) (err error) {
 	if moves && in.Translates() { // the rules come before the snapshot
 		c.plane.shared.ExpectOthers(true)
 	}
-	if err := c.apply(was, &desired, moves, in.Paths.SealedMTU(in.Config)); err != nil {
+	if err := c.apply(was, &desired, moves, in.Paths.SealedMTU); err != nil {
 		c.plane.shared.ExpectOthers(was != nil && was.inputs.Translates())
 		return err
 	}
@@ -327,10 +327,10 @@ func (c *controller) converge(in plan.Inputs) (err error) {
 }
 
 // apply puts desired in force in place of was, which is nil at the start. With moves the machine changes, too. mtu is
-// that of WireGuard's tunnels. It is
-// the only place that does so. Routes of new VIPs come first, since they can fail; routes of retired VIPs go before the
-// balancer forgets the VIPs. Neighbours learn of new VIPs last. On an error nothing has changed.
-func (c *controller) apply(was *state, desired *plan.Desired, moves bool, mtu int) error {
+// plan.Paths.SealedMTU. It is the only place that does so. Routes of new VIPs come first, since they can fail; routes
+// of retired VIPs go before the balancer forgets the VIPs. Neighbours learn of new VIPs last. On an error nothing has
+// changed.
+func (c *controller) apply(was *state, desired *plan.Desired, moves bool, mtu func(netip.Addr) int) error {
 	var err error
 	if moves {
 		err = c.network.Set(desired.Machine)

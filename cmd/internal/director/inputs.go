@@ -196,7 +196,7 @@ func (c *controller) trim() {
 	in = c.state().inputs
 	retired, _ := c.ask.retired()
 	c.logFailure(slog.LevelError, "cannot remove peers of WireGuard",
-		c.plane.sealed.trim(&in.Config.WireGuard, in.Paths.SealedMTU(in.Config), retired))
+		c.plane.sealed.trim(&in.Config.WireGuard, in.Paths.SealedMTU, retired))
 	in.ReplyLinks = c.ask.replyLinks(in)
 	if !slices.Equal(in.ReplyLinks, c.state().inputs.ReplyLinks) {
 		c.logFailure(slog.LevelError, "replies to health checks may be dropped by the reverse-path filter: "+

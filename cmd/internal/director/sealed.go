@@ -44,26 +44,29 @@ func (s *sealed) port() egress.Port {
 	return s.device.Sender()
 }
 
-// set puts the peers of cfg in force. Former peers stay until trim: retired realservers still have connections. mtu is
-// the largest packet of the tunnels, in bytes.
-func (s *sealed) set(cfg *config.WireGuard, mtu int) error {
+// set puts the peers of cfg in force. Former peers stay until trim: retired realservers still have connections. mtu
+// returns the largest packet of the tunnel to an address, in bytes.
+func (s *sealed) set(cfg *config.WireGuard, mtu func(netip.Addr) int) error {
 	return s.change(cfg, mtu, func(netip.Addr) bool { return true })
 }
 
 // trim removes the peers that are neither in cfg nor retired.
-func (s *sealed) trim(cfg *config.WireGuard, mtu int, retired []netip.Addr) error {
+func (s *sealed) trim(cfg *config.WireGuard, mtu func(netip.Addr) int, retired []netip.Addr) error {
 	return s.change(cfg, mtu, func(a netip.Addr) bool { return slices.Contains(retired, a) })
 }
 
 // change puts the peers of cfg in force, and those of the former ones that stay.
-func (s *sealed) change(cfg *config.WireGuard, mtu int, stays func(netip.Addr) bool) error {
+func (s *sealed) change(cfg *config.WireGuard, mtu func(netip.Addr) int, stays func(netip.Addr) bool) error {
 	if s.device == nil {
 		return nil
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	c := cfg.Config(mtu)
+	c := cfg.Config()
 	c.Peers = slices.Clone(c.Peers)
+	for i := range c.Peers {
+		c.Peers[i].MTU = mtu(c.Peers[i].Address)
+	}
 	for _, p := range s.peers {
 		other := slices.ContainsFunc(cfg.Peers, func(q wireguard.Peer) bool {
 			return q.Address == p.Address || slices.ContainsFunc(p.PublicKeys,

@@ -202,12 +202,11 @@ func SealedPath(a, carrier netip.Addr, paths map[netip.Addr]query.Path) query.Pa
 	return path
 }
 
-// SealedMTU returns the size of the largest packet that all of WireGuard's tunnels to realservers of cfg take, in
-// bytes.
-func (p Paths) SealedMTU(cfg *config.Director) int {
-	least := defaultMTU - wireguard.Overhead(false)
-	for _, peer := range cfg.WireGuard.Peers {
-		least = min(least, p.mtu(peer.Address))
+// SealedMTU returns the size of the largest packet that WireGuard's tunnel to the realserver a takes, in bytes; 0:
+// there is no path.
+func (p Paths) SealedMTU(a netip.Addr) int {
+	if p[a] == (query.Path{}) {
+		return 0
 	}
-	return least
+	return p.mtu(a)
 }
