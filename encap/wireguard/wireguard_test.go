@@ -575,12 +575,17 @@ func TestAllocations(t *testing.T) {
 	a.ready()
 	b.ready()
 	out := outgoing(slices.Repeat([][]byte{tunnelled(a.addr, b.addr, 1400, 1)}, 64))
+	late := time.After(time.Minute)
 	n := testing.AllocsPerRun(300, func() {
 		if n, err := a.port.Send(out); n != len(out) || err != nil {
 			t.Fatal(n, err)
 		}
 		for range out {
-			<-b.got
+			select {
+			case <-b.got:
+			case <-late:
+				t.Fatal("a packet is lost")
+			}
 		}
 	})
 	// The test clones each packet, and the library's garbage-collected pools may be empty.
