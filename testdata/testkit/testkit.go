@@ -9,8 +9,9 @@ import (
 	"time"
 )
 
-// Patience is the maximum time that Eventually and Receive wait.
-const Patience = 20 * time.Second
+// Patience is the maximum time that Eventually and Receive wait. On a busy machine the kernel's lock of all devices is
+// taken for many seconds while other tests remove bridges.
+const Patience = 60 * time.Second
 
 // Eventually waits until cond holds, for Patience at most.
 func Eventually(t testing.TB, what string, cond func() bool) {
