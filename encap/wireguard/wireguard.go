@@ -22,7 +22,12 @@ import (
 	"slices"
 	"sync/atomic"
 	"time"
+
+	"golang.zx2c4.com/wireguard/device"
 )
+
+// InitiationSize is the length of the message that begins a handshake, in bytes (WireGuard's paper, section 5.4.2).
+const InitiationSize = device.MessageInitiationSize
 
 // Config is the keys of a Device, and its peers.
 type Config struct {

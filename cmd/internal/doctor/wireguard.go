@@ -4,8 +4,6 @@ import (
 	"fmt"
 	"net/netip"
 
-	"golang.zx2c4.com/wireguard/device"
-
 	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/doctor/nft"
@@ -82,7 +80,7 @@ func peerStatus(peer string) string { return peer + " status; " + peer + " keys"
 // portChecks returns the datagrams between this end's UDP port and the peers of cfg: one in each direction for each IP
 // version, of the first peer whose endpoint has it and is on no device of this host.
 func portChecks(cfg *config.WireGuard, lookup func(netip.Addr) (query.Path, bool, error)) (all []pathCheck) {
-	seen, handshake := map[bool]bool{}, make([]byte, device.MessageInitiationSize)
+	seen, handshake := map[bool]bool{}, make([]byte, wireguard.InitiationSize)
 	for _, p := range cfg.Peers {
 		six := p.Endpoint.Addr().Is6()
 		if !p.Endpoint.IsValid() || seen[six] {
