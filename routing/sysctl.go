@@ -62,9 +62,7 @@ func planSysctls(want []Sysctl, own []sysctlRecord, links linkSet, made []Link) 
 		if err := tryWriting(c.Key); err != nil && c.Cosmetic {
 			continue
 		} else if err != nil {
-			errs = append(errs, fmt.Errorf("sysctl %s is %s, want %s, and can't be written: %w; set it before the "+
-				"start (check --sysctls lists all), or make /proc/sys writable",
-				sysctlName(preset(c.Key, made)), cur, c.Value, err))
+			errs = append(errs, unwritable(preset(c.Key, made), cur, c.Value, err))
 			continue
 		}
 		rec := sysctlRecord{Key: c.Key, Link: link, Old: cur, Wrote: []string{c.Value}}
@@ -98,6 +96,30 @@ func planSysctls(want []Sysctl, own []sysctlRecord, links linkSet, made []Link) 
 		}
 	}
 	return steps, next, errors.Join(errs...)
+}
+
+func unwritable(key, is, want string, err error) error {
+	return fmt.Errorf("sysctl %s is %s, want %s, and can't be written: %w; set it before the start (check --sysctls "+
+		"lists all), or make /proc/sys writable", sysctlName(key), is, want, err)
+}
+
+// CheckPresets returns an error for each sysctl of presets that has another value and lies on a read-only /proc/sys. It
+// changes nothing.
+func CheckPresets(presets []Sysctl) error {
+	var errs []error
+	for _, c := range presets {
+		is, err := kernel.ReadSysctl(c.Key)
+		if err != nil {
+			continue // its reader says so
+		}
+		if ok, err := c.satisfiedBy(is); err != nil || ok {
+			continue
+		}
+		if err := tryWriting(c.Key); errors.Is(err, unix.EROFS) {
+			errs = append(errs, unwritable(c.Key, is, c.Value, err))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // Presets lists the sysctls that must have their values before s is Set if /proc/sys can't be written. They are the

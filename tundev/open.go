@@ -78,7 +78,7 @@ func openVnet(name string, tap bool) (int, error) {
 	if tap {
 		kind = unix.IFF_TAP
 	}
-	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	fd, err := openNode()
 	if err != nil {
 		return -1, err
 	}
@@ -196,20 +196,51 @@ func offloadNames(set uint) string {
 	return strings.Join(names, " ")
 }
 
-// explain adds a remedy to err.
-func explain(err error) error {
-	switch {
-	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENXIO):
-		return fmt.Errorf("/dev/net/tun: %w: the kernel needs its tun driver (modprobe tun), a container the device "+
-			"(--device /dev/net/tun)", err)
-	case errors.Is(err, fs.ErrPermission):
-		return fmt.Errorf("%w: run as root, or with CAP_NET_ADMIN and the right to open /dev/net/tun", err)
-	case errors.Is(err, unix.EMFILE):
-		return fmt.Errorf("%w: lower queues, or raise LimitNOFILE", err)
-	case errors.Is(err, unix.EBUSY), errors.Is(err, unix.EINVAL):
-		return fmt.Errorf("%w: the name is taken by another device", err)
+// Check returns an error that says what keeps this process from opening /dev/net/tun, and what to do. It makes no
+// device.
+func Check() error {
+	fd, err := openNode()
+	if err != nil {
+		return explain(err)
 	}
-	return err
+	return unix.Close(fd)
+}
+
+// openNode opens /dev/net/tun. The error is an *fs.PathError.
+func openNode() (int, error) {
+	const node = "/dev/net/tun"
+	fd, err := unix.Open(node, unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, &fs.PathError{Op: "open", Path: node, Err: err}
+	}
+	return fd, nil
+}
+
+// explain adds a remedy to err, an error of opening /dev/net/tun or of making a device.
+func explain(err error) error {
+	_, opening := errors.AsType[*fs.PathError](err)
+	remedy := ""
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		remedy = "give a container the device with --device /dev/net/tun, or load the kernel's driver (modprobe tun)"
+	case errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENXIO):
+		remedy = "load the kernel's driver, on the host of a container (modprobe tun)"
+	case opening && errors.Is(err, unix.EPERM): // devcgroup_check_permission in Linux include/linux/device_cgroup.h
+		remedy = "the device cgroup refuses it; let the container use the character device 10:200, as " +
+			"--device /dev/net/tun does"
+	case opening && errors.Is(err, unix.EACCES):
+		remedy = "its mode, or a mount with nodev, refuses this user; run as root, or open its mode " +
+			"(chmod 666 /dev/net/tun)"
+	case errors.Is(err, fs.ErrPermission):
+		remedy = "run as root, or with CAP_NET_ADMIN in the user namespace that the network belongs to"
+	case errors.Is(err, unix.EMFILE):
+		remedy = "lower queues, or raise LimitNOFILE"
+	case errors.Is(err, unix.EBUSY), errors.Is(err, unix.EINVAL):
+		remedy = "the name is taken by another device"
+	default:
+		return err
+	}
+	return fmt.Errorf("%w: %s", err, remedy)
 }
 
 // iovec points to b, which must not be empty.

@@ -50,10 +50,7 @@ func Command() *cobra.Command {
 				vips = append(vips, v.String())
 			}
 			return cli.Checked{Summary: strings.Join(vips, ", "), Warnings: cfg.Warnings,
-				Sysctls: func() ([]routing.Sysctl, error) {
-					mss4, mss6, _ := mss(cfg, nil)
-					return routing.Presets(network(cfg, mss4, mss6)), nil
-				}}, nil
+				Sysctls: func() ([]routing.Sysctl, error) { return sysctls(cfg), nil }}, nil
 		})),
 		withFile(cli.StatusCommand("Show packets received, let in and refused", "realserver", socket,
 			cli.PrintRealserver)),

@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"vstun/cmd/internal/config"
+	"vstun/routing"
 	"vstun/routing/query"
 )
 
@@ -80,5 +81,11 @@ func obstacles(cfg *config.Realserver, running bool) error {
 	if running {
 		return otherTunnels(cfg)
 	}
-	return preflight(cfg)
+	return errors.Join(preflight(cfg), routing.CheckPresets(sysctls(cfg)))
+}
+
+// sysctls returns the sysctls that must be set before a start where /proc/sys is read-only.
+func sysctls(cfg *config.Realserver) []routing.Sysctl {
+	mss4, mss6, _ := mss(cfg, nil)
+	return routing.Presets(network(cfg, mss4, mss6))
 }

@@ -3,7 +3,6 @@ package daemon
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"os"
 	"slices"
@@ -11,6 +10,8 @@ import (
 
 	"golang.org/x/sys/unix"
 	"kernel.org/pub/linux/libs/security/libcap/cap"
+
+	"vstun/tundev"
 )
 
 // CheckPrivileges returns an error if this process lacks a right that both programs need: CAP_NET_ADMIN, CAP_NET_RAW,
@@ -26,15 +27,28 @@ func CheckPrivileges() error {
 				strings.ToUpper(c.String()))
 		}
 	}
-	f, err := os.OpenFile("/dev/net/tun", os.O_RDWR, 0)
-	switch {
-	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENXIO):
-		return fmt.Errorf("%w: load the kernel's tun driver (modprobe tun), or give the container the device "+
-			"(--device /dev/net/tun)", err)
-	case err != nil:
-		return fmt.Errorf("%w: run as root, or with the right to open it", err)
+	if err := holdsForNetwork(); err != nil {
+		return err
 	}
-	return f.Close()
+	return tundev.Check()
+}
+
+// holdsForNetwork returns an error if this process's capabilities do not hold for its network namespace, since that
+// belongs to an outer user namespace (ioctl_ns(2)).
+func holdsForNetwork() error {
+	f, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		return nil // without /proc, or on an old kernel, the kernel's refusals say what is missing
+	}
+	defer f.Close()
+	switch fd, err := unix.IoctlRetInt(int(f.Fd()), unix.NS_GET_USERNS); {
+	case err == nil:
+		return unix.Close(fd)
+	case errors.Is(err, unix.EPERM):
+		return errors.New("CAP_NET_ADMIN does not hold for this network, which belongs to another user namespace: " +
+			"give the rootless container a network of its own, or start it as root")
+	}
+	return nil
 }
 
 // KeepOnly drops every capability but keep from all threads of this process, for good: no program that it runs gets one

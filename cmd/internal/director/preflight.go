@@ -60,7 +60,8 @@ func obstacles(cfg *config.Director, running bool) error {
 	if running {
 		return checkAddresses(cfg)
 	}
-	return preflight(cfg, false)
+	presets, err := sysctls(cfg)
+	return errors.Join(preflight(cfg, false), err, routing.CheckPresets(presets))
 }
 
 // checkAddresses refuses VIPs that are addresses of this host, since the kernel would take their packets itself;

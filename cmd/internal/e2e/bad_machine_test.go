@@ -29,6 +29,7 @@ type refusal struct {
 	wrap    func(c *exec.Cmd) *exec.Cmd // changes the command
 	says    []string                    // parts of the only line
 	many    bool                        // several faults, one line each
+	doctor  string                      // the doctor's check that finds the same; "": not looked at
 	checked bool                        // the director's command check refuses it, too, with the same line
 }
 
@@ -107,6 +108,16 @@ func (s *site) mustRefuse(t *testing.T, program string, r refusal) {
 		t.Errorf("left behind: %v, %v", left, err)
 	}
 
+	if r.doctor != "" {
+		found := run(t, host, wrap(exec.Command(programPath(program), "doctor", "-c", config)))
+		text := strings.Join(strings.Fields(found.stdout), " ") // its lines are broken
+		for _, part := range append(r.says, "error: "+r.doctor) {
+			if !strings.Contains(text, part) {
+				t.Errorf("%q is not in what the doctor says:\n%s", part, found.stdout)
+			}
+		}
+	}
+
 	check := run(t, host, wrap(exec.Command(programPath(program), "check", "-c", config)))
 	if r.checked && program == "director" {
 		if check.code == 0 || check.stdout != "" || check.stderr != got.stderr {
@@ -167,6 +178,15 @@ func (s *site) refusals() []refusal {
 	helped := func(role string) func(*exec.Cmd) *exec.Cmd {
 		return func(c *exec.Cmd) *exec.Cmd { return private(role, c) }
 	}
+	inCgroup := func(c *exec.Cmd) *exec.Cmd {
+		c.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: withoutTUNCgroup(s.t)}
+		return c
+	}
+	rootless := func(c *exec.Cmd) *exec.Cmd {
+		c.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWUSER,
+			UidMappings: []syscall.SysProcIDMap{{Size: 1}}, GidMappings: []syscall.SysProcIDMap{{Size: 1}}}
+		return c
+	}
 	const table = 30323      // where the agent puts the routes of its replies
 	const localTable = 30325 // where the director puts the routes of its host's own packets
 	vs0 := []string{"vs0", "ip link del vs0"}
@@ -193,11 +213,20 @@ func (s *site) refusals() []refusal {
 		{name: "kernel-tunnel", program: "realserver", machine: tunnel, restore: remove("kernel0"),
 			says: []string{"kernel0", "ip link set kernel0 down"}},
 		{name: "unprivileged", wrap: unprivileged, says: []string{"CAP_NET_ADMIN", "root"}},
-		{name: "no-tun", wrap: helped(withoutTUN), says: []string{"/dev/net/tun", "modprobe tun"}},
-		{name: "sysctls", program: "director", wrap: helped(readOnlySysctls), says: []string{
-			"sysctl net.ipv4.ip_forward is 0, want 1, and can't be written: read-only file system", "check --sysctls"}},
-		{name: "sysctls", program: "realserver", wrap: helped(readOnlySysctls), says: []string{
-			"sysctl net.ipv4.conf.", "can't be written: read-only file system", "check --sysctls"}, many: true},
+		// What a container's runtime can withhold.
+		{name: "no-tun", wrap: helped(withoutTUN), doctor: "privileges", says: []string{
+			"/dev/net/tun: no such file", "--device /dev/net/tun", "modprobe tun"}},
+		{name: "closed-tun", wrap: helped(withClosedTUN), doctor: "privileges", says: []string{
+			"/dev/net/tun: permission denied", "its mode", "chmod 666 /dev/net/tun"}},
+		{name: "device-cgroup", wrap: inCgroup, doctor: "privileges", says: []string{
+			"/dev/net/tun: operation not permitted", "the device cgroup refuses it", "10:200"}},
+		{name: "user-namespace", wrap: rootless, doctor: "privileges", says: []string{
+			"CAP_NET_ADMIN does not hold for this network", "another user namespace", "network of its own"}},
+		{name: "sysctls", program: "director", wrap: helped(readOnlySysctls), doctor: "start", says: []string{
+			"sysctl net.ipv4.ip_forward is 0, want 1, and can't be written",
+			"read-only file system", "check --sysctls"}},
+		{name: "sysctls", program: "realserver", wrap: helped(readOnlySysctls), doctor: "start", says: []string{
+			"sysctl net.ipv4.conf.", "can't be written", "read-only file system", "check --sysctls"}, many: true},
 	}
 }
 

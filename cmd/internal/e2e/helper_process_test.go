@@ -15,6 +15,7 @@ import (
 // Roles of the test binary as a helper, which runs in its own mount namespace; see private.
 const (
 	withoutTUN      = "without-tun"       // hides /dev/net/tun and becomes the command
+	withClosedTUN   = "with-closed-tun"   // is asUnprivileged, but /dev/net/tun is for root alone
 	readOnlySysctls = "read-only-sysctls" // as in many containers
 	// runs the command with CAP_NET_ADMIN, CAP_NET_RAW and access to /dev/net/tun, and no other privilege
 	asUnprivileged = "as-unprivileged"
@@ -50,12 +51,13 @@ func helper(role string, args []string) int {
 		if err == nil {
 			err = unix.Exec(args[0], args, os.Environ())
 		}
-	case asUnprivileged:
+	case asUnprivileged, withClosedTUN:
+		mode := map[string]os.FileMode{asUnprivileged: 0o666, withClosedTUN: 0o600}[role]
 		if err = unix.Mount("none", "/dev/net", "tmpfs", 0, ""); err == nil {
 			err = unix.Mknod("/dev/net/tun", unix.S_IFCHR|0o666, int(unix.Mkdev(10, 200)))
 		}
 		if err == nil {
-			err = os.Chmod("/dev/net/tun", 0o666) // whatever the umask
+			err = os.Chmod("/dev/net/tun", mode) // whatever the umask
 		}
 		if err == nil {
 			return runAs(unprivileged, args)
