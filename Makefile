@@ -1,11 +1,11 @@
-# make demo | test | race | busy | long | slowpath | uploads | rate | ha | bulk | kills | restarts | soak | interop | bench | trace | build | install | uninstall | package | lint | fuzz | bpf | deps | clean
+# make demo | test | race | busy | long | slowpath | uploads | rate | ha | bulk | kills | restarts | soak | interop | bench | trace | build | install | uninstall | package | image | lint | fuzz | bpf | deps | clean
 
 GO       ?= go
 FUZZTIME ?= 30s
 
 export PATH := $(PATH):/usr/local/go/bin:/usr/sbin:/sbin
 
-.PHONY: all build install uninstall package demo test race busy long slowpath uploads rate ha bulk kills restarts soak interop bench trace lint fuzz bpf deps clean
+.PHONY: all build install uninstall package image demo test race busy long slowpath uploads rate ha bulk kills restarts soak interop bench trace lint fuzz bpf deps clean
 all: build
 
 build:
@@ -23,6 +23,10 @@ uninstall:
 # Debian packages of both, in bin/. DEBFULLNAME and DEBEMAIL are their maintainer.
 package:
 	.ci/package bin
+
+# The OCI image of both, for amd64 and arm64, as bin/vstun-image.tar: podman load -i bin/vstun-image.tar
+image:
+	.ci/image bin
 
 # Five hosts in network namespaces, the real programs, requests through the VIP. `make demo STAY=1` leaves it up; IPV6=1 is for IPv6;
 # LAN=1 puts the VIP into the director's subnet; HA=1 has two directors there, one of which is killed.
