@@ -22,7 +22,7 @@ case " $* " in
 *" chromium "*) echo "E: Unable to locate package chromium" >&2; exit 100 ;;
 esac
 echo "$*" >>"$LOG"`,
-		"deb-systemd-helper": `echo "$*" >>"$LOG"`,
+		"systemctl": `echo "$*" >>"$LOG"`,
 	} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte("#!/bin/sh\n"+text+"\n"), 0o755); err != nil {
 			t.Fatal(err)
@@ -49,8 +49,9 @@ echo "$*" >>"$LOG"`,
 		t.Fatal(err)
 	}
 	for _, want := range []string{"install -y -qq --no-install-recommends nginx-light\n", " keepalived\n",
-		" prometheus\n", " tshark\n", "disable nginx.service\n", "disable keepalived.service\n",
-		"disable prometheus.service\n"} {
+		" prometheus\n", " tshark\n", "--root=/ disable nginx.service\n",
+		"--root=/ disable keepalived.service\n", "--root=/ disable prometheus.service\n",
+		"--root=/ disable podman.socket\n"} {
 		if !strings.Contains(string(done), want) {
 			t.Errorf("%q is not among\n%s", want, done)
 		}
