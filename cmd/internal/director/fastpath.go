@@ -183,7 +183,8 @@ func (f *fastPath) run(ctx context.Context) error {
 		<-ctx.Done()
 		return nil
 	}
-	return daemon.Run(ctx, f.cache.Run, f.routes.Run, f.followWays, f.followTracking)
+	return daemon.Run(ctx, f.cache.Run, f.routes.Run, f.followWays,
+		daemon.Every(trackingEvery, f.followTracking))
 }
 
 // exclude keeps the connections that c captures out of the kernel until the call of end, or of exclude for the next

@@ -77,22 +77,13 @@ func (f *fastPath) followWays(ctx context.Context) error {
 // it switches it on. Connections that were there before are not at risk then (nf_conntrack_proto_tcp.c, tcp_new).
 const trackingEvery = time.Second
 
-// followTracking lets followWays ask when connection tracking has changed, until ctx is cancelled.
-func (f *fastPath) followTracking(ctx context.Context) error {
-	tick := time.NewTicker(trackingEvery)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-		}
-		f.mu.Lock()
-		servers, was := f.servers, f.limits.tracks
-		f.mu.Unlock()
-		if is, err := f.tracked(servers); is != was || err != nil {
-			f.askAgain()
-		}
+// followTracking lets followWays ask if connection tracking has changed.
+func (f *fastPath) followTracking() {
+	f.mu.Lock()
+	servers, was := f.servers, f.limits.tracks
+	f.mu.Unlock()
+	if is, err := f.tracked(servers); is != was || err != nil {
+		f.askAgain()
 	}
 }
 
