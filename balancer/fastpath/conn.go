@@ -6,9 +6,11 @@ import (
 	"math/bits"
 	"net/netip"
 	"slices"
+	"sync"
 
 	"vstun/balancer"
 	"vstun/balancer/conntab"
+	"vstun/balancer/method"
 	"vstun/encap/bpf"
 	"vstun/encap/packet"
 )
@@ -90,14 +92,14 @@ func (c *Cache) promote(busy []conntab.Conn) {
 		}
 	}
 	c.release(void)
-	now := c.Clock()
+	now, tracked := c.Clock(), sync.OnceValue(c.Tracked)
 	for i := range busy {
 		f := busy[i].Flow
 		k := keyOf(f)
 		if _, known := c.conns[k]; known {
 			continue
 		}
-		d, ref, ok := c.admit(&busy[i])
+		d, ref, ok := c.admit(&busy[i], tracked)
 		if !ok {
 			continue
 		}
@@ -147,8 +149,8 @@ func (c *Cache) complete() {
 	c.set(flows, keys)
 }
 
-// admit returns the realserver and path of a connection that the kernel may get.
-func (c *Cache) admit(b *conntab.Conn) (d *balancer.Dest, ref bpf.Ref, ok bool) {
+// admit returns the realserver and path of a connection that the kernel may get. tracked is Config.Tracked.
+func (c *Cache) admit(b *conntab.Conn, tracked func() bool) (d *balancer.Dest, ref bpf.Ref, ok bool) {
 	if b.Flow.Proto != packet.ProtoTCP && b.Flow.Proto != packet.ProtoUDP {
 		return nil, ref, false
 	}
@@ -158,6 +160,9 @@ func (c *Cache) admit(b *conntab.Conn) (d *balancer.Dest, ref bpf.Ref, ok bool) 
 	d = c.snapshot.Dest(b.Dest)
 	if d.Back != nil && !c.snapshot.OnlyFrontend(d, b.Flow) {
 		return nil, ref, false // a reply does not say to which connection it belongs
+	}
+	if d.Kind == method.NAT && tracked() {
+		return nil, ref, false
 	}
 	return d, ref, c.excluded == nil || !c.excluded(b.Flow, d)
 }

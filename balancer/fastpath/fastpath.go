@@ -41,7 +41,10 @@ type Config struct {
 	Worker int      // number under which it counts in the balancer
 	Ports  []uint16 // source ports of tunnels over UDP, at least one
 	Device int      // interface index of the director's device, by which packets of VS/NAT come back into the kernel
-	Failed func(error)
+	// Tracked reports whether connections of this host are tracked: packets of VS/NAT stay out then. It is called after
+	// the first packet of a connection has left this host, and before the kernel gets the connection.
+	Tracked func() bool
+	Failed  func(error)
 	// NoPath is called with the first error of each Refusal because of which a realserver has no path in the kernel.
 	NoPath func(error)
 }

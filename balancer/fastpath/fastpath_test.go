@@ -89,6 +89,8 @@ type world struct {
 	balancer *balancer.Balancer
 	now      conntab.Ticks
 	noPath   chan error // of NoPath
+	tracked  bool
+	asked    int // calls of Tracked
 }
 
 var (
@@ -118,6 +120,10 @@ func newWorldOf(t *testing.T, c bpf.DirectorConfig) *world {
 	w.balancer = balancer.New(w.table, 2)
 	w.Cache = New(Config{Kernel: w.kernel, Table: w.table, Clock: func() conntab.Ticks { return w.now }, Worker: 1,
 		Ports: []uint16{40000}, Device: 1, Failed: func(err error) { t.Error(err) },
+		Tracked: func() bool {
+			w.asked++
+			return w.tracked
+		},
 		NoPath: func(err error) { w.noPath <- err }})
 	w.SetWays(Ways{realA: {Device: 1, Source: netip.MustParseAddr("10.0.2.2"), MTU: 1500},
 		realB: {Device: 1, Source: netip.MustParseAddr("10.0.2.2"), MTU: 1500}})
@@ -358,6 +364,32 @@ func TestNoNAT(t *testing.T) {
 		w.lookNow()
 		w.answer(1)
 		w.mustHave(kind.String(), 1, kind == method.TUN)
+	}
+}
+
+// TestTracked: on a host that tracks connections, those of VS/NAT do not get to the kernel. It is asked once for many,
+// and for none of a tunnel.
+func TestTracked(t *testing.T) {
+	for _, kind := range []method.Kind{method.TUN, method.NAT} {
+		w := newWorld(t, 64)
+		w.apply(real(realA, kind))
+		w.tracked = true
+		for port := range uint16(5) {
+			w.send(1+port, packet.FlagSYN, 1)
+			w.send(1+port, packet.FlagACK, 20)
+		}
+		w.lookNow()
+		asked := w.asked
+		w.answer(1)
+		w.mustHave(kind.String(), 1, kind == method.TUN)
+		n := len(w.kernel.has(t))
+		if kind == method.TUN && (n != 5 || asked != 0) || kind == method.NAT && (n != 0 || asked != 1) {
+			t.Errorf("%v: %d flows in the kernel; asked %d times", kind, n, asked)
+		}
+		w.tracked = false
+		w.open(1)
+		w.answer(1)
+		w.mustHave(kind.String()+" without tracking", 1, true)
 	}
 }
 

@@ -36,7 +36,7 @@ type fastPath struct {
 	routes *query.Watch
 	ask    func([]netip.Addr) (map[netip.Addr]query.Path, error) // query.Paths
 	marks  func(map[netip.Addr]query.Path) (query.Marks, error)  // query.FindMarks
-	tracks func() (bool, error)                                  // query.TracksStrictly
+	tracks func() (bool, error)                                  // query.TracksConnections
 	again  chan struct{}                                         // followWays asks again when it gets a value
 
 	mu      sync.Mutex
@@ -92,14 +92,20 @@ func (f *fastPath) open(cfg *config.Director, p *dataPlane, log *slog.Logger) {
 		return
 	}
 	f.kernel, f.devices = kernel, ingress.New(kernel)
-	f.ask, f.marks, f.tracks, f.secure.Ask = query.Paths, query.FindMarks, query.TracksStrictly, query.HasIPsec
+	f.ask, f.marks, f.tracks, f.secure.Ask = query.Paths, query.FindMarks, query.TracksConnections, query.HasIPsec
 	f.again = make(chan struct{}, 1)
 	f.cache = fastpath.New(fastpath.Config{Kernel: kernel, Table: p.table, Clock: p.now, Worker: len(p.workers),
-		Ports: p.udpPorts, Device: device.Index, Failed: f.failed, NoPath: f.noPath})
+		Ports: p.udpPorts, Device: device.Index, Tracked: hasTracked, Failed: f.failed, NoPath: f.noPath})
 }
 
 // needsCapability reports whether the fast path needs CAP_BPF as long as the director runs.
 func (f *fastPath) needsCapability() bool { return f.kernel != nil && bpf.NeedsCapability() }
+
+// hasTracked reports whether this host tracks connections, or does not say.
+func hasTracked() bool {
+	tracked, err := query.HasTracked()
+	return tracked || err != nil
+}
 
 // failed ends the fast path after an error of the kernel.
 func (f *fastPath) failed(err error) {

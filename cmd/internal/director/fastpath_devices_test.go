@@ -29,9 +29,25 @@ import (
 type noKernel struct {
 	at   []int
 	full error // of Add
+
+	mu    sync.Mutex
+	paths []bpf.Kind // that were added
 }
 
-func (k *noKernel) Add(bpf.Path) (bpf.Ref, error)                          { return bpf.Ref{}, k.full }
+func (k *noKernel) Add(p bpf.Path) (bpf.Ref, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.paths = append(k.paths, p.Kind)
+	return bpf.Ref{}, k.full
+}
+
+// hasPath reports whether a path of this kind was added.
+func (k *noKernel) hasPath(kind bpf.Kind) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return slices.Contains(k.paths, kind)
+}
+
 func (*noKernel) Remove(bpf.Ref) error                                     { return nil }
 func (*noKernel) Set([]bpf.Flow) (int, error)                              { return 0, nil }
 func (*noKernel) Delete([]packet.Flow, func(packet.Flow, bpf.State)) error { return nil }
@@ -62,7 +78,7 @@ func newTestFastPath(t *testing.T) (*fastPath, *noKernel) {
 		again: make(chan struct{}, 1), marks: noMarks, tracks: noTracking,
 		secure: ingress.Policies{Ask: func() (in, out bool, err error) { return false, false, nil }}}
 	f.cache = fastpath.New(fastpath.Config{Kernel: k, Table: table, Clock: func() conntab.Ticks { return 0 },
-		Ports: []uint16{40000}, NoPath: func(err error) { f.noPath(err) }})
+		Ports: []uint16{40000}, Tracked: func() bool { return false }, NoPath: func(err error) { f.noPath(err) }})
 	return f, k
 }
 
@@ -153,35 +169,92 @@ func TestFastPathMarks(t *testing.T) {
 	}
 }
 
-// TestFastPathTracking: while this host tracks connections strictly, status says to how many realservers of nat packets
-// do not take the fast path. Those of tun do. The host is not asked without realservers of nat.
+// TestFastPathTracking: while this host tracks connections, status says to how many realservers of nat packets do not
+// take the fast path, and the kernel gets no path to them. Those of tun do. The host is not asked without realservers
+// of nat, and followTracking lets followWays ask when its answer has changed.
 func TestFastPathTracking(t *testing.T) {
-	f, _ := newTestFastPath(t)
-	asked := false
+	f, k := newTestFastPath(t)
+	asked, tracks := 0, true
 	f.tracks = func() (bool, error) {
-		asked = true
-		return true, nil
+		asked++
+		return tracks, nil
 	}
 	one, two := netip.MustParseAddr("10.0.11.2"), netip.MustParseAddr("10.0.11.3")
 	st := stateWith([]query.Device{{Name: "eth0", Index: 2, Up: true, Ethernet: true, Kind: "device"}}, one.String(),
 		two.String())
-	serve := func(forward method.Kind) string {
-		st.inputs.Config = &config.Director{Services: []config.Service{{Realservers: []config.RealserverRef{
-			{Address: one, Forward: method.TUN}, {Address: two, Forward: forward}}}}}
-		f.follow(st)
-		return f.status().Reason
+	st.inputs.Config = &config.Director{Services: []config.Service{{Realservers: []config.RealserverRef{
+		{Address: one, Forward: method.TUN}, {Address: two, Forward: method.TUN}}}}}
+	asks := func() bool { // it asks again for ways because of tracking
+		select {
+		case <-f.again: // follow has let it
+		default:
+		}
+		f.followTracking()
+		return len(f.again) > 0
 	}
-	if reason := serve(method.TUN); reason != "" || asked {
-		t.Errorf("without nat: %q; asked: %v", reason, asked)
+	f.follow(st)
+	if again, reason := asks(), f.status().Reason; reason != "" || asked > 0 || again {
+		t.Errorf("without nat: %q; asked %d times; asks again: %v", reason, asked, again)
 	}
-	want := "this host tracks connections of 1 realserver by nat, and would take their ends for invalid (set " +
-		"net.netfilter.nf_conntrack_tcp_be_liberal=1)"
-	if reason := serve(method.NAT); reason != want || !f.status().On {
+	st.inputs.Config = &config.Director{Services: []config.Service{{Realservers: []config.RealserverRef{
+		{Address: one, Forward: method.TUN}, {Address: two, Forward: method.NAT}}}}}
+	servers := []balancer.Realserver{{Address: one, Weight: 1, Config: method.Config{Kind: method.TUN, MTU: 1500}},
+		{Address: two, Weight: 1, Config: method.Config{Kind: method.NAT, MTU: 1500}}}
+	send := busyClients(t, f, st, servers)
+	f.follow(st)
+	const want = "this host tracks connections of 1 realserver by nat, and would take their ends for invalid"
+	if reason := f.status().Reason; reason != want || !f.status().On {
 		t.Errorf("with nat: %q, want %q", reason, want)
 	}
-	f.tracks = noTracking
-	if reason := serve(method.TUN); reason != "" {
-		t.Errorf("without nat again: %q", reason)
+	send()
+	testkit.Eventually(t, "there is a path by tun", func() bool { return k.hasPath(bpf.Tunnel) })
+	if k.hasPath(bpf.NAT) {
+		t.Error("there is a path by nat")
+	}
+	if asks() {
+		t.Error("it asks again although nothing has changed")
+	}
+	tracks = false
+	if !asks() {
+		t.Fatal("it does not ask again after a change")
+	}
+	st.inputs.Paths = plan.Paths{one: {Link: "eth0", Index: 2}, two: {Link: "eth0", Index: 2, Source: one}}
+	f.follow(st)
+	if reason := f.status().Reason; reason != "" {
+		t.Errorf("without tracking: %q", reason)
+	}
+	send()
+	testkit.Eventually(t, "there is a path by nat", func() bool { return k.hasPath(bpf.NAT) })
+}
+
+// busyClients lets f's cache run with the snapshot of a service of servers, which it puts into st. send sends many
+// packets of two clients.
+func busyClients(t *testing.T, f *fastPath, st *state, servers []balancer.Realserver) (send func()) {
+	t.Helper()
+	vip := netip.MustParseAddr("198.51.100.80")
+	b := balancer.New(f.cache.Table, 2)
+	if err := b.Apply(balancer.Config{Services: []balancer.Service{{Name: "web", VIPs: []netip.Addr{vip},
+		Protocol: packet.ProtoUDP, Ports: []balancer.PortRange{{First: 53, Last: 53}}, Scheduler: "rr",
+		Realservers: servers}}}); err != nil {
+		t.Fatal(err)
+	}
+	st.snapshot = b.Snapshot()
+	ctx, cancel := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	running.Go(func() { _ = f.cache.Run(ctx) })
+	t.Cleanup(func() {
+		cancel()
+		running.Wait()
+	})
+	return func() {
+		t.Helper()
+		for i := range 2 * 3 * 16 {
+			p := packet.Info{Len: 60, Flow: packet.Flow{Src: netip.MustParseAddr("192.0.2.1"), Dst: vip,
+				SrcPort: 1 + uint16(i%2), DstPort: 53, Proto: packet.ProtoUDP}}
+			if _, reason := st.snapshot.Decide(&p, 0); reason != drop.Accept {
+				t.Fatal(reason)
+			}
+		}
 	}
 }
 
@@ -215,30 +288,13 @@ func TestFastPathFull(t *testing.T) {
 	k.full = bpf.ErrPathsFull
 	var out testkit.Log
 	f.log = slog.New(slog.NewTextHandler(&out, nil))
-	vip, to := netip.MustParseAddr("198.51.100.80"), "10.0.11.2"
-	b := balancer.New(f.cache.Table, 2)
-	if err := b.Apply(balancer.Config{Services: []balancer.Service{{Name: "web", VIPs: []netip.Addr{vip},
-		Protocol: packet.ProtoUDP, Ports: []balancer.PortRange{{First: 53, Last: 53}}, Scheduler: "rr",
-		Realservers: []balancer.Realserver{{Address: netip.MustParseAddr(to), Weight: 1,
-			Config: method.Config{Kind: method.TUN, MTU: 1500}}}}}}); err != nil {
-		t.Fatal(err)
-	}
+	to := "10.0.11.2"
 	st := stateWith([]query.Device{{Name: "eth0", Index: 2, Up: true, Ethernet: true, Kind: "device"}}, to)
-	st.snapshot = b.Snapshot()
+	send := busyClients(t, f, st, []balancer.Realserver{{Address: netip.MustParseAddr(to), Weight: 1,
+		Config: method.Config{Kind: method.TUN, MTU: 1500}}})
 	f.follow(st)
-	for range 3 * 16 {
-		p := packet.Info{Len: 60, Flow: packet.Flow{Src: netip.MustParseAddr("192.0.2.1"), Dst: vip, SrcPort: 1,
-			DstPort: 53, Proto: packet.ProtoUDP}}
-		if _, reason := st.snapshot.Decide(&p, 0); reason != drop.Accept {
-			t.Fatal(reason)
-		}
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	var running sync.WaitGroup
-	running.Go(func() { _ = f.cache.Run(ctx) })
-	defer running.Wait()
-	defer cancel()
-	testkit.Within(t, "it is counted", 10*time.Second, func() bool { return f.status().Refused["paths_full"] == 3 })
+	send()
+	testkit.Within(t, "it is counted", 10*time.Second, func() bool { return f.status().Refused["paths_full"] == 2*3 })
 	is := f.status()
 	if want := "no path in the kernel to 1 realserver: " + bpf.ErrPathsFull.Error(); !is.On || is.Reason != want {
 		t.Errorf("%+v, want %q", is, want)

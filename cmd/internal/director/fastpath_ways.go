@@ -74,7 +74,7 @@ func (f *fastPath) followWays(ctx context.Context) error {
 }
 
 // trackingEvery is the period of looks at connection tracking, of which the kernel reports no change: a rule that needs
-// it switches it on. Connections that were there before are not at risk then (nf_conntrack_proto_tcp.c, tcp_new).
+// it switches it on. Connections that begin later do not get to the kernel before a look, see fastpath.Config.
 const trackingEvery = time.Second
 
 // followTracking lets followWays ask if connection tracking has changed.
@@ -101,7 +101,7 @@ func (f *fastPath) tracked(servers map[netip.Addr]method.Kind) (bool, error) {
 // so it is asked without f.mu.
 type limits struct {
 	marks  query.Marks
-	tracks bool // strictly; asked if there is a realserver by nat
+	tracks bool // connections; asked if there is a realserver by nat
 }
 
 // look returns the limits of packets that take paths to servers.
@@ -115,8 +115,9 @@ func (f *fastPath) look(paths map[netip.Addr]query.Path, servers map[netip.Addr]
 
 // setWays puts ways in force: the paths out of this host, within limits. After an error, of look, there is none.
 // Nftables may mark a packet on the way from the director's device or a socket, which the program passes by: so there
-// is no path on which a mark may lead it another way. Connection tracking does not see packets in the fast path: if it
-// is strict, it takes the end of a connection by nat for invalid, and rules may drop that. f.mu is held.
+// is no path on which a mark may lead it another way. Connection tracking does not see packets in the fast path: it
+// takes the end of a connection by nat for invalid, out of its window or after its timeout, and rules may drop that.
+// f.mu is held.
 func (f *fastPath) setWays(paths map[netip.Addr]query.Path, l limits, err error) {
 	if err != nil {
 		f.cache.SetWays(nil)
@@ -156,7 +157,7 @@ func (f *fastPath) limitReason() string {
 	var all []string
 	if tracked > 0 {
 		all = append(all, fmt.Sprintf("this host tracks connections of %s by nat, and would take their ends for "+
-			"invalid (set net.netfilter.nf_conntrack_tcp_be_liberal=1)", words.Count(tracked, "realserver")))
+			"invalid", words.Count(tracked, "realserver")))
 	}
 	if len(rules) > 0 {
 		all = append(all, fmt.Sprintf("a mark may lead packets of %s another way (%s)",

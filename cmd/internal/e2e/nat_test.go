@@ -496,20 +496,21 @@ func (r *reassembler) add(p []byte) []byte {
 	return nil
 }
 
-// TestNATMasquerade: a director whose kernel masquerades its realservers' other traffic, and so tracks connections. A
-// rule drops what tracking takes for invalid: connections that it has seen in parts, unless it is liberal.
+// TestNATMasquerade: the director's host masquerades its realservers' own traffic, which passes by, and drops what
+// connection tracking takes for invalid: connections that it has seen in parts, or whose timeout is over. They stay out
+// of the fast path, also if they begin before the director has seen that its host tracks connections.
 func TestNATMasquerade(t *testing.T) {
 	t.Parallel()
 	needTool(t, "nft", "nftables")
-	for _, liberal := range []bool{false, true} {
-		t.Run(map[bool]string{false: "strict", true: "liberal"}[liberal], func(t *testing.T) {
+	for _, seen := range []bool{true, false} {
+		t.Run(map[bool]string{true: "seen", false: "at once"}[seen], func(t *testing.T) {
 			t.Parallel()
-			testMasquerade(t, liberal)
+			testMasquerade(t, seen)
 		})
 	}
 }
 
-func testMasquerade(t *testing.T, liberal bool) {
+func testMasquerade(t *testing.T, seen bool) {
 	s := newNATSite(t, false, 1, nil, `
 [[service]]
 name = "dns"
@@ -519,20 +520,22 @@ port = 53
 forward = "nat"
 realserver = [ { address = "RS1", port = 5353 } ]
 `)
+	web := s.Webs[0]
+	// The client knows no route to the realservers, as on the Internet.
+	s.shell(s.Client, "ip route add blackhole 10.0.3.0/24")
+	s.acceptUploadsAt(web, ":8080")
+	s.namedEchoAt(s.Client, ":9000")
+	s.shell(s.Director, "sysctl -qw net.netfilter.nf_conntrack_tcp_be_liberal=1 "+
+		"net.netfilter.nf_conntrack_tcp_timeout_unacknowledged=2 net.netfilter.nf_conntrack_tcp_timeout_established=5")
 	s.shell(s.Director, "nft add table ip nat && "+
 		"nft 'add chain ip nat post { type nat hook postrouting priority 100; }' && "+
 		"nft add rule ip nat post oifname eth0 ip saddr 10.0.3.0/24 masquerade && nft add table inet f && "+
 		"nft 'add chain inet f forward { type filter hook forward priority 0; }' && "+
 		"nft add rule inet f forward ct state invalid drop")
 	fast := s.director.balance().FastPath.On
-	if fast {
-		s.followTracking(liberal)
+	if fast && seen {
+		s.seesTracking()
 	}
-	web := s.Webs[0]
-	// The client knows no route to the realservers, as on the Internet.
-	s.shell(s.Client, "ip route add blackhole 10.0.3.0/24")
-	s.acceptUploadsAt(web, ":8080")
-	s.namedEchoAt(s.Client, ":9000")
 	own := s.dialAt(web, anyPort(web.Addr), netip.AddrPortFrom(s.Client.Addr, 9000))
 	if got := mustAnswer(t, own); got != "client" {
 		t.Errorf("%s answers", got)
@@ -546,8 +549,14 @@ realserver = [ { address = "RS1", port = 5353 } ]
 			t.Errorf("download: %v", err)
 		}
 	}
-	if used := s.director.balance().FastPath.Taken.Packets > 0; used != (fast && liberal) {
-		t.Errorf("the fast path is used: %v", used)
+	if err := pull(slowConn{s.dial("tcp", 80)}, 50_000_000); err != nil {
+		t.Errorf("download for longer than a timeout of connection tracking: %v", err)
+	}
+	if n := s.director.balance().FastPath.Taken.Packets; n > 0 {
+		t.Errorf("%d packets took the fast path", n)
+	}
+	if fast {
+		s.seesTracking()
 	}
 	// The manual's remedy for pings: the kernel would track them on their way to the director's device.
 	s.shell(s.Director, "nft add table ip vstun && "+
@@ -558,18 +567,22 @@ realserver = [ { address = "RS1", port = 5353 } ]
 	}
 }
 
-// followTracking waits until the director has seen that its host tracks connections, and then if liberal that it is.
-func (s *site) followTracking(liberal bool) {
+// slowConn is a connection whose reader gets 64 KB at most in 5 ms.
+type slowConn struct{ net.Conn }
+
+func (c slowConn) Read(p []byte) (int, error) {
+	time.Sleep(5 * time.Millisecond)
+	return c.Conn.Read(p[:min(len(p), 1<<16)])
+}
+
+// seesTracking waits until the director has seen that its host tracks connections.
+func (s *site) seesTracking() {
 	s.t.Helper()
-	strict := func() bool {
-		return strings.Contains(s.director.balance().FastPath.Reason, "this host tracks connections")
-	}
-	testkit.Eventually(s.t, "the director has seen that connections are tracked", strict)
-	if text := s.ask("doctor").stdout; !strings.Contains(text, "nf_conntrack_tcp_be_liberal=1") {
+	const reason = "this host tracks connections"
+	testkit.Eventually(s.t, "the director has seen that connections are tracked", func() bool {
+		return strings.Contains(s.director.balance().FastPath.Reason, reason)
+	})
+	if text := s.ask("doctor").stdout; !strings.Contains(text, reason) {
 		s.t.Errorf("doctor: %s", text)
-	}
-	if liberal {
-		s.shell(s.Director, "sysctl -qw net.netfilter.nf_conntrack_tcp_be_liberal=1")
-		testkit.Eventually(s.t, "the director has seen that it is liberal", func() bool { return !strict() })
 	}
 }
