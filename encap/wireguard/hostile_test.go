@@ -325,8 +325,8 @@ func (e *end) gets(number uint32, limit time.Duration) bool {
 	}
 }
 
-// TestFlood: up to ten thousand forged handshake messages a second, each from another source, keep neither an existing tunnel
-// from its packets nor a peer from its handshake.
+// TestFlood: up to ten thousand forged handshake messages a second, each from another source, keep neither an existing
+// tunnel from its packets nor a peer from its handshake.
 func TestFlood(t *testing.T) {
 	a, b, c := newEnd(t, "10.99.0.1"), newEnd(t, "10.99.0.2"), newEnd(t, "10.99.0.3")
 	b.set(a.as(true, false), c.as(false, false))
