@@ -22,16 +22,19 @@ import (
 // refusal is a state of the machine in which a program can't run.
 type refusal struct {
 	name    string
-	program string                      // "director", "realserver", or "" for both
-	more    string                      // TOML in the program's own table
-	machine func(h *lab.Host) error     // brings the machine into this state, in the host's namespace
-	restore func(h *lab.Host) error     // undoes machine
-	wrap    func(c *exec.Cmd) *exec.Cmd // changes the command
-	says    []string                    // parts of the only line
-	many    bool                        // several faults, one line each
-	doctor  string                      // the doctor's check that finds the same; "": not looked at
-	checked bool                        // the director's command check refuses it, too, with the same line
+	program string                  // "director", "realserver", or "" for both
+	more    string                  // TOML in the program's own table
+	machine func(h *lab.Host) error // brings the machine into this state, in the host's namespace
+	restore func(h *lab.Host) error // undoes machine
+	wrap    wrapper                 // changes the command; nil: not
+	says    []string                // parts of the only line
+	many    bool                    // several faults, one line each
+	doctor  string                  // the doctor's check that finds the same; "": not looked at
+	checked bool                    // the director's command check refuses it, too, with the same line
 }
+
+// wrapper returns a command that runs c in another way. It may skip the test.
+type wrapper func(t *testing.T, c *exec.Cmd) *exec.Cmd
 
 // TestBadMachine: where a program can't run, it prints one line for each fault, ends with status 1 and changes nothing.
 func TestBadMachine(t *testing.T) {
@@ -82,14 +85,17 @@ func (s *site) mustRefuse(t *testing.T, program string, r refusal) {
 	if err := errors.Join(os.Chmod(dir, 0o755), os.WriteFile(config, []byte(text), 0o644)); err != nil {
 		t.Fatal(err)
 	}
-	wrap := r.wrap
-	if wrap == nil {
-		wrap = func(c *exec.Cmd) *exec.Cmd { return c }
+	command := func(subcommand string) *exec.Cmd {
+		c := exec.Command(programPath(program), subcommand, "-c", config)
+		if r.wrap == nil {
+			return c
+		}
+		return r.wrap(t, c)
 	}
 	testkit.Within(t, "the IPv6 addresses are settled", soon, func() bool { return settled(t, host) })
 	before := observe(t, host)
 
-	got := run(t, host, wrap(exec.Command(programPath(program), "run", "-c", config)))
+	got := run(t, host, command("run"))
 	lines := strings.Split(strings.TrimSuffix(got.stderr, "\n"), "\n")
 	if got.code != 1 || got.stdout != "" || (len(lines) > 1) != r.many {
 		t.Errorf("exit status %d and %d lines, want 1 and more than one line: %v:\n%s%s", got.code, len(lines), r.many,
@@ -109,7 +115,7 @@ func (s *site) mustRefuse(t *testing.T, program string, r refusal) {
 	}
 
 	if r.doctor != "" {
-		found := run(t, host, wrap(exec.Command(programPath(program), "doctor", "-c", config)))
+		found := run(t, host, command("doctor"))
 		text := strings.Join(strings.Fields(found.stdout), " ") // its lines are broken
 		for _, part := range append(r.says, "error: "+r.doctor) {
 			if !strings.Contains(text, part) {
@@ -118,7 +124,7 @@ func (s *site) mustRefuse(t *testing.T, program string, r refusal) {
 		}
 	}
 
-	check := run(t, host, wrap(exec.Command(programPath(program), "check", "-c", config)))
+	check := run(t, host, command("check"))
 	if r.checked && program == "director" {
 		if check.code == 0 || check.stdout != "" || check.stderr != got.stderr {
 			t.Errorf("check: exit status %d: %s%s; want the line of run", check.code, check.stdout, check.stderr)
@@ -171,18 +177,18 @@ func (s *site) refusals() []refusal {
 		}
 		return netlink.LinkSetUp(l)
 	}
-	unprivileged := func(c *exec.Cmd) *exec.Cmd {
+	unprivileged := func(_ *testing.T, c *exec.Cmd) *exec.Cmd {
 		c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
 		return c
 	}
-	helped := func(role string) func(*exec.Cmd) *exec.Cmd {
-		return func(c *exec.Cmd) *exec.Cmd { return private(role, c) }
+	helped := func(role string) wrapper {
+		return func(_ *testing.T, c *exec.Cmd) *exec.Cmd { return private(role, c) }
 	}
-	inCgroup := func(c *exec.Cmd) *exec.Cmd {
-		c.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: withoutTUNCgroup(s.t)}
+	inCgroup := func(t *testing.T, c *exec.Cmd) *exec.Cmd {
+		c.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: withoutTUNCgroup(t)}
 		return c
 	}
-	rootless := func(c *exec.Cmd) *exec.Cmd {
+	rootless := func(_ *testing.T, c *exec.Cmd) *exec.Cmd {
 		c.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWUSER,
 			UidMappings: []syscall.SysProcIDMap{{Size: 1}}, GidMappings: []syscall.SysProcIDMap{{Size: 1}}}
 		return c
