@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"strings"
 	"testing"
 	"time"
 
@@ -80,6 +81,7 @@ func testHA(t *testing.T, m method, size haSize) {
 			p.exchanges()
 		}},
 	} {
+		begin := time.Now()
 		c.change()
 		brokenDownloads, why := downloads.broken()
 		brokenIdle, why2 := idle.broken()
@@ -92,10 +94,27 @@ func testHA(t *testing.T, m method, size haSize) {
 			t.Errorf("%s: %d downloads broken (%v), %d idle connections broken (%v)", c.name, brokenDownloads, why,
 				brokenIdle, why2)
 		}
-		if c.planned && len(failed) > 0 {
+		if c.planned && len(failed) > 0 && !full() && p.switchedForAPause(begin) {
+			t.Logf("%s: a busy machine: a director got no CPU for several advertisements, and the other one took over, "+
+				"which was not planned: %d of %d requests failed", c.name, len(failed), all)
+		} else if c.planned && len(failed) > 0 {
 			t.Errorf("%s: %d of %d requests failed, such as %v", c.name, len(failed), all, failed[:min(3, len(failed))])
 		}
 	}
+}
+
+// switchedForAPause reports whether a director that runs has given up its role since begin because it was paused.
+func (p *pair) switchedForAPause(begin time.Time) bool {
+	for _, d := range []*program{p.first, p.second} {
+		for line := range strings.Lines(d.Output()) {
+			at, text, _ := strings.Cut(strings.TrimPrefix(line, "time="), " ")
+			when, err := time.Parse(time.RFC3339, at)
+			if err == nil && when.After(begin) && strings.Contains(text, `reason="paused`) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // mustDo runs a command of the program.
