@@ -95,8 +95,8 @@ func testHA(t *testing.T, m method, size haSize) {
 				brokenIdle, why2)
 		}
 		if c.planned && len(failed) > 0 && !full() && p.switchedForAPause(begin) {
-			t.Logf("%s: a busy machine: a director got no CPU for several advertisements, and the other one took over, "+
-				"which was not planned: %d of %d requests failed", c.name, len(failed), all)
+			t.Logf("%s: a busy machine: a director got no CPU for several advertisements, and the other one took "+
+				"over, which was not planned: %d of %d requests failed", c.name, len(failed), all)
 		} else if c.planned && len(failed) > 0 {
 			t.Errorf("%s: %d of %d requests failed, such as %v", c.name, len(failed), all, failed[:min(3, len(failed))])
 		}
