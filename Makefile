@@ -93,8 +93,12 @@ interop: deps
 # The packet path against plain forwarding, in a table with the bars; under twelve minutes. `make bench QUICK=1` only checks that it works;
 # `make bench AGAINST=DIR` compares the programs with those of another version, which are in DIR; `make bench GUEST=1` measures the kernel's
 # own IPVS, and what else the kernel forwards, in the guest of interop.
-bench: build $(if $(GUEST),deps)
+bench: build $(if $(GUEST),deps,bin/wireguard-go)
 	$(if $(GUEST),.ci/bench-guest,bin/lab bench) $(if $(QUICK),--quick) $(if $(AGAINST),--against $(AGAINST))
+
+# wireguard-go's own program, of the version that the programs have as a library: measurements compare them with it.
+bin/wireguard-go: go.mod
+	CGO_ENABLED=0 $(GO) build -trimpath -o $@ golang.zx2c4.com/wireguard
 
 # Where the time of a round trip through the TUN device goes, by the kernel's tracing; a few seconds.
 trace: build

@@ -49,8 +49,10 @@ type Options struct {
 	// Kernel measures only what the kernel forwards: plain forwarding, its own IPVS, and the fast path. One CPU is
 	// enough for that. Of the director's TUN device there are TCP uploads, downloads and round trips.
 	Kernel bool
-	Prefix string    // of the namespaces' names, as in lab.Spec; "": "vstun-bench"
-	Status io.Writer // gets a line for each step; nil: none
+	// WireGuard measures only what has to do with WireGuard.
+	WireGuard bool
+	Prefix    string    // of the namespaces' names, as in lab.Spec; "": "vstun-bench"
+	Status    io.Writer // gets a line for each step; nil: none
 
 	timing *timing // of tests
 }
@@ -124,7 +126,7 @@ type streamKey struct {
 type trips struct{ p50, p99 Sample }
 
 // Run measures and writes the report to out. A missed bar is in the report and is no error.
-func Run(ctx context.Context, out io.Writer, o Options) (err error) {
+func Run(ctx context.Context, out io.Writer, o Options) error {
 	if err := o.complete(); err != nil {
 		return err
 	}
@@ -133,19 +135,12 @@ func Run(ctx context.Context, out io.Writer, o Options) (err error) {
 	if err != nil {
 		return err
 	}
-	o.status("starting hosts and programs")
-	b, err := newBed(ctx, o, m)
-	if err != nil {
-		return interrupted(ctx, err)
-	}
-	defer func() { err = errors.Join(err, b.close()) }()
 	res := newResults()
-	if o.Against == "" {
-		if err := b.openFurther(ctx, o, res); err != nil {
-			return interrupted(ctx, err)
-		}
+	measure := measureAll
+	if o.WireGuard {
+		measure = measureSealed
 	}
-	if err := b.measure(ctx, o, res); err != nil {
+	if err := measure(ctx, o, m, res); err != nil {
 		return interrupted(ctx, err)
 	}
 	r := newReport(o, m, res)
@@ -154,6 +149,22 @@ func Run(ctx context.Context, out io.Writer, o Options) (err error) {
 		return r.writeJSON(out)
 	}
 	return r.writeTable(out)
+}
+
+// measureAll measures everything that o asks for.
+func measureAll(ctx context.Context, o Options, m Machine, r *results) (err error) {
+	o.status("starting hosts and programs")
+	b, err := newBed(ctx, o, m)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, b.close()) }()
+	if o.Against == "" {
+		if err := b.openFurther(ctx, o, r); err != nil {
+			return err
+		}
+	}
+	return b.measure(ctx, o, r)
 }
 
 // interrupted returns a plain error in place of one that only results from the user's interrupt.
@@ -166,8 +177,8 @@ func interrupted(ctx context.Context, err error) error {
 
 // complete checks the options and fills in defaults.
 func (o *Options) complete() error {
-	if o.Kernel && o.Against != "" {
-		return errors.New("--kernel and --against: use one of them")
+	if o.Kernel && o.Against != "" || o.WireGuard && (o.Kernel || o.Against != "") {
+		return errors.New("--kernel, --against and --wireguard: use one of them")
 	}
 	if os.Geteuid() != 0 {
 		return errors.New("making network namespaces and TUN devices needs root: run it as root")
@@ -273,6 +284,7 @@ func (b *bed) measure(ctx context.Context, o Options, r *results) error {
 		func() error { return b.measureStreams(ctx, o, r) },
 		func() error { return b.measureTrips(ctx, o, r) },
 		whole(b.measureRequests),
+		whole(func(ctx context.Context, o Options, r *results) error { return measureSealed(ctx, o, b.machine, r) }),
 		// The last: the director's process looks after all these flows for a while.
 		whole(func(ctx context.Context, o Options, r *results) error {
 			return b.uncut(func() error { return b.measureMost(ctx, o, r) })
@@ -351,11 +363,17 @@ func (b *bed) measureFloods(ctx context.Context, o Options, r *results) error {
 
 // floodOnce adds a flood to r.
 func (b *bed) floodOnce(ctx context.Context, o Options, r *results, w *path, flows int) error {
-	k := floodKey{w.name, flows}
+	f := r.floodOf(w.name, flows)
+	return r.repeat(ctx, o, func() error { return b.flood(ctx, w, flows, flows, *o.timing, f) })
+}
+
+// floodOf returns the results of a path with this number of flows.
+func (r *results) floodOf(path string, flows int) *flood {
+	k := floodKey{path, flows}
 	if r.floods[k] == nil {
 		r.floods[k] = &flood{}
 	}
-	return r.repeat(ctx, o, func() error { return b.flood(ctx, w, flows, flows, *o.timing, r.floods[k]) })
+	return r.floods[k]
 }
 
 // measureStreams measures TCP, unless iperf3 is missing.
@@ -371,15 +389,7 @@ func (b *bed) measureStreams(ctx context.Context, o Options, r *results) error {
 				if download && p.uploads {
 					continue
 				}
-				measure := func() error {
-					rate, err := p.iperf(ctx, download, o.timing.stream)
-					if err == nil {
-						k := streamKey{p.name, download}
-						r.streams[k] = append(r.streams[k], rate)
-					}
-					return err
-				}
-				if err := r.repeat(ctx, o, measure); err != nil {
+				if err := p.stream(ctx, o, r, download); err != nil {
 					return err
 				}
 			}

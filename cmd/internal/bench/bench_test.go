@@ -89,6 +89,16 @@ func someCPUs(t *testing.T, name string) Options {
 	return o
 }
 
+// withWireGuardGo builds wireguard-go's own program beside the others.
+func withWireGuardGo(t *testing.T, o Options) {
+	t.Helper()
+	build := exec.Command("go", "build", "-o", filepath.Join(o.Bin, wireguardGo), "golang.zx2c4.com/wireguard")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+}
+
 // measured runs the measurements of o and returns their report.
 func measured(t *testing.T, o Options) (r Report) {
 	t.Helper()
@@ -168,6 +178,7 @@ func TestStepTimes(t *testing.T) {
 
 func TestEveryVariantDelivers(t *testing.T) {
 	o := options(t, "smoke")
+	withWireGuardGo(t, o)
 	r := measured(t, o)
 	figures := map[string]float64{}
 	for _, f := range r.Figures {
@@ -198,7 +209,8 @@ func TestEveryVariantDelivers(t *testing.T) {
 	}
 	bars := 12 // without TCP streams and HTTP
 	if !missing("iperf3") {
-		bars += 9
+		bars += 10
+		want = append(want, "TCP upload, "+pathSealedAll, "TCP upload, "+pathWireGuardGo)
 		for _, path := range []string{pathPlain, pathDirectorAll, pathGUEAll, pathFast, pathPlainNAT, pathNATAll,
 			pathNATOff} {
 			want = append(want, "TCP upload, "+path, "TCP download, "+path)
@@ -223,7 +235,8 @@ func TestEveryVariantDelivers(t *testing.T) {
 	if !strings.Contains(skipped, pathIPVS+": ") {
 		want = append(want, pathIPVS+", 1 flow", pathIPVS+", 100 flows", "round trip, median, "+pathIPVS)
 	}
-	want = append(want, pathFast+", 1 flow", pathFast+", 100 flows", pathFast+", 1,000 flows",
+	want = append(want, pathSealed+", 1 flow: CPU time", pathGUEBeside+", 1 flow: CPU time", pathFast+", 1 flow",
+		pathFast+", 100 flows", pathFast+", 1,000 flows",
 		"connections in the fast path, of 1,000 flows", "new connection, with fast path",
 		"new connection, without fast path", "BPF maps of an idle director")
 	if !slices.Contains(r.Notes, roomOfMaps) {
@@ -248,6 +261,39 @@ func TestEveryVariantDelivers(t *testing.T) {
 	}
 	if n := figures["connections in the fast path, of 1,000 flows"]; n < 1000 {
 		t.Errorf("%v of 1,000 flows were in the fast path", n)
+	}
+}
+
+// TestWireGuard: the rows of WireGuard alone. Without wireguard-go's program there is no row of uploads, and the report
+// says how to get it.
+func TestWireGuard(t *testing.T) {
+	if _, err := exec.LookPath("iperf3"); err != nil {
+		t.Skip("SKIPPED: ", err)
+	}
+	o := options(t, "wireguard")
+	o.WireGuard = true
+	const up, cpu = "TCP upload, director with wireguard : wireguard-go",
+		"CPU time per packet, director with wireguard : with gue, 1 flow"
+	for _, want := range [][]string{{cpu}, {up, cpu}} {
+		r := measured(t, o)
+		var got []string
+		for _, row := range r.Ratios {
+			got = append(got, row.Name)
+			if row.Median <= 0 || (row.Bar != nil) != (row.Name == up) || (row.Met != nil) != (row.Name == up) {
+				t.Errorf("%+v", row)
+			}
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("%q, want %q", got, want)
+		}
+		if skipped := strings.Join(r.Skipped, "\n"); strings.Contains(skipped, "make bench") != (len(want) == 1) {
+			t.Errorf("skipped: %q", skipped)
+		}
+		withWireGuardGo(t, o)
+	}
+	o.Kernel = true
+	if err := Run(t.Context(), io.Discard, o); err == nil || !strings.Contains(err.Error(), "--wireguard") {
+		t.Errorf("with --kernel: %v", err)
 	}
 }
 
@@ -306,9 +352,10 @@ func (c *cancelling) Write(b []byte) (int, error) {
 }
 
 func TestInterrupt(t *testing.T) {
-	for _, at := range []string{"starting", "deliver", "packets"} {
+	for _, at := range []string{"starting", "deliver", "packets", "WireGuard: packets"} {
 		t.Run(at, func(t *testing.T) {
-			o := options(t, at)
+			o := options(t, strings.ReplaceAll(at, ": ", "-"))
+			o.WireGuard = strings.HasPrefix(at, "WireGuard")
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
 			o.Status = &cancelling{at, cancel}

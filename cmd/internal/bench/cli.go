@@ -32,6 +32,7 @@ func Command() *cobra.Command {
 	c.Flags().BoolVar(&o.Quick, "quick", false, "two minutes' check that everything works; the figures are rough")
 	c.Flags().BoolVar(&o.Kernel, "kernel", false, "measure only what the kernel forwards: plain forwarding, its own "+
 		"IPVS if it has one, and the fast path; one CPU is enough")
+	c.Flags().BoolVar(&o.WireGuard, "wireguard", false, "measure only the rows of WireGuard, within a minute")
 	c.Flags().StringVar(&o.Against, "against", "", "`DIR` of the programs of another version: measure both in "+
 		"alternation, and print new : old")
 	binFlag(c, &o)

@@ -125,8 +125,9 @@ type bed struct {
 	dir     string // configurations and sockets
 	paths   []*path
 	web     *lab.Host
-	tables  []string // that outlive the directors
-	opened  int      // connections of newConnections
+	agent   *lab.Process // the last one that was started
+	tables  []string     // that outlive the directors
+	opened  int          // connections of newConnections
 
 	labs    []*bed    // further ones, which end with this one
 	methods []tcpPath // in labs of their own
@@ -362,23 +363,31 @@ const tunnels = `encap = ["ipip", "gue"]`
 // startAgent starts the realserver of a host, which has the addresses of the TCP services of these paths. keys are its
 // further keys, in TOML.
 func (b *bed) startAgent(ctx context.Context, web *lab.Host, paths []*path, keys string) error {
-	var vips []string
+	return b.startAgentOf(ctx, web, paths, []netip.Addr{b.lab.Director.Addr}, keys)
+}
+
+// startAgentOf is startAgent for an agent of these directors. keys may have further tables, too.
+func (b *bed) startAgentOf(ctx context.Context, web *lab.Host, paths []*path, directors []netip.Addr,
+	keys string) error {
+	var vips, from []string
 	for _, w := range paths {
 		if w.tcp {
 			vips = append(vips, fmt.Sprintf("%q", w.addr))
 		}
 	}
+	for _, d := range directors {
+		from = append(from, fmt.Sprintf("%q", d))
+	}
 	socket := b.agentSocket(web)
-	cmd, err := b.command(b.bin, "realserver", web.Name, fmt.Sprintf("[realserver]\nvips = [%s]\ndirectors = "+
-		"[%q]\n%s\ncontrol = %q\n", strings.Join(vips, ", "), b.lab.Director.Addr, keys, socket))
+	cmd, err := b.command(b.bin, "realserver", web.Name, fmt.Sprintf("[realserver]\nvips = [%s]\ndirectors = [%s]\n"+
+		"control = %q\n%s\n", strings.Join(vips, ", "), strings.Join(from, ", "), socket, keys))
 	if err != nil {
 		return err
 	}
-	p, err := web.Start(cmd)
-	if err != nil {
+	if b.agent, err = web.Start(cmd); err != nil {
 		return err
 	}
-	return await(ctx, p, "answers on "+socket, answers(ctx, socket))
+	return await(ctx, b.agent, "answers on "+socket, answers(ctx, socket))
 }
 
 // agentSocket returns the control socket of a host's agent.

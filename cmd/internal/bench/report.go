@@ -94,6 +94,10 @@ func newReport(o Options, m Machine, res *results) *Report {
 		r.against(res, o.timing.flows)
 		return r
 	}
+	if o.WireGuard {
+		r.sealed(res)
+		return r
+	}
 	if o.Kernel {
 		r.floodFigures(res, kernelPaths(), o.timing.flows)
 	} else {
@@ -102,6 +106,7 @@ func newReport(o Options, m Machine, res *results) *Report {
 	r.streams(res)
 	r.trips(res)
 	r.fastPath(res, *o.timing)
+	r.sealed(res)
 	r.kernelIPVS(res, o.timing.flows)
 	if o.Kernel {
 		r.withoutBars()

@@ -38,6 +38,18 @@ func (p *tcpPath) iperf(ctx context.Context, download bool, seconds int, more ..
 	return rate, nil
 }
 
+// stream adds the rate of a TCP stream to r.
+func (p *tcpPath) stream(ctx context.Context, o Options, r *results, download bool) error {
+	return r.repeat(ctx, o, func() error {
+		rate, err := p.iperf(ctx, download, o.timing.stream)
+		if err == nil {
+			k := streamKey{p.name, download}
+			r.streams[k] = append(r.streams[k], rate)
+		}
+		return err
+	})
+}
+
 // iperf measures one TCP stream between the client and an address of the host web. port is the server's port.
 func (b *bed) iperf(ctx context.Context, web *lab.Host, to netip.Addr, port int, download bool, seconds int,
 	more []string) (rate float64, err error) {

@@ -1,15 +1,10 @@
 package e2e
 
 import (
-	"bufio"
-	"encoding/base64"
-	"encoding/hex"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"testing"
 
 	"vstun/cmd/internal/lab"
@@ -52,37 +47,23 @@ func (s *sealedSite) startWireGuardGo(h *lab.Host) {
 	if out, err := build.CombinedOutput(); err != nil {
 		s.t.Fatalf("%v\n%s", err, out)
 	}
-	device := fmt.Sprintf("wg%d", os.Getpid())
-	process, err := h.Start(exec.Command(bin, "-f", device))
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	socket := filepath.Join("/var/run/wireguard", device+".sock")
-	s.t.Cleanup(func() {
-		if err := process.Stop(); err != nil {
-			s.t.Errorf("wireguard-go: %v\n%s", err, process.Output())
-		}
-		_ = os.Remove(socket) // if it has not done so itself
-	})
-	var conn net.Conn
-	testkit.Eventually(s.t, "wireguard-go is up", func() bool {
-		conn, err = net.Dial("unix", socket)
-		return err == nil
-	})
-	defer conn.Close()
-	director, err := base64.StdEncoding.DecodeString(s.directorPublic())
+	director, err := wireguard.ParseKey(s.directorPublic())
 	if err != nil {
 		s.t.Fatal(err)
 	}
 	inside, _ := inTunnel(0)
-	private := [len(wireguard.Key{})]byte(s.keys[h.Name])
-	// https://www.wireguard.com/xplatform/
-	fmt.Fprintf(conn, "set=1\nprivate_key=%s\nlisten_port=51820\npublic_key=%s\nallowed_ip=10.99.0.1/32\n\n",
-		hex.EncodeToString(private[:]), hex.EncodeToString(director))
-	answer, err := bufio.NewReader(conn).ReadString('\n')
-	if err != nil || strings.TrimSpace(answer) != "errno=0" {
-		s.t.Fatalf("wireguard-go answers %q, %v", answer, err)
+	private := s.keys[h.Name]
+	const device = "wg0"
+	process, err := h.WireGuardGo(s.t.Context(), bin, device, fmt.Sprintf("private_key=%x\nlisten_port=51820\n"+
+		"public_key=%x\nallowed_ip=10.99.0.1/32", private[:], director[:]))
+	if err != nil {
+		s.t.Fatal(err)
 	}
+	s.t.Cleanup(func() {
+		if err := process.Stop(); err != nil {
+			s.t.Errorf("wireguard-go: %v\n%s", err, process.Output())
+		}
+	})
 	s.command(h, "", "ip", "link", "set", device, "up", "mtu", "1440")
 	s.command(h, "", "ip", "addr", "add", inside.String()+"/32", "dev", device)
 	s.command(h, "", "ip", "route", "add", "10.99.0.1/32", "dev", device)
