@@ -69,8 +69,8 @@ const (
 	mostRefused   = 8
 )
 
-// NewWorker makes a worker that moves packets which the policy in force accepts from source to sink. It loads the
-// policy once a batch. With merge, consecutive segments of a connection become one packet in several pieces. The sink
+// NewWorker makes a worker that moves packets which the policy in force accepts from source to sink. Without a source,
+// nil, packets come by Take. It loads the policy once a batch. With merge, consecutive segments of a connection become one packet in several pieces. The sink
 // must accept such packets.
 func NewWorker(source Source, sink Sink, inForce *atomic.Pointer[Policy], merge bool) *Worker {
 	return &Worker{source: source, sink: sink, inForce: inForce, merge: merge,
@@ -119,6 +119,10 @@ func (w *Worker) Run() error {
 		}
 	}
 }
+
+// Take processes packets that no source has: as many as stats.MaxBatch at the most, each with its outer headers. They
+// are borrowed until Take returns. One goroutine calls it at a time. It returns os.ErrClosed once the sink is closed.
+func (w *Worker) Take(bufs []packet.Buf) error { return w.move(bufs) }
 
 // move processes one batch.
 func (w *Worker) move(bufs []packet.Buf) error {

@@ -21,7 +21,7 @@ import (
 )
 
 // Device is one end of tunnels to any number of peers. All methods may be called by several goroutines at the same
-// time, except for ReadBatch.
+// time.
 type Device struct {
 	library  *device.Device
 	bind     *bind
@@ -56,7 +56,11 @@ type route struct {
 
 // Open opens the sockets of a UDP port, at all addresses of this host; 0 chooses one. The device has no peers until
 // Set. Ports below 1024 need CAP_NET_BIND_SERVICE.
-func Open(port uint16) (*Device, error) {
+//
+// deliver is called with decrypted packets, at most stats.MaxBatch: each begins with the IP header of the tunnel, whose
+// source is a peer's address. They are borrowed until it returns. One goroutine calls it at a time, and not after Close.
+// Run returns its error, unless that is os.ErrClosed.
+func Open(port uint16, deliver func(bufs []packet.Buf) error) (*Device, error) {
 	d := &Device{kick: make(chan struct{}, 1), owners: map[netip.Addr]Key{},
 		heard: map[netip.Addr]heard{},
 		turn:  time.NewTimer(yield)}
@@ -65,7 +69,7 @@ func Open(port uint16) (*Device, error) {
 	if d.bind, err = openBind(port, &d.received); err != nil {
 		return nil, err
 	}
-	d.memory = newMemory(&d.taken)
+	d.memory = newMemory(deliver, &d.taken)
 	d.library = device.NewDevice(d.memory, d.bind, &device.Logger{Verbosef: d.note, Errorf: func(string, ...any) {}})
 	if err := d.library.Up(); err != nil {
 		return nil, errors.Join(err, d.Close())
@@ -80,7 +84,7 @@ func Open(port uint16) (*Device, error) {
 // Port is the UDP port.
 func (d *Device) Port() uint16 { return d.port }
 
-// Close closes the sockets. It ends ReadBatch and Send, which return os.ErrClosed.
+// Close closes the sockets. It ends Send, which returns os.ErrClosed.
 func (d *Device) Close() error {
 	d.library.Close()
 	return d.bind.shut()
@@ -235,7 +239,8 @@ const pauseShare = 4
 // would forget its own handshake for the other's, and neither would end: the next beginning is 5 s later.
 const yield = 150 * time.Millisecond
 
-// Run begins handshakes, and gives addresses to the keys with the latest ones, until ctx is cancelled.
+// Run begins handshakes, and gives addresses to the keys with the latest ones, until ctx is cancelled or a packet cannot
+// be delivered.
 func (d *Device) Run(ctx context.Context) error {
 	ticker := time.NewTicker(time.Second)
 	defer ticker.Stop()
@@ -243,6 +248,8 @@ func (d *Device) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
+		case err := <-d.memory.failed:
+			return fmt.Errorf("tunnel: %w", err)
 		case <-ticker.C:
 			d.lookAtBacklog()
 		case <-d.turn.C:
@@ -320,20 +327,6 @@ func (d *Device) silent(p *Peer, bytes uint64) bool {
 func (d *Device) isTurn(peer Key) bool {
 	own := d.public
 	return bytes.Compare(own[:], peer[:]) < 0 || time.Since(d.set) >= yield
-}
-
-// ReadBatch waits for decrypted packets and puts them into bufs, as endpoint.Source has it: each begins with the IP
-// header of the tunnel, whose source is a peer's address. It returns os.ErrClosed after Close.
-func (d *Device) ReadBatch(bufs []packet.Buf) (n int, err error) {
-	err = d.memory.in.take(func(p []byte) bool {
-		if n == len(bufs) {
-			return false
-		}
-		bufs[n].SetLen(copy(bufs[n].Room(), p))
-		n++
-		return true
-	})
-	return n, err
 }
 
 // Read adds the counts of refused messages to t.

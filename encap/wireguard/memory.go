@@ -1,10 +1,15 @@
 package wireguard
 
 import (
+	"errors"
 	"os"
+	"sync"
 
 	"golang.zx2c4.com/wireguard/conn"
 	"golang.zx2c4.com/wireguard/tun"
+
+	"vstun/encap/packet"
+	"vstun/encap/packet/stats"
 )
 
 // maxPacket is the largest packet that a message can carry, in bytes: the largest UDP payload over IPv4 less the
@@ -12,11 +17,16 @@ import (
 const maxPacket = 65507 - 16 - 16 - 15
 
 // memory is the tun.Device of the library: packets to encrypt come from the ports' senders, and decrypted packets go to
-// the reader of the Device.
+// deliver.
 type memory struct {
-	out, in *queue
-	events  chan tun.Event
-	taken   *counter // decrypted packets
+	out    *queue
+	events chan tun.Event
+
+	mu      sync.Mutex // of the library's goroutines that write: one for each peer
+	deliver func([]packet.Buf) error
+	packets [stats.MaxBatch]packet.Buf // in the library's memory
+	taken   *counter                   // packets that were delivered
+	failed  chan error                 // of deliver, but os.ErrClosed
 
 	// of Read, whose closure would otherwise be allocated at each call
 	bufs   [][]byte
@@ -26,8 +36,9 @@ type memory struct {
 	fill   func(p []byte) bool
 }
 
-func newMemory(taken *counter) *memory {
-	m := &memory{out: newQueue(), in: newQueue(), events: make(chan tun.Event, 1), taken: taken}
+func newMemory(deliver func([]packet.Buf) error, taken *counter) *memory {
+	m := &memory{out: newQueue(), events: make(chan tun.Event, 1), deliver: deliver, taken: taken,
+		failed: make(chan error, 1)}
 	m.fill = func(p []byte) bool {
 		if m.n == len(m.bufs) {
 			return false
@@ -53,22 +64,30 @@ func (m *memory) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 	return m.n, err
 }
 
-// Write implements tun.Device: it takes decrypted packets from the library.
-func (m *memory) Write(bufs [][]byte, offset int) (int, error) {
-	m.in.lock()
-	defer m.in.unlock()
-	for i, b := range bufs {
-		room := m.in.add(len(b) - offset)
-		if room == nil {
-			return i, os.ErrClosed
+// Write implements tun.Device: it delivers decrypted packets in the library's memory, without a copy.
+func (m *memory) Write(bufs [][]byte, offset int) (n int, err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for n < len(bufs) && err == nil {
+		batch := m.packets[:min(len(m.packets), len(bufs)-n)]
+		for i := range batch {
+			b := bufs[n+i]
+			if at := last(b); at != nil && *at&ecnMask == ce {
+				markCE(b[offset:])
+			}
+			batch[i] = packet.Within(b[:cap(b)], offset, len(b)-offset)
 		}
-		copy(room, b[offset:])
-		if at := last(b); at != nil && *at&ecnMask == ce {
-			markCE(room)
+		n += len(batch)
+		m.taken.Add(uint64(len(batch)))
+		err = m.deliver(batch)
+	}
+	if err != nil && !errors.Is(err, os.ErrClosed) {
+		select {
+		case m.failed <- err:
+		default: // one has failed before
 		}
 	}
-	m.taken.Add(uint64(len(bufs)))
-	return len(bufs), nil
+	return n, err
 }
 
 // MTU implements tun.Device. The library pads each packet, less a multiple of the MTU, to a multiple of 16 bytes. With
@@ -84,7 +103,6 @@ func (m *memory) Events() <-chan tun.Event { return m.events }
 // Close implements tun.Device.
 func (m *memory) Close() error {
 	m.out.close()
-	m.in.close()
 	close(m.events)
 	return nil
 }

@@ -12,7 +12,7 @@ const (
 	queuePackets = 512
 )
 
-// queue hands packets from any number of goroutines to one, in order. It copies each packet twice: into the half that
+// queue hands packets from any number of goroutines to one, the library's, in order. It copies each packet twice: into the half that
 // is being filled, and out of the half that is being emptied. It allocates nothing after newQueue.
 type queue struct {
 	mu      sync.Mutex

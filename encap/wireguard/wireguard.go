@@ -10,8 +10,8 @@
 //
 // The far end is another Device, or any WireGuard with an IPIP tunnel behind it.
 //
-//	workers → Port.Send → queue → library: encryption → bind ──→ UDP
-//	worker ← ReadBatch ←─ queue ← library: decryption ← bind ←── UDP
+//	workers → Port.Send → queue → library: encryption → bind → UDP
+//	worker ←─────────── deliver ← library: decryption ← bind ← UDP
 //
 // Each end begins a handshake with every peer whose endpoint it knows, as soon as it knows the peer. WireGuard itself
 // waits for a packet, and for 15 s where a peer that has begun anew gives no answer.

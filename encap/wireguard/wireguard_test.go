@@ -35,38 +35,32 @@ type end struct {
 
 func newEnd(t *testing.T, addr string) *end {
 	t.Helper()
-	d, err := Open(0)
+	ctx, cancel := context.WithCancel(t.Context())
+	e := &end{t: t, key: NewPrivateKey(), addr: netip.MustParseAddr(addr), got: make(chan []byte, 1<<16)}
+	d, err := Open(0, func(bufs []packet.Buf) error {
+		if len(bufs) == 0 || len(bufs) > stats.MaxBatch {
+			t.Errorf("%d packets are delivered at once", len(bufs))
+		}
+		for i := range bufs {
+			select {
+			case e.got <- bytes.Clone(bufs[i].Bytes()):
+			case <-ctx.Done():
+				return os.ErrClosed
+			}
+		}
+		return nil
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	e := &end{Device: d, t: t, key: NewPrivateKey(), addr: netip.MustParseAddr(addr), got: make(chan []byte, 1<<16),
-		port: d.Sender()}
-	ctx, cancel := context.WithCancel(t.Context())
-	ended := make(chan struct{}, 2)
-	go func() {
-		_ = d.Run(ctx)
-		ended <- struct{}{}
-	}()
-	go func() {
-		bufs := packet.NewBufs(64)
-		for {
-			n, err := d.ReadBatch(bufs)
-			if err != nil {
-				break
-			}
-			for i := range n {
-				e.got <- bytes.Clone(bufs[i].Bytes())
-			}
-		}
-		ended <- struct{}{}
-	}()
+	e.Device, e.port = d, d.Sender()
+	ended := make(chan error, 1)
+	go func() { ended <- d.Run(ctx) }()
 	t.Cleanup(func() {
 		cancel()
-		if err := d.Close(); err != nil {
+		if err := errors.Join(d.Close(), <-ended); err != nil {
 			t.Error(err)
 		}
-		<-ended
-		<-ended
 	})
 	return e
 }
@@ -528,9 +522,41 @@ func recordMessages(t *testing.T, a, b *end) (sealed [][]byte) {
 	return sealed
 }
 
-// TestClose: Close ends ReadBatch and Send, also one that waits for room.
+// TestDeliveryFails: Run returns the error of a packet that cannot be delivered, but for that of a device that is
+// closed.
+func TestDeliveryFails(t *testing.T) {
+	a, b := newEnd(t, "10.99.0.1"), newEnd(t, "10.99.0.2")
+	calls := 0
+	d, err := Open(0, func([]packet.Buf) error {
+		if calls++; calls == 1 {
+			return os.ErrClosed
+		}
+		return unix.ENODEV
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	end := &end{Device: d, t: t, key: b.key, addr: b.addr}
+	a.set(end.as(true, false))
+	end.set(a.as(false, false))
+	a.ready()
+	ended := make(chan error, 1)
+	go func() { ended <- d.Run(t.Context()) }()
+	testkit.Eventually(t, "Run ends", func() bool {
+		a.send(tunnelled(a.addr, b.addr, 100, 0))
+		return len(ended) > 0
+	})
+	if err := <-ended; !errors.Is(err, unix.ENODEV) {
+		t.Errorf("Run returns %v", err)
+	}
+	if err := d.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestClose: Close ends Send, also one that waits for room.
 func TestClose(t *testing.T) {
-	d, err := Open(0)
+	d, err := Open(0, func([]packet.Buf) error { return nil })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -539,11 +565,7 @@ func TestClose(t *testing.T) {
 	if err := d.Set(Config{PrivateKey: key, Peers: []Peer{peer}}); err != nil {
 		t.Fatal(err)
 	}
-	ended := make(chan error, 2)
-	go func() {
-		_, err := d.ReadBatch(packet.NewBufs(1))
-		ended <- err
-	}()
+	ended := make(chan error, 1)
 	go func() {
 		port := d.Sender()
 		p := outgoing(slices.Repeat([][]byte{tunnelled(netip.MustParseAddr("10.99.0.1"), peer.Address, 1000, 1)}, 64))
@@ -557,10 +579,8 @@ func TestClose(t *testing.T) {
 	if err := d.Close(); err != nil {
 		t.Error(err)
 	}
-	for range 2 {
-		if err := <-ended; !errors.Is(err, os.ErrClosed) {
-			t.Errorf("ended with %v", err)
-		}
+	if err := <-ended; !errors.Is(err, os.ErrClosed) {
+		t.Errorf("ended with %v", err)
 	}
 }
 

@@ -126,7 +126,7 @@ func (a *agent) openWorkers(cfg *config.Realserver) error {
 	if err := a.sealed.open(&cfg.WireGuard, a.device.Queues()[0], a.device.Offloads() != ""); err != nil {
 		return err
 	}
-	if a.sealed.worker != nil {
+	if a.sealed.device != nil {
 		a.workers = append(a.workers, a.sealed.worker)
 	}
 	return nil

@@ -59,7 +59,9 @@ func (a *agent) run(ctx context.Context, hangup func(fn func()) daemon.Task) err
 		},
 	}
 	for _, w := range a.workers {
-		tasks = append(tasks, func(context.Context) error { return w.Run() })
+		if w != a.sealed.worker {
+			tasks = append(tasks, func(context.Context) error { return w.Run() })
+		}
 	}
 	for _, w := range a.answers { // the first to see that the device has been removed
 		tasks = append(tasks, func(context.Context) error { return w.Run() })

@@ -20,7 +20,7 @@ import (
 type sealed struct {
 	device *wireguard.Device // nil: there is no [wireguard] table
 	policy atomic.Pointer[endpoint.Policy]
-	worker *endpoint.Worker
+	worker *endpoint.Worker // the device's goroutines drive it
 }
 
 // open opens the sockets that cfg needs, and makes the worker, which writes to a queue of the TUN device.
@@ -28,11 +28,9 @@ func (s *sealed) open(cfg *config.WireGuard, q *tundev.Queue, merge bool) (err e
 	if !cfg.On {
 		return nil
 	}
-	if s.device, err = wireguard.Open(cfg.Listen); err != nil {
-		return err
-	}
-	s.worker = endpoint.NewWorker(s.device, q.Writer(), &s.policy, merge)
-	return nil
+	s.worker = endpoint.NewWorker(nil, q.Writer(), &s.policy, merge)
+	s.device, err = wireguard.Open(cfg.Listen, s.worker.Take)
+	return err
 }
 
 // set puts cfg in force.

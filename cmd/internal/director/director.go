@@ -214,7 +214,6 @@ func (d *director) run(ctx context.Context, hangup func(fn func()) daemon.Task) 
 	for _, r := range p.relays {
 		tasks = append(tasks, func(context.Context) error { return r.Run() })
 	}
-	p.sealed.begin()
 	err := daemon.Run(ctx, tasks...)
 	d.notifyManager("STOPPING=1")
 	return errors.Join(err, d.close(d.controller.state().Config))

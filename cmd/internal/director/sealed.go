@@ -2,9 +2,7 @@ package director
 
 import (
 	"context"
-	"errors"
 	"net/netip"
-	"os"
 	"slices"
 	"sync"
 
@@ -22,7 +20,6 @@ import (
 type sealed struct {
 	device     *wireguard.Device // nil: there is no [wireguard] table
 	unexpected stats.Counters
-	discarded  chan struct{} // closed when discard has ended; nil: it has not begun
 
 	mu    sync.Mutex
 	peers []wireguard.Peer // in force: the configured ones, and those of retired realservers
@@ -31,7 +28,7 @@ type sealed struct {
 // open opens the sockets that cfg needs.
 func (s *sealed) open(cfg *config.WireGuard) (err error) {
 	if cfg.On {
-		s.device, err = wireguard.Open(cfg.Listen)
+		s.device, err = wireguard.Open(cfg.Listen, s.discard)
 	}
 	return err
 }
@@ -109,28 +106,12 @@ func (s *sealed) run(ctx context.Context) error {
 	return s.device.Run(ctx)
 }
 
-// begin starts discard.
-func (s *sealed) begin() {
-	if s.device != nil {
-		s.discarded = make(chan struct{})
-		go s.discard()
-	}
-}
-
-// discard counts what realservers send to the director through WireGuard, until the device is closed: their answers go
-// to the clients directly.
-func (s *sealed) discard() {
-	defer close(s.discarded)
-	bufs := packet.NewBufs(8)
+// discard counts what realservers send to the director through WireGuard: their answers go to the clients directly.
+func (s *sealed) discard(bufs []packet.Buf) error {
 	var t stats.Tally
-	for {
-		n, err := s.device.ReadBatch(bufs)
-		if errors.Is(err, os.ErrClosed) {
-			return
-		}
-		t.DropN(drop.Unexpected, uint64(n))
-		s.unexpected.Add(&t)
-	}
+	t.DropN(drop.Unexpected, uint64(len(bufs)))
+	s.unexpected.Add(&t)
+	return nil
 }
 
 // read adds the counts of refused packets to t.
@@ -154,11 +135,7 @@ func (s *sealed) close() error {
 	if s.device == nil {
 		return nil
 	}
-	err := s.device.Close()
-	if s.discarded != nil {
-		<-s.discarded
-	}
-	return err
+	return s.device.Close()
 }
 
 // sealPaths replaces the paths to addresses in WireGuard's tunnel by the paths of what carries the tunnel.
