@@ -48,7 +48,9 @@ func (e *endpoint) SrcIP() netip.Addr { return e.Own }
 type bind struct {
 	four, six *wire.Datagrams // six is nil on a kernel without IPv6
 	received  *received
-	opened    atomic.Bool // Open has been called
+	classes   classes
+	classOf   func(b []byte) uint8 // of classes
+	opened    atomic.Bool          // Open has been called
 	closing   sync.Once
 	refused   counter      // messages with packets, and keepalives, that the kernel has refused
 	lastErr   atomic.Int32 // errno of the last datagram that the kernel refused
@@ -83,6 +85,7 @@ type received struct {
 // openBind opens the sockets.
 func openBind(port uint16, r *received) (*bind, error) {
 	b := &bind{received: r}
+	b.classOf = b.classes.of
 	var err error
 	if b.four, err = wire.OpenDatagrams(port, false); err != nil {
 		return nil, err
@@ -122,6 +125,7 @@ const afterError = 10 * time.Millisecond
 func (b *bind) receiver(d *wire.Datagrams) conn.ReceiveFunc {
 	ends, classes := make([]wire.Ends, conn.IdealBatchSize), make([]uint8, conn.IdealBatchSize)
 	known := map[netip.AddrPort]*endpoint{} // so that a datagram costs no allocation
+	e := &endpoint{}                        // of the last datagram
 	return func(bufs [][]byte, sizes []int, eps []conn.Endpoint) (int, error) {
 		n, err := d.Receive(bufs, sizes, ends, classes)
 		for ; err != nil; n, err = d.Receive(bufs, sizes, ends, classes) {
@@ -132,37 +136,45 @@ func (b *bind) receiver(d *wire.Datagrams) conn.ReceiveFunc {
 			time.Sleep(afterError)
 		}
 		for i := range n {
-			e := known[ends[i].Peer]
-			if e == nil || e.Own != ends[i].Own || e.cleared.Load() {
-				if len(known) >= mostEndpoints {
-					clear(known)
+			if e.Ends != ends[i] || e.cleared.Load() {
+				if e = known[ends[i].Peer]; e == nil || e.Own != ends[i].Own || e.cleared.Load() {
+					if len(known) >= mostEndpoints {
+						clear(known)
+					}
+					e = &endpoint{Ends: ends[i]}
+					known[ends[i].Peer] = e
 				}
-				e = &endpoint{Ends: ends[i]}
-				known[ends[i].Peer] = e
 			}
 			eps[i] = e
-			if at := last(bufs[i]); at != nil {
-				*at = classes[i]
+			var class uint8 // nothing but CE matters
+			if classes[i]&ecnMask == ce {
+				class = ce
 			}
-			b.received.count(bufs[i][:sizes[i]])
+			b.classes.set(bufs[i], class)
 		}
+		b.received.count(bufs[:n], sizes)
 		return n, nil
 	}
 }
 
-// count counts the datagram p.
-func (r *received) count(p []byte) {
-	if len(p) < device.MinMessageSize {
-		r.other.Add(1)
-		return
+// count counts datagrams of these sizes.
+func (r *received) count(bufs [][]byte, sizes []int) {
+	var transport, other uint64
+	for i, b := range bufs {
+		if sizes[i] < device.MinMessageSize {
+			other++
+			continue
+		}
+		switch binary.LittleEndian.Uint32(b) {
+		case device.MessageTransportType:
+			transport++
+		case device.MessageInitiationType, device.MessageResponseType, device.MessageCookieReplyType:
+		default:
+			other++
+		}
 	}
-	switch binary.LittleEndian.Uint32(p) {
-	case device.MessageTransportType:
-		r.transport.Add(1)
-	case device.MessageInitiationType, device.MessageResponseType, device.MessageCookieReplyType:
-	default:
-		r.other.Add(1)
-	}
+	r.transport.Add(transport)
+	r.other.Add(other)
 }
 
 // Send implements conn.Bind.
@@ -182,11 +194,11 @@ func (b *bind) Send(bufs [][]byte, to conn.Endpoint) error {
 	if e.cleared.Load() {
 		ends.Own = netip.Addr{}
 	}
-	refused, err := d.Send(bufs, classOf, ends)
+	refused, err := d.Send(bufs, b.classOf, ends)
 	if ends.Own.IsValid() && refused == len(bufs) && (errors.Is(err, unix.EINVAL) ||
 		errors.Is(err, unix.EADDRNOTAVAIL) || errors.Is(err, unix.ENETUNREACH)) { // the address may have left this host
 		e.ClearSrc()
-		refused, err = d.Send(bufs, classOf, wire.Ends{Peer: e.Peer})
+		refused, err = d.Send(bufs, b.classOf, wire.Ends{Peer: e.Peer})
 	}
 	if err == nil {
 		return nil

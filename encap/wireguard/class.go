@@ -1,6 +1,8 @@
 package wireguard
 
 import (
+	"sync/atomic"
+
 	"golang.zx2c4.com/wireguard/device"
 
 	"vstun/encap/packet"
@@ -13,28 +15,47 @@ import (
 //
 // The library carries neither. But a packet stays in one buffer of the library, from memory to bind and back. No
 // datagram reaches the last byte of this buffer: it carries the class.
+type classes struct {
+	// used is set with the first class that is not 0. Until then the last byte of every buffer is 0: it is neither
+	// written nor read, since it is on a page of its own.
+	used atomic.Bool
+}
+
 const (
 	ecnMask       = 0b11
 	ce            = 0b11
 	handshakeDSCP = 0x88 // TOS
 )
 
-// last returns the last byte of the buffer of the library that b begins in, nil if b is in none.
-func last(b []byte) *uint8 {
-	if cap(b) != device.MaxMessageSize {
-		return nil
+// set gives the buffer of the library that b begins in this class.
+func (c *classes) set(b []byte, class uint8) {
+	if !c.used.Load() {
+		if class == 0 {
+			return
+		}
+		c.used.Store(true)
 	}
-	return &b[:cap(b)][cap(b)-1]
+	if cap(b) == device.MaxMessageSize {
+		b[:cap(b)][cap(b)-1] = class
+	}
 }
 
-// classOf returns the TOS or traffic class of the message b.
-func classOf(b []byte) uint8 {
+// get returns the class of the buffer of the library that b begins in, 0 if b is in none.
+func (c *classes) get(b []byte) uint8 {
+	if !c.used.Load() || cap(b) != device.MaxMessageSize {
+		return 0
+	}
+	return b[:cap(b)][cap(b)-1]
+}
+
+// of returns the TOS or traffic class of the message b.
+func (c *classes) of(b []byte) uint8 {
 	switch b[0] {
 	case device.MessageInitiationType, device.MessageResponseType:
 		return handshakeDSCP
 	case device.MessageTransportType:
-		if at := last(b); at != nil && len(b) > device.MessageKeepaliveSize {
-			return *at
+		if len(b) > device.MessageKeepaliveSize {
+			return c.get(b)
 		}
 	}
 	return 0

@@ -69,7 +69,7 @@ func Open(port uint16, deliver func(bufs []packet.Buf) error) (*Device, error) {
 	if d.bind, err = openBind(port, &d.received); err != nil {
 		return nil, err
 	}
-	d.memory = newMemory(deliver, &d.taken)
+	d.memory = newMemory(deliver, &d.taken, &d.bind.classes)
 	d.library = device.NewDevice(d.memory, d.bind, &device.Logger{Verbosef: d.note, Errorf: func(string, ...any) {}})
 	if err := d.library.Up(); err != nil {
 		return nil, errors.Join(err, d.Close())

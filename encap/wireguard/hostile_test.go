@@ -407,7 +407,7 @@ func TestKernelErrors(t *testing.T) {
 	}
 	closed := wire.Ends{Peer: netip.MustParseAddrPort("127.0.0.1:9")}
 	for range 3 {
-		_, _ = a.bind.four.Send([][]byte{{0}}, classOf, closed)
+		_, _ = a.bind.four.Send([][]byte{{0}}, a.bind.classOf, closed)
 		testkit.Within(t, "the error", 5*time.Second, func() bool { return a.Status().LastError == unix.ECONNREFUSED })
 		b.send(tunnelled(b.addr, a.addr, 100, 1))
 		a.next()

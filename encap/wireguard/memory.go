@@ -28,30 +28,12 @@ type memory struct {
 	taken   *counter                   // packets that were delivered
 	failed  chan error                 // of deliver, but os.ErrClosed
 
-	// of Read, whose closure would otherwise be allocated at each call
-	bufs   [][]byte
-	sizes  []int
-	offset int
-	n      int
-	fill   func(p []byte) bool
+	classes *classes
 }
 
-func newMemory(deliver func([]packet.Buf) error, taken *counter) *memory {
-	m := &memory{out: newQueue(), events: make(chan tun.Event, 1), deliver: deliver, taken: taken,
-		failed: make(chan error, 1)}
-	m.fill = func(p []byte) bool {
-		if m.n == len(m.bufs) {
-			return false
-		}
-		b := m.bufs[m.n]
-		m.sizes[m.n] = copy(b[m.offset:], p)
-		if at := last(b); at != nil {
-			*at = ecn(p)
-		}
-		m.n++
-		return true
-	}
-	return m
+func newMemory(deliver func([]packet.Buf) error, taken *counter, c *classes) *memory {
+	return &memory{out: newQueue(), events: make(chan tun.Event, 1), deliver: deliver, taken: taken,
+		failed: make(chan error, 1), classes: c}
 }
 
 // File implements tun.Device.
@@ -59,9 +41,11 @@ func (m *memory) File() *os.File { return nil }
 
 // Read implements tun.Device: it hands packets to the library for encryption.
 func (m *memory) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
-	m.bufs, m.sizes, m.offset, m.n = bufs, sizes, offset, 0
-	err := m.out.take(m.fill)
-	return m.n, err
+	n, err := m.out.take(bufs, sizes, offset)
+	for _, b := range bufs[:n] {
+		m.classes.set(b, ecn(b[offset:]))
+	}
+	return n, err
 }
 
 // Write implements tun.Device: it delivers decrypted packets in the library's memory, without a copy.
@@ -72,7 +56,7 @@ func (m *memory) Write(bufs [][]byte, offset int) (n int, err error) {
 		batch := m.packets[:min(len(m.packets), len(bufs)-n)]
 		for i := range batch {
 			b := bufs[n+i]
-			if at := last(b); at != nil && *at&ecnMask == ce {
+			if m.classes.get(b)&ecnMask == ce {
 				markCE(b[offset:])
 			}
 			batch[i] = packet.Within(b[:cap(b)], offset, len(b)-offset)
