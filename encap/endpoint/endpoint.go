@@ -70,8 +70,8 @@ const (
 )
 
 // NewWorker makes a worker that moves packets which the policy in force accepts from source to sink. Without a source,
-// nil, packets come by Take. It loads the policy once a batch. With merge, consecutive segments of a connection become one packet in several pieces. The sink
-// must accept such packets.
+// nil, packets come by Take. The worker loads the policy once a batch. With merge, consecutive segments of a connection
+// become one packet in several pieces. The sink must accept such packets.
 func NewWorker(source Source, sink Sink, inForce *atomic.Pointer[Policy], merge bool) *Worker {
 	return &Worker{source: source, sink: sink, inForce: inForce, merge: merge,
 		bufs: packet.NewBufs(batch), parts: make([]packet.Buf, maxParts), out: make([]*packet.Buf, 0, batch+maxParts),

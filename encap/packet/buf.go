@@ -70,8 +70,8 @@ func (b *Buf) Before(n int) []byte { return b.mem[b.off-n : b.off : b.off] }
 // and is valid until b is used again.
 func (b *Buf) Part(at, n int) Buf { return Buf{mem: b.mem, off: b.off + at, end: b.off + at + n} }
 
-// Within returns the n bytes of mem from offset at on as a packet. It stays in mem, which the owner of the Buf may write
-// to, and is valid as long as mem is lent.
+// Within returns the n bytes of mem from offset at on as a packet. It stays in mem, and is valid as long as mem is
+// lent. The owner of the Buf may write to all of mem.
 func Within(mem []byte, at, n int) Buf { return Buf{mem: mem, off: at, end: at + n} }
 
 // Clone returns a copy of the packet in memory of its own, with its Offload and without room in front. The packet is in

@@ -58,8 +58,8 @@ type route struct {
 // Set. Ports below 1024 need CAP_NET_BIND_SERVICE.
 //
 // deliver is called with decrypted packets, at most stats.MaxBatch: each begins with the IP header of the tunnel, whose
-// source is a peer's address. They are borrowed until it returns. One goroutine calls it at a time, and not after Close.
-// Run returns its error, unless that is os.ErrClosed.
+// source is a peer's address. They are borrowed until it returns. One goroutine calls it at a time, and none after
+// Close. Run returns its error, unless that is os.ErrClosed.
 func Open(port uint16, deliver func(bufs []packet.Buf) error) (*Device, error) {
 	d := &Device{kick: make(chan struct{}, 1), owners: map[netip.Addr]Key{},
 		heard: map[netip.Addr]heard{},
@@ -239,8 +239,8 @@ const pauseShare = 4
 // would forget its own handshake for the other's, and neither would end: the next beginning is 5 s later.
 const yield = 150 * time.Millisecond
 
-// Run begins handshakes, and gives addresses to the keys with the latest ones, until ctx is cancelled or a packet cannot
-// be delivered.
+// Run begins handshakes, and gives addresses to the keys with the latest ones, until ctx is cancelled or a packet
+// cannot be delivered.
 func (d *Device) Run(ctx context.Context) error {
 	ticker := time.NewTicker(time.Second)
 	defer ticker.Stop()

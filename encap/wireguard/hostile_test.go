@@ -223,6 +223,15 @@ func TestECN(t *testing.T) {
 				t.Fatalf("class %#x: a packet whose datagram has CE begins with %x, want %x", i, got[:20], want[:20])
 			}
 		}
+		r.mark.Store(0) // the buffers of marked datagrams are used again
+		for range 4 {
+			a.send(batch...)
+			for i := range batch {
+				if got := b.next(); !bytes.Equal(got, batch[i]) {
+					t.Fatalf("class %#x: a packet whose datagram has no CE begins with %x", i, got[:20])
+				}
+			}
+		}
 	}
 }
 

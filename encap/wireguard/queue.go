@@ -6,9 +6,9 @@ import (
 	"time"
 )
 
-// queue hands packets from any number of goroutines to one, the library's, in order. The library lends its buffers while
-// it waits for packets, and senders put them there: a packet is copied once. While the library is at work on packets,
-// senders wait.
+// queue hands packets from any number of goroutines to one, the library's, in order. The library lends its buffers
+// while it waits for packets, and senders put them there: a packet is copied once. While the library is at work on
+// packets, senders wait.
 type queue struct {
 	mu     sync.Mutex
 	some   sync.Cond // there is a packet, or the queue is closed
@@ -31,8 +31,8 @@ func newQueue() *queue {
 // lock begins the adding of packets.
 func (q *queue) lock() { q.mu.Lock() }
 
-// add returns the memory for one more packet of n bytes, at most maxPacket. It waits until there is room. It returns nil
-// if the queue is closed. The caller has called lock.
+// add returns the memory for one more packet of n bytes, at most maxPacket. It waits until there is room. It returns
+// nil if the queue is closed. The caller has called lock.
 func (q *queue) add(n int) []byte {
 	for q.n == len(q.bufs) && !q.closed {
 		q.some.Signal()

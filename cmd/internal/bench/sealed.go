@@ -158,8 +158,8 @@ func (s *sealedBed) table(name string, end sealedEnd) (string, error) {
 	return fmt.Sprintf("\n[wireguard]\nprivate_key = %q\nlisten = %d\n", file, end.port), nil
 }
 
-// startWireGuardGo starts wireguard-go on both hosts, and returns the path through it. The web server's device is loose:
-// strict, it would refuse clients, to whom the route leads by another one.
+// startWireGuardGo starts wireguard-go on both hosts, and returns the path through it. The reverse-path filter of the
+// web server's device is loose: the route to clients leads by another device.
 func (s *sealedBed) startWireGuardGo(ctx context.Context, program string) (tcpPath, error) {
 	const device = "wg0"
 	l, own, far := s.lab, newSealedEnd(4), newSealedEnd(5)
@@ -215,8 +215,8 @@ func (s *sealedBed) measureUploads(ctx context.Context, o Options, r *results) e
 	return nil
 }
 
-// measurePackets measures the CPU time of small packets. The agent does not run meanwhile: packets end in the buffers of
-// its sockets. So the generator has its CPU for itself, and packets of both tunnels have the same way.
+// measurePackets measures the CPU time of small packets. The agent does not run meanwhile: packets end in the buffers
+// of its sockets. So the generator has its CPU for itself, and packets of both tunnels take the same path.
 func (s *sealedBed) measurePackets(ctx context.Context, o Options, r *results) error {
 	o.status("WireGuard: packets, %d rounds", o.timing.floods)
 	for round := range o.timing.floods {
