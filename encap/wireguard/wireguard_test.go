@@ -84,11 +84,14 @@ func (e *end) set(peers ...Peer) {
 	}
 }
 
-// ready waits for a handshake with each peer.
+// ready waits for a handshake with each peer, and until packets can be sent to each.
 func (e *end) ready() {
 	e.t.Helper()
 	testkit.Eventually(e.t, "a handshake with each peer", func() bool {
-		return !slices.ContainsFunc(e.Status().Peers, func(p PeerStatus) bool { return p.Handshake.IsZero() })
+		routes := *e.routes.Load()
+		return !slices.ContainsFunc(e.Status().Peers, func(p PeerStatus) bool {
+			return p.Handshake.IsZero() || !routes[p.Address].known.Load()
+		})
 	})
 }
 
