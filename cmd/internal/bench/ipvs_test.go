@@ -42,12 +42,12 @@ func TestInteropKernelPaths(t *testing.T) {
 	}
 }
 
-// TestKernelOrAgainst checks that the two comparisons exclude each other.
+// TestKernelOrAgainst checks that comparisons exclude each other.
 func TestKernelOrAgainst(t *testing.T) {
 	o := someCPUs(t, "both")
 	o.Kernel, o.Against = true, o.Bin
 	err := Run(t.Context(), &bytes.Buffer{}, o)
-	if err == nil || !strings.Contains(err.Error(), "--kernel and --against") {
+	if err == nil || !strings.Contains(err.Error(), "--kernel, --against and --wireguard") {
 		t.Errorf("got %v", err)
 	}
 }
