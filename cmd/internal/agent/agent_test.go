@@ -127,3 +127,33 @@ func TestNetwork(t *testing.T) {
 		t.Errorf("answers by %+v", r)
 	}
 }
+
+// TestForeignVIPs: another program takes the VIPs' packets. The device has no VIP, and packets that no program takes go
+// no further.
+func TestForeignVIPs(t *testing.T) {
+	cfg := agentOf("198.51.100.80 2001:db8:100::80", "10.0.2.2/32", "ipip", false)
+	cfg.ForeignVIPs, cfg.Table = true, 30323
+	s := network(cfg, 1400, 1380)
+	if len(s.Addrs) != 1 || s.Addrs[0].Prefix != netip.MustParsePrefix("127.118.0.2/32") {
+		t.Errorf("addresses %v", s.Addrs)
+	}
+	var unreachable []string
+	for _, r := range s.Routes {
+		if r.Unreachable && r.Table == 95859 {
+			unreachable = append(unreachable, r.Dst.String())
+		}
+	}
+	if !slices.Equal(unreachable, []string{"198.51.100.80/32", "2001:db8:100::80/128"}) {
+		t.Errorf("unreachable: %v", unreachable)
+	}
+	if len(s.Rules) != 2 || s.Rules[0].In != "vs0" || s.Rules[0].IPv6 || !s.Rules[1].IPv6 || s.Rules[1].Table != 95859 {
+		t.Errorf("rules %+v", s.Rules)
+	}
+	if cfg = agentOf("2001:db8:100::80", "10.0.2.2/32", "ipip", false); len(network(cfg, 1400, 1380).Rules) != 0 {
+		t.Error("the agent's own VIP has a rule")
+	}
+	cfg.ForeignVIPs = true
+	if s := network(cfg, 1400, 1380); len(s.Addrs) != 0 || len(s.Rules) != 1 {
+		t.Errorf("with IPv6 alone: addresses %v, rules %v", s.Addrs, s.Rules)
+	}
+}

@@ -132,10 +132,45 @@ func network(cfg *config.Realserver, mss4, mss6 int) routing.State {
 		s.Tables = map[int]string{cfg.Table: hint, cfg.Table + 1: hint + " (this one is table plus 1)"}
 		s.Routes = boundRoutes(cfg, mss4, mss6)
 	}
+	if cfg.ForeignVIPs {
+		if slices.ContainsFunc(cfg.VIPs, netip.Addr.Is4) {
+			s.Addrs = []routing.Addr{{Link: cfg.TUN, Prefix: netip.PrefixFrom(deviceAddress, 32)}}
+		}
+		refuseUntaken(cfg, &s)
+		return s
+	}
 	for _, vip := range cfg.VIPs {
 		s.Addrs = append(s.Addrs, routing.Addr{Link: cfg.TUN, Prefix: netip.PrefixFrom(vip, vip.BitLen())})
 	}
 	return s
+}
+
+// deviceAddress is the IPv4 address of a device that has no VIP. Packets out of a device without an address fail the
+// reverse-path filter, even a loose one (Linux net/ipv4/fib_frontend.c, __fib_validate_source). No packet has it: a
+// loopback address never leaves the host. A director's device has another one.
+var deviceAddress = netip.MustParseAddr("127.118.0.2")
+
+// refuseUntaken adds to s routes for packets to VIPs that come out of the tunnel and that no program on this host
+// takes: neither an address nor a translation in PREROUTING, which comes before the route. Without them the main table
+// would lead such packets back to the director, round and round until their TTL is used up.
+func refuseUntaken(cfg *config.Realserver, s *routing.State) {
+	table := cfg.Table + 1<<16 // which no key can name
+	if s.Tables == nil {
+		s.Tables = map[int]string{}
+	}
+	s.Tables[table] = "set another table in [realserver] (this one is table plus 65536)"
+	for _, vip := range cfg.VIPs {
+		s.Routes = append(s.Routes, routing.Route{Dst: netip.PrefixFrom(vip, vip.BitLen()), Unreachable: true,
+			Table: table})
+	}
+	vip4, vip6 := hasFamilies(slices.Values(cfg.VIPs))
+	rule := routing.Rule{In: cfg.TUN, Table: table, Priority: cfg.Table + 1}
+	if vip4 {
+		s.Rules = append(s.Rules, rule)
+	}
+	if rule.IPv6 = true; vip6 {
+		s.Rules = append(s.Rules, rule)
+	}
 }
 
 // boundRoutes returns the routes that lead the answers of sockets bound to the device into it. Without a route the

@@ -19,13 +19,16 @@ func preflight(cfg *config.Realserver) error {
 	return checkMachine(cfg, nil)
 }
 
-// checkMachine returns the conflicts of this machine with cfg. The VIPs in had are the agent's already.
+// checkMachine returns the conflicts of this machine with cfg. The agent owns the VIPs in had already.
 func checkMachine(cfg *config.Realserver, had []netip.Addr) error {
 	if need := needsIPv6(cfg); need != "" && !query.HasIPv6() {
 		return fmt.Errorf("%s: this kernel has no IPv6: leave it out, or boot without ipv6.disable=1", need)
 	}
 	if err := otherTunnels(cfg); err != nil {
 		return err
+	}
+	if cfg.ForeignVIPs {
+		return nil
 	}
 	vips := without(cfg.VIPs, had)
 	local, err := query.LocalLinks(vips...)
@@ -36,8 +39,8 @@ func checkMachine(cfg *config.Realserver, had []netip.Addr) error {
 	for _, vip := range vips {
 		if link := local[vip]; link != "" {
 			errs = append(errs, fmt.Errorf("VIP %s is already an address of this host, on %s: the agent gives it to "+
-				"%s itself: remove it there (ip addr del %s dev %s)",
-				vip, link, cfg.TUN, vip, link))
+				"%s itself: remove it there (ip addr del %s dev %s), or set own_vips = false if another program "+
+				"needs it there", vip, link, cfg.TUN, vip, link))
 		}
 	}
 	return errors.Join(errs...)

@@ -47,7 +47,7 @@ func (a *agent) apply(cfg *config.Realserver) (err error) {
 		return fmt.Errorf("%s: %s changed, which a reload can't do: restart the agent, or change it back",
 			a.file, strings.Join(keys, ", "))
 	}
-	if err := checkMachine(cfg, was.cfg.VIPs); err != nil {
+	if err := checkMachine(cfg, owned(was.cfg)); err != nil {
 		return err
 	}
 	endMove, err := a.http.Move(cfg.Metrics)
@@ -97,11 +97,21 @@ func (a *agent) apply(cfg *config.Realserver) (err error) {
 	return nil
 }
 
+// owned returns the VIPs that the agent's device has.
+func owned(cfg *config.Realserver) []netip.Addr {
+	if cfg.ForeignVIPs {
+		return nil
+	}
+	return cfg.VIPs
+}
+
 // unbound is s without the second table of replies.
 func unbound(s routing.State) routing.State {
 	if s.Replies != nil {
 		replies := *s.Replies
-		replies.Bound, s.Replies, s.Routes = "", &replies, nil
+		replies.Bound, s.Replies = "", &replies
+		s.Routes = slices.DeleteFunc(slices.Clone(s.Routes),
+			func(r routing.Route) bool { return r.Table == replies.Table+1 })
 	}
 	return s
 }
@@ -120,6 +130,7 @@ func changes(was, is *config.Realserver) (all []api.Change) {
 		}
 	}
 	compareLists(&all, "vips", "vip", addrNames(was.VIPs), addrNames(is.VIPs))
+	compare("own_vips", !was.ForeignVIPs, !is.ForeignVIPs)
 	compareLists(&all, "directors", "director", directorNames(was), directorNames(is))
 	if !slices.Equal(was.Encaps, is.Encaps) {
 		all = append(all, api.Change{Key: "encap", Old: was.Encaps, New: is.Encaps,

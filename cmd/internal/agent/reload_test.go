@@ -22,7 +22,7 @@ import (
 
 // TestChangesAsJSON: values have the types of the configuration, and an absent key is null.
 func TestChangesAsJSON(t *testing.T) {
-	was := &config.Realserver{Encaps: []string{"ipip"}, Table: 30323}
+	was := &config.Realserver{Encaps: []string{"ipip"}, Table: 30323, ForeignVIPs: true}
 	is := &config.Realserver{VIPs: []netip.Addr{netip.MustParseAddr("198.51.100.80")}, Encaps: []string{"ipip", "gre"},
 		Key: 7, HasKey: true, MSS: 1300, Table: 400, Metrics: netip.MustParseAddrPort("127.0.0.1:9465")}
 	got, err := json.MarshalIndent(changes(was, is), "", " ")
@@ -38,6 +38,7 @@ func TestChangesAsJSON(t *testing.T) {
 	}
 	if diff := cmp.Diff([]any{
 		change("vips", nil, "198.51.100.80", "vip 198.51.100.80: added"),
+		change("own_vips", false, true, "own_vips false -> true"),
 		change("encap", []any{"ipip"}, []any{"ipip", "gre"}, "encap ipip -> ipip,gre"),
 		change("encap_key", nil, 7., "encap_key none -> 7"),
 		change("mss", "auto", 1300., "mss auto -> 1300"),

@@ -37,6 +37,7 @@ func (a *agent) status() api.RealserverStatus {
 		Out:           api.Traffic{Packets: t.OutPackets + fast.Packets, Bytes: t.OutBytes + fast.Inner},
 		Merged:        merged,
 		Overruns:      a.overruns(),
+		OwnVIPs:       !s.cfg.ForeignVIPs,
 		Encap:         s.cfg.Encaps, Questions: questions, FromDirectors: a.directors.look(a.workers, taken, now),
 		RefusedSources:      a.strangers.look(a.workers, nil, now),
 		RefusedDestinations: a.absent.look(a.workers, nil, now)}

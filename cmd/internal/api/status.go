@@ -183,6 +183,7 @@ type RealserverStatus struct {
 	Queues    int        `json:"queues"`
 	Offloads  string     `json:"offloads"` // of the TUN device: "csum tso uso", or fewer
 	VIPs      []string   `json:"vips"`
+	OwnVIPs   bool       `json:"own_vips"` // the agent's device has the VIPs; else another program takes their packets
 	Directors []string   `json:"directors"`
 	Encap     []string   `json:"encap"`
 	EncapPort uint16     `json:"encap_port,omitempty"` // UDP port of gue and fou; 0: it has neither

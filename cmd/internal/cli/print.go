@@ -81,6 +81,9 @@ func PrintRealserver(out io.Writer, st *api.RealserverStatus) error {
 	facts := []fact{{fmt.Sprintf("pid %d", st.Pid), 2}, {"up " + uptime(st.Uptime).String(), 3},
 		device(st.TUN, st.Queues, st.Offloads)}
 	vips := "VIPs " + strings.Join(st.VIPs, ", ")
+	if !st.OwnVIPs {
+		vips += " (not owned)"
+	}
 	if len(st.Encap) > 0 {
 		facts = append(facts, fact{fmt.Sprintf("MSS %d, over IPv6 %d", st.MSS, st.MSS6), 4})
 		vips += " from directors " + strings.Join(st.Directors, ", ")

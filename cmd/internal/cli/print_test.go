@@ -53,7 +53,7 @@ func TestPrint(t *testing.T) {
 		t.Errorf("columns without values:\n%s", &out)
 	}
 	out.Reset()
-	if err := PrintRealserver(&out, &api.RealserverStatus{VIPs: []string{"198.51.100.80"},
+	if err := PrintRealserver(&out, &api.RealserverStatus{VIPs: []string{"198.51.100.80"}, OwnVIPs: true,
 		Directors: []string{"10.0.2.2/32"}, Encap: []string{"ipip"}, MSS: 1440, Overruns: 9, TUN: "vs0",
 		Answers: api.Traffic{Packets: 7, Bytes: 900}, Drops: map[string]uint64{"not_answer": 3},
 		FastPath: api.FastPath{On: true, Devices: []string{"eth0", "eth1"}, Reason: "eth2: why",
@@ -82,13 +82,15 @@ func TestPrint(t *testing.T) {
 		}
 	}
 	out.Reset()
-	if err := PrintRealserver(&out, &api.RealserverStatus{Encap: []string{"ipip"}, FastPath: api.FastPath{
-		Reason: "why"}}); err != nil || !strings.Contains(out.String(), "\nfast path off: why\n") {
+	if err := PrintRealserver(&out, &api.RealserverStatus{Encap: []string{"ipip"}, VIPs: []string{"198.51.100.80"},
+		Directors: []string{"10.0.2.2/32"}, FastPath: api.FastPath{Reason: "why"}}); err != nil ||
+		!strings.Contains(out.String(), "\nfast path off: why\n") ||
+		!strings.Contains(out.String(), "\nVIPs 198.51.100.80 (not owned) from directors 10.0.2.2/32\n") {
 		t.Errorf("%v %s", err, &out)
 	}
 	out.Reset()
 	refused := api.RealserverStatus{Configuration: api.Configuration{Error: "two\nfaults"},
-		VIPs: []string{"198.51.100.80"}, MSS: 1460}
+		VIPs: []string{"198.51.100.80"}, OwnVIPs: true, MSS: 1460}
 	if err := PrintRealserver(&out, &refused); err != nil ||
 		!strings.Contains(out.String(), "the last reload failed") ||
 		!strings.Contains(out.String(), "\n  two\n  faults\n") ||

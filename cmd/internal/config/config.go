@@ -245,8 +245,11 @@ type Realserver struct {
 	AnyTUN    bool           // TUN is the default: another name will do
 	Queues    int            // workers, sockets and TUN queues, 1 to 256; 0 in the file is one per CPU
 	Offload   bool           // use the offloads of the TUN device that the kernel has
-	VIPs      []netip.Addr   // addresses to accept and to add to the device; at least one, each once
+	VIPs      []netip.Addr   // addresses to accept; at least one, each once
 	Directors []netip.Prefix // outer sources to accept, without host bits; each once, at least one if there is a tunnel
+	// ForeignVIPs is set if another program on the host takes the packets to the VIPs, such as kube-proxy; there is a
+	// tunnel then. Else the agent adds the VIPs to its device.
+	ForeignVIPs bool
 	// Encaps are the tunnels to accept, each once, of Encaps; not both gue and fou, which share one port. An agent for
 	// VS/DR alone has none.
 	Encaps    []string

@@ -57,6 +57,9 @@ func ParseRealserver(name string, text []byte) (*Realserver, error) {
 		return slices.ContainsFunc(r.Encaps, func(name string) bool { return has(name, property) })
 	}
 	noTunnel := noTunnel(t)
+	if r.ForeignVIPs = !t.boolean("own_vips", true); r.ForeignVIPs && noTunnel {
+		t.faultAt("own_vips", "false, and encap is empty: the agent would have nothing to do: leave one of them out")
+	}
 	if r.Key, r.HasKey = readKey(t); r.HasKey && (len(r.Encaps) > 0 || noTunnel) && !some(encap.Kind.HasKey) {
 		t.faultAt("encap_key", "%s a key, and encap has no %s: leave it out", only(encap.Kind.HasKey),
 			words.OneOf(encapsWith(encap.Kind.HasKey)))

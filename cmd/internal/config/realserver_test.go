@@ -61,10 +61,12 @@ func TestRealserverEveryKey(t *testing.T) {
 		HasKey:    true,
 		MSS:       1400,
 		Table:     100,
-		Control:   "/run/vstun/realserver.sock",
-		Metrics:   netip.MustParseAddrPort("0.0.0.0:9465"),
-		Log:       slog.LevelWarn,
-		Warnings: []string{"x.toml:10: realserver: encap_port: only gue and fou have a port, and encap has " +
+
+		ForeignVIPs: true,
+		Control:     "/run/vstun/realserver.sock",
+		Metrics:     netip.MustParseAddrPort("0.0.0.0:9465"),
+		Log:         slog.LevelWarn,
+		Warnings: []string{"x.toml:11: realserver: encap_port: only gue and fou have a port, and encap has " +
 			"neither: leave it out"},
 	}
 	if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{},
@@ -115,7 +117,11 @@ func TestRealserverFaults(t *testing.T) {
 		}},
 		{"unknown key", with("colour = 1"), []string{`realserver: colour: unknown key: want tun, queues, offload, ` +
 			`vips, directors, encap, encap_port, mss, table, control, metrics, log, fast_path, ` +
-			`fast_path_devices or encap_key`}},
+			`fast_path_devices, own_vips or encap_key`}},
+		{"own_vips a string", with(`own_vips = "no"`), []string{`realserver: own_vips: "no" is of the wrong type: ` +
+			`want true or false`}},
+		{"own_vips without a tunnel", with("own_vips = false\nencap = []"), []string{`realserver: own_vips: false, ` +
+			`and encap is empty: the agent would have nothing to do: leave one of them out`}},
 		{"misspelt key", with("director = 1"), []string{`realserver: director: unknown key: did you mean directors?`}},
 		{"vips empty", vips("[]"), []string{`realserver: vips: is empty: want an IPv4 or IPv6 address, or an array ` +
 			`of them`}},

@@ -48,6 +48,9 @@ func (res *result) answers(cfg *config.Realserver, st *api.RealserverStatus) {
 // answersOf examines the route of answers from one VIP.
 func (res *result) answersOf(cfg *config.Realserver, st *api.RealserverStatus, vip netip.Addr) {
 	if _, local, err := query.LocalLink(vip); err != nil || !local {
+		if err == nil && cfg.ForeignVIPs && cfg.MSS != config.MSSOff {
+			res.forwardedAnswers(cfg, st, vip)
+		}
 		return // another check records that
 	}
 	hop, ok, err := query.Lookup(outside[vip.Is6()], vip)

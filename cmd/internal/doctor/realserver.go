@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"vstun/cmd/internal/api"
@@ -42,7 +43,7 @@ func (s *Realserver) Examine(ctx context.Context) (*Report, error) {
 	}
 	if running {
 		checks = append(checks,
-			check{"vips", func(_ context.Context, res *result) { res.ownVIPs(s.Config) }},
+			check{"vips", func(_ context.Context, res *result) { res.realserverVIPs(s.Config) }},
 			check{"rp_filter", func(ctx context.Context, res *result) { res.realserverFilters(ctx, s.Config) }},
 			check{"arp", func(_ context.Context, res *result) { res.arp(s.Config) }})
 	}
@@ -88,27 +89,35 @@ func (res *result) directors(cfg *config.Realserver) {
 	}
 }
 
-// ownVIPs examines whether the agent's device has the VIPs.
-func (res *result) ownVIPs(cfg *config.Realserver) {
+// realserverVIPs examines whether the agent's device is up, and the VIPs are where they should be.
+func (res *result) realserverVIPs(cfg *config.Realserver) {
 	devices, err := query.Devices()
 	if res.failed(err) {
 		return
 	}
-	owner := map[netip.Addr]string{}
-	up := false
-	for _, d := range devices {
-		up = up || d.Name == cfg.TUN && d.Up
-		for _, p := range d.Addrs {
-			if owner[p.Addr()] != cfg.TUN {
-				owner[p.Addr()] = d.Name
-			}
-		}
-	}
+	up := slices.ContainsFunc(devices, func(d query.Device) bool { return d.Name == cfg.TUN && d.Up })
 	if !up {
 		res.find(Finding{Severity: Error, Where: cfg.TUN, What: "the device is gone, or down",
 			Why:     noDevice(cfg),
 			Fix:     fmt.Sprintf("ip link set %s up", cfg.TUN),
 			Remarks: []string{"if it is gone: systemctl restart vstun-realserver"}})
+	}
+	if cfg.ForeignVIPs {
+		res.foreignVIPs(cfg, devices)
+	} else {
+		res.ownVIPs(cfg, devices)
+	}
+}
+
+// ownVIPs examines whether the agent's device has the VIPs.
+func (res *result) ownVIPs(cfg *config.Realserver, devices []query.Device) {
+	owner := map[netip.Addr]string{}
+	for _, d := range devices {
+		for _, p := range d.Addrs {
+			if owner[p.Addr()] != cfg.TUN {
+				owner[p.Addr()] = d.Name
+			}
+		}
 	}
 	for _, vip := range cfg.VIPs {
 		f := Finding{Severity: Error, Where: fmt.Sprintf("VIP %s", vip),
@@ -255,7 +264,11 @@ func (res *result) realserverFirewall(s *Realserver) {
 	if res.failed(err) {
 		return
 	}
-	for _, vip := range s.Config.VIPs {
+	here, err := served(s.Config)
+	if res.failed(err) {
+		return
+	}
+	for _, vip := range here {
 		for _, port := range portsFor(listeners, vip) {
 			all = append(all, requestsTo(s.Config, netip.AddrPortFrom(vip, port), func(a netip.Addr) string {
 				hop, _, _ := query.Lookup(a, netip.Addr{})
@@ -273,8 +286,11 @@ func (res *result) realserverFirewall(s *Realserver) {
 	}
 	all = append(all, portChecks(&s.Config.WireGuard, lookup)...)
 	var legacy []string
-	if len(s.Config.Encaps) > 0 {
+	if len(s.Config.Encaps) > 0 && len(here) > 0 {
 		legacy = append(legacy, "INPUT -i "+s.Config.TUN)
+	}
+	if len(here) < len(s.Config.VIPs) {
+		legacy = append(legacy, "FORWARD -i "+s.Config.TUN)
 	}
 	res.firewall(all, legacy...)
 }

@@ -95,7 +95,15 @@ func (res *result) servers(cfg *config.Realserver) {
 	if res.failed(err) {
 		return
 	}
-	for _, vip := range cfg.VIPs {
+	here, err := served(cfg)
+	if res.failed(err) {
+		return
+	}
+	if len(here) == 0 {
+		res.fine("no VIP is an address of this host: its own servers get no packets of theirs")
+		return
+	}
+	for _, vip := range here {
 		ports := portsFor(tcp, vip)
 		served := slices.ContainsFunc(udp, func(l listener) bool { return l.at.Addr() == vip })
 		if len(ports) == 0 && !served {

@@ -393,6 +393,7 @@ func TestReloadOfEveryKeyOfAgent(t *testing.T) {
 		"realserver.queues":     {"queues = 7"},
 		"realserver.offload":    {`offload = "off"`},
 		"realserver.vips":       {`vips = ["198.51.100.81"]`},
+		"realserver.own_vips":   {"own_vips = false"},
 		"realserver.directors":  {`directors = ["10.0.2.0/24"]`},
 		"realserver.encap":      {`encap = ["ipip", "gre", "wireguard"]`},
 		"realserver.encap_port": {"encap_port = 6081"},
