@@ -73,6 +73,7 @@ func (res *result) evaluate(rules *nft.Ruleset, c pathCheck, reported *[]*nft.Ch
 			spec.IIF = ""
 		}
 		v := rules.Evaluate(&spec, hook)
+		c.spec.State = spec.State
 		if v.Drops == nft.No || slices.Contains(*reported, v.Chain) {
 			continue
 		}

@@ -17,6 +17,7 @@ import (
 type evaluation struct {
 	*Ruleset
 	*PacketSpec
+	early         bool // connection tracking comes later: notrack has an effect
 	maybeAccepted bool // a rule whose conditions are Maybe has accepted the packet
 	drops         Tristate
 }
@@ -135,7 +136,12 @@ func (e *evaluation) rule(c *Chain, rule *nftables.Rule) (holds Tristate, verdic
 			verdict = x
 		case *expr.Reject:
 			verdict = &expr.Verdict{Kind: expr.VerdictDrop}
+		case *expr.Notrack:
+			e.notrack(holds)
 		case *expr.Target:
+			if notracks(x) {
+				e.notrack(holds)
+			}
 			if x.Name == "REJECT" || x.Name == "DROP" {
 				verdict = &expr.Verdict{Kind: expr.VerdictDrop}
 			}
@@ -145,6 +151,13 @@ func (e *evaluation) rule(c *Chain, rule *nftables.Rule) (holds Tristate, verdic
 		}
 	}
 	return holds, verdict
+}
+
+// notrack keeps the packet from connection tracking. holds is the value of the rule's conditions.
+func (e *evaluation) notrack(holds Tristate) {
+	if e.early && holds == Yes {
+		e.State = Untracked
+	}
 }
 
 func (r registers) set(register uint32, value []byte) {

@@ -39,6 +39,7 @@ const (
 	Established = State(expr.CtStateBitESTABLISHED)
 	Related     = State(expr.CtStateBitRELATED)
 	Invalid     = State(expr.CtStateBitINVALID)
+	Untracked   = State(expr.CtStateBitUNTRACKED)
 )
 
 // PacketSpec is a packet as the firewall sees it.
@@ -154,11 +155,12 @@ func familyName(f nftables.TableFamily) string {
 }
 
 // Evaluate returns the verdict on p at a hook. It evaluates the hook's base chains by priority, until one drops the
-// packet.
+// packet. A rule with notrack changes p.State, also for the hooks that follow.
 func (r *Ruleset) Evaluate(p *PacketSpec, hook Hook) Verdict {
 	worst := Verdict{}
 	for _, c := range r.baseChains(packet.Version(p.Packet), hook) {
-		e := evaluation{Ruleset: r, PacketSpec: p}
+		const conntrack = -200 // NF_IP_PRI_CONNTRACK of linux/netfilter_ipv4.h
+		e := evaluation{Ruleset: r, PacketSpec: p, early: *c.chain.Priority < conntrack}
 		if end := e.chain(c, Yes, 0); end == passes && c.PolicyDrop {
 			e.drop(Yes)
 		}

@@ -131,3 +131,58 @@ func request(vip netip.Addr) []byte {
 		Src: netip.MustParseAddr("2001:db8::1").As16(), Dst: vip.As16()})
 	return append(h, syn...)
 }
+
+// TestNotrack: rules that keep packets from connection tracking have an effect in front of it, and no packet is invalid
+// then.
+func TestNotrack(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("SKIPPED: needs root for network namespaces")
+	}
+	for tool, debian := range map[string]string{"nft": "nftables", "iptables-nft": "iptables"} {
+		if _, err := exec.LookPath(tool); err != nil {
+			t.Skipf("SKIPPED: needs %s: apt-get install %s", tool, debian)
+		}
+	}
+	l, err := lab.New(lab.Spec{Prefix: fmt.Sprintf("notrack%d", os.Getpid())})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	chain := func(priority, rule string) string {
+		return "nft add table inet n; nft add chain inet n p '{ type filter hook prerouting priority " + priority +
+			"; }'; nft add rule inet n p " + rule
+	}
+	for _, c := range []struct {
+		name, commands string
+		drops          Tristate
+	}{
+		{"none", "true", Yes},
+		{"notrack", chain("raw", "ip daddr 198.51.100.80 notrack"), No},
+		{"for another address", chain("raw", "ip daddr 198.51.100.81 notrack"), Yes},
+		{"too late", chain("-200", "notrack"), Yes},
+		{"perhaps", chain("raw", "limit rate 1/second notrack"), Yes},
+		{"iptables", "iptables-nft -t raw -A PREROUTING -d 198.51.100.80 -j CT --notrack", No},
+		{"iptables with a zone", "iptables-nft -t raw -A PREROUTING -d 198.51.100.80 -j CT --zone 7", Yes},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			commands := "nft flush ruleset; nft add table inet t; nft add chain inet t f '{ type filter hook forward " +
+				"priority 0; }'; nft add rule inet t f ct state invalid drop; " + c.commands
+			if out, err := l.Director.Run(exec.Command("sh", "-ec", commands)); err != nil {
+				t.Skipf("SKIPPED: needs a kernel with this expression: %v: %s", err, out)
+			}
+			var rules *Ruleset
+			if err := l.Director.Do(func() (err error) {
+				rules, err = Read()
+				return err
+			}); err != nil {
+				t.Fatal(err)
+			}
+			p := PacketSpec{Packet: request(netip.MustParseAddr("198.51.100.80")), IIF: "eth0", OIF: "vs0",
+				State: Invalid, Index: map[string]int{"eth0": 2, "vs0": 3}}
+			rules.Evaluate(&p, Prerouting)
+			if v := rules.Evaluate(&p, Forward); v.Drops != c.drops {
+				t.Errorf("%v, want %v", v.Drops, c.drops)
+			}
+		})
+	}
+}

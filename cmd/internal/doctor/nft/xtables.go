@@ -50,3 +50,10 @@ func (e *evaluation) conntrack(flags, invert, mask uint16) Tristate {
 	in := uint32(mask)&uint32(e.State) != 0
 	return tristate(in != (xt.ConntrackFlags(invert)&xt.ConntrackState != 0))
 }
+
+// notracks reports whether a target of xtables keeps the packet from connection tracking: the first field of CT's
+// xt_ct_target_info is its flags, of which XT_CT_NOTRACK is 1 (include/uapi/linux/netfilter/xt_CT.h).
+func notracks(t *expr.Target) bool {
+	info, ok := t.Info.(*xt.Unknown)
+	return t.Name == "NOTRACK" || t.Name == "CT" && ok && len(*info) >= 2 && binary.NativeEndian.Uint16(*info)&1 != 0
+}
