@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"vstun/cmd/internal/lab"
 	"vstun/testdata/testkit"
 )
 
@@ -61,13 +62,7 @@ func mustServeFromContainers(t *testing.T, pod *podman, user string, ownNetwork 
 			c.Network, c.From = "ns:/run/netns/"+p.host.Namespace, "/run/netns/"+s.Client.Namespace
 		}
 		sysctls, _ := pod.run(c, p.name, "check", "--sysctls", "-c", p.config)
-		got := run(t, p.host, sysctls)
-		if got.code != 0 {
-			t.Fatalf("check --sysctls of %s: exit status %d: %s", p, got.code, got.stderr)
-		}
-		for line := range strings.Lines(got.stdout) {
-			s.shell(p.host, "sysctl -qw "+strings.ReplaceAll(strings.TrimSpace(line), " = ", "="))
-		}
+		s.presetSysctls(p.host, sysctls)
 		testkit.Within(t, "the addresses are settled", soon, func() bool { return settled(t, p.host) })
 		before[p.host.Name] = observe(t, p.host)
 		cmd, name := pod.run(c, p.name, "run", "-c", p.config)
@@ -94,5 +89,18 @@ func mustServeFromContainers(t *testing.T, pod *podman, user string, ownNetwork 
 	if out, err := exec.Command("ip", "-o", "link", "show", "type", "tun").Output(); err == nil &&
 		strings.Contains(string(out), "vs0") {
 		t.Errorf("the machine's own network has the device:\n%s", out)
+	}
+}
+
+// presetSysctls sets the sysctls of h that a command prints, which runs check --sysctls. In a container they are
+// read-only.
+func (s *site) presetSysctls(h *lab.Host, check *exec.Cmd) {
+	s.t.Helper()
+	got := run(s.t, h, check)
+	if got.code != 0 {
+		s.t.Fatalf("check --sysctls on %s: exit status %d: %s", h.Name, got.code, got.stderr)
+	}
+	for line := range strings.Lines(got.stdout) {
+		s.shell(h, "sysctl -qw "+strings.ReplaceAll(strings.TrimSpace(line), " = ", "="))
 	}
 }

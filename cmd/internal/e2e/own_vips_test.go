@@ -73,16 +73,16 @@ func (n *node) translate() {
 	rules += fmt.Sprintf("}\nchain postrouting { type nat hook postrouting priority srcnat;\n%s saddr %s ct state new "+
 		"masquerade\n}\nchain forward { type filter hook forward priority filter;\nct state invalid drop\n}\n}\n",
 		n.family, n.podAddr)
-	n.nft(rules)
+	n.nft(n.host, rules)
 }
 
-// nft loads rules on the node.
-func (n *node) nft(rules string) {
-	n.t.Helper()
+// nft loads rules on h.
+func (s *site) nft(h *lab.Host, rules string) {
+	s.t.Helper()
 	cmd := exec.Command("nft", "-f", "-")
 	cmd.Stdin = strings.NewReader(rules)
-	if got := run(n.t, n.host, cmd); got.code != 0 {
-		n.t.Fatalf("nft: %s\n%s", got.stderr, rules)
+	if got := run(s.t, h, cmd); got.code != 0 {
+		s.t.Fatalf("nft: %s\n%s", got.stderr, rules)
 	}
 }
 
@@ -155,7 +155,11 @@ func TestForeignVIPs(t *testing.T) {
 			t.Errorf("%d answers have passed the director", k)
 		}
 		n.shell(n.Client, "ip route flush cache; ip -6 route flush cache")
-		n.nft(n.manualRule())
+		var more []string
+		if ipv6 {
+			more = []string{"ip daddr", "ip6 daddr", "1440", "1400"}
+		}
+		n.nft(n.host, n.manualRules("cmd/realserver/README.md", more...))
 		if mss := sendMSS(t, n.dial("tcp", 81)); mss != fits {
 			t.Errorf("with the manual's rule the client sends segments of %d bytes, want %d", mss, fits)
 		}
@@ -193,19 +197,16 @@ func (n *node) mustTransfer(c net.Conn, size int) {
 	}
 }
 
-// manualRule returns the rules of the manual that lower the MSS, for the VIP.
-func (n *node) manualRule() string {
-	n.t.Helper()
-	for _, p := range testkit.Manual(n.t) {
+// manualRules returns the nftables rules of a page of the manual, for the site's VIP. more are further replacements.
+func (s *site) manualRules(page string, more ...string) string {
+	s.t.Helper()
+	for _, p := range testkit.Manual(s.t) {
 		_, rest, there := strings.Cut(p.Text, "nft -f - <<'END'\n")
-		if rules, _, _ := strings.Cut(rest, "\nEND"); p.Name == "cmd/realserver/README.md" && there {
-			if n.family == "ip6" {
-				rules = strings.NewReplacer("ip daddr", "ip6 daddr", "1440", "1400").Replace(rules)
-			}
-			return strings.ReplaceAll(rules, "198.51.100.80", n.VIP.String())
+		if rules, _, _ := strings.Cut(rest, "\nEND"); p.Name == page && there {
+			return strings.NewReplacer(append(more, "198.51.100.80", s.VIP.String())...).Replace(rules)
 		}
 	}
-	n.t.Fatal("the manual has no rule")
+	s.t.Fatalf("%s has no rules", page)
 	return ""
 }
 
@@ -287,6 +288,13 @@ func TestForeignVIPsOnDevice(t *testing.T) {
 		n.mustRefuse()
 		mustBecome(t, "after the reload back", before, n.host)
 		n.shell(n.host, add)
+		testkit.Within(t, "the new address is served", soon, func() bool {
+			c, err := n.Client.Dial("tcp", n.at(80))
+			if err == nil {
+				c.Close()
+			}
+			return err == nil
+		})
 		n.mustServe(n.host.Name)
 		n.shell(n.host, "ip link del kube-ipvs0; ip address add "+single(n.VIP).String()+" dev eth0")
 		agent.mustName(symptom{"vips", []string{"warning", "it is on eth0, which has neighbours", "ip addr del"}})
@@ -320,4 +328,37 @@ func (n *node) mustRefuse() {
 	if k := tunnelled(); k > 8 { // the TTL ends a loop behind 20
 		n.t.Errorf("its packets have passed the director %d times: %v", k, err)
 	}
+}
+
+// TestDirectorBesideKubeProxy: kube-proxy's rules on a director's host translate clients' packets, and the director's
+// checks, before the director gets them. The manual's rules prevent that.
+func TestDirectorBesideKubeProxy(t *testing.T) {
+	t.Parallel()
+	testkit.Families(t, func(t *testing.T, ipv6 bool) {
+		needDoctorsTools(t)
+		s := newSite(t, 1, nil)
+		s.needFirewall()
+		family, pod, more := "ip", "10.244.9.9", []string(nil)
+		if s.speak(ipv6); ipv6 {
+			family, pod, more = "ip6", "fd00:244::9", []string{"ip daddr", "ip6 daddr"}
+		}
+		chain := fmt.Sprintf("priority dstnat;\n%s daddr %s tcp dport 80 dnat %s to %s\n}\n", family, s.VIP, family,
+			netip.AddrPortFrom(netip.MustParseAddr(pod), 8080))
+		s.nft(s.Director, "table inet kube {\nchain prerouting { type nat hook prerouting "+chain+
+			"chain output { type nat hook output "+strings.Replace(chain, "dstnat", "-100", 1)+
+			"chain forward { type filter hook forward priority filter;\nct state invalid drop\n}\n}\n")
+		s.startAgents("")
+		s.namedEchoAt(s.Webs[0], ":80")
+		s.startDirectorWith(fmt.Sprintf("[[service]]\nname = \"web\"\nvip = %q\nprotocol = \"tcp\"\nport = 80\n"+
+			"check = { type = \"tcp\", interval = \"200ms\", timeout = \"150ms\" }\nrealserver = [ %s ]\n", s.VIP,
+			s.realserver(0, "80")))
+		health := func() string { return s.director.balance().Services[0].Realservers[0].Health }
+		testkit.Within(t, "the checks are translated, and fail", soon, func() bool { return health() == "down" })
+		s.nft(s.Director, s.manualRules("cmd/director/containers.md", more...))
+		testkit.Within(t, "the checks get through", soon, func() bool { return health() == "up" })
+		for range 3 {
+			s.mustBeServedBy(80, s.Webs[0].Name)
+		}
+		s.director.mustFindNothing("beside kube-proxy, with the manual's rules")
+	})
 }
