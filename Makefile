@@ -1,11 +1,11 @@
-# make demo | test | race | busy | long | slowpath | uploads | rate | ha | bulk | kills | restarts | soak | interop | bench | trace | build | install | uninstall | package | image | lint | fuzz | bpf | deps | clean
+# make demo | test | race | busy | long | slowpath | uploads | rate | ha | bulk | kills | restarts | soak | interop | bench | trace | build | install | uninstall | package | image | release | arm64 | lint | fuzz | bpf | deps | clean
 
 GO       ?= go
 FUZZTIME ?= 30s
 
 export PATH := $(PATH):/usr/local/go/bin:/usr/sbin:/sbin
 
-.PHONY: all build install uninstall package image demo test race busy long slowpath uploads rate ha bulk kills restarts soak interop bench trace lint fuzz bpf deps clean
+.PHONY: all build install uninstall package image release arm64 demo test race busy long slowpath uploads rate ha bulk kills restarts soak interop bench trace lint fuzz bpf deps clean
 all: build
 
 build:
@@ -20,13 +20,17 @@ install: build
 uninstall:
 	DESTDIR="$(DESTDIR)" PREFIX="$(PREFIX)" .ci/install --remove bin $(PROGRAMS)
 
-# Debian packages of both, in bin/. DEBFULLNAME and DEBEMAIL are their maintainer.
+# Packages of both for this machine, in bin/: deb, rpm and apk, or FORMATS. DEBFULLNAME and DEBEMAIL are their maintainer.
 package:
 	.ci/package bin
 
 # The OCI image of both, for amd64 and arm64, as bin/vstun-image.tar: podman load -i bin/vstun-image.tar
 image:
 	.ci/image bin
+
+# All files of a release for amd64 and arm64, with checksums and SBOMs, in bin/release. One commit gives the same bytes everywhere.
+release:
+	.ci/release bin/release
 
 # Five hosts in network namespaces, the real programs, requests through the VIP. `make demo STAY=1` leaves it up; IPV6=1 is for IPv6;
 # LAN=1 puts the VIP into the director's subnet; HA=1 has two directors there, one of which is killed.
@@ -45,11 +49,16 @@ race: deps
 busy: deps
 	.ci/busy $(or $(RUNS),1) $(RUN)
 
-# The long forms of tests that make test has short: more packets, reloads, requests and time; lintian.
+# The long forms of tests that make test has short: more packets, reloads, requests and time; lintian; two releases.
 LONG := TestAgentReload|TestConnectionStays|TestDeathUnderLoad|TestHostileRealserver|TestKeptConnections|TestPackages|TestReloadStorm|TestWireGuardGoesOn
 long: deps
 	VSTUN_FULL=1 $(GO) test -count=1 -timeout 40m -run '^($(LONG))$$|^TestChecksInFlood$$/^(10vips|narrow)$$' -v ./cmd/internal/e2e
 	VSTUN_FULL=1 $(GO) test -count=1 -run '^TestRefused$$' -v ./encap/wireguard
+	VSTUN_FULL=1 $(GO) test -count=1 -timeout 30m -run '^TestRelease$$' -v ./cmd/internal/e2e
+
+# Unit tests of the packages without devices, netlink, BPF and raw sockets, as arm64 programs, by qemu-user.
+arm64: deps
+	GO=$(GO) .ci/arm64
 
 # The tests of the packet path without the fast path in the kernel: at both ends, or with OFF=director or OFF=realserver at one.
 SLOWPATH := Answers|ConnectionStays|Distribution|Download|Fragments|Hostile|HostRestored|ICMPv6|LeftConnections|LocalNode|Methods|Mixed|NAT|Offloads|OnePacket|Path|Ping|TAP|Tunnel|UDP|Upload|Whole
@@ -107,7 +116,9 @@ trace: build
 lint:
 	@unformatted=$$(gofmt -l .); [ -z "$$unformatted" ] || { echo "gofmt: $$unformatted"; exit 1; }
 	$(GO) vet ./... ./testdata/testkit
+	$(GO) -C .ci/tools vet ./...
 	$(GO) tool staticcheck ./... ./testdata/testkit
+	staticcheck=$$($(GO) tool -n staticcheck) && cd .ci/tools && "$$staticcheck" ./...
 	$(GO) run ./cmd/internal/lint
 
 fuzz:

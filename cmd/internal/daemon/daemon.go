@@ -18,11 +18,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// release is the version under development.
+// release is the version under development. .ci/version reads it from this line.
 const release = "0.1.0"
+
+// commit is what .ci/static sets by the linker; otherwise "".
+var commit string
 
 // Version returns the release and, if the build knows it, the commit.
 func Version() string {
+	if commit != "" {
+		return release + "+" + commit
+	}
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
 		return release

@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"vstun/cmd/internal/daemon"
 )
 
 // podman has the image of both programs, in a store of its own that ends with the test.
@@ -110,7 +112,8 @@ func (p *podman) run(c container, command ...string) (cmd *exec.Cmd, name string
 	for _, m := range c.Mounts {
 		args = append(args, "--volume", m+":"+m)
 	}
-	args = append(args, "vstun:0.1.0")
+	release, _, _ := strings.Cut(daemon.Version(), "+")
+	args = append(args, "vstun:"+release)
 	cmd = p.command(append(args, command...)...)
 	if c.From != "" {
 		env := cmd.Env

@@ -11,16 +11,21 @@ import (
 	"vstun/testdata/testkit"
 )
 
-// TestPackages makes both Debian packages and installs them in their own root. With VSTUN_FULL lintian checks them. If
-// systemd runs in namespaces, it runs them as an operator does, from installation to removal.
+// TestPackages makes the packages of both programs in every format and installs them in a root of their own. With
+// VSTUN_FULL lintian checks the Debian ones. If systemd runs in namespaces, it runs the programs as an operator does,
+// from installation to removal.
 func TestPackages(t *testing.T) {
 	t.Parallel()
 	needMachine(t)
 	if testing.Short() || raceDetector {
 		t.Skip("SKIPPED: packages take a while to make: without -short and -race")
 	}
-	debs := makePackages(t)
+	made := makePackages(t)
+	debs := made["deb"]
 	t.Run("Install", func(t *testing.T) { installPackages(t, debs) })
+	t.Run("RPM", func(t *testing.T) { installRPMs(t, made["rpm"]) })
+	t.Run("APK", func(t *testing.T) { unpackAPKs(t, made["apk"]) })
+	t.Run("APKTools", func(t *testing.T) { installAPKs(t, made["apk"]) })
 	t.Run("Lintian", func(t *testing.T) {
 		if !full() {
 			t.Skip("SKIPPED: takes half a minute: set VSTUN_FULL=1")
@@ -34,32 +39,34 @@ func TestPackages(t *testing.T) {
 		}
 	})
 	t.Run("Systemd", func(t *testing.T) { runPackages(t, debs) })
+	t.Run("SystemdRPM", func(t *testing.T) { runRPMs(t, made["rpm"]) })
 }
 
-// makePackages runs make package, and returns the files by program.
-func makePackages(t *testing.T) map[string]string {
+// makePackages runs make package, and returns the files by format and program.
+func makePackages(t *testing.T) map[string]map[string]string {
 	t.Helper()
 	needTool(t, "dpkg-deb", "dpkg")
 	dir := t.TempDir()
-	nfpm := filepath.Join(dir, "nfpm")
-	if out, err := exec.Command("go", "-C", "../../../.ci/nfpm", "build", "-o", nfpm,
-		"github.com/goreleaser/nfpm/v2/cmd/nfpm").CombinedOutput(); err != nil {
+	if out, err := exec.Command("go", "-C", "../../../.ci/tools", "tool", "-n", "nfpm").CombinedOutput(); err != nil {
 		t.Skipf("SKIPPED: nfpm can't be built here: %v\n%s", err, out)
 	}
 	cmd := exec.Command("../../../.ci/package", dir)
-	cmd.Env = append(os.Environ(), "NFPM="+nfpm, "DEBFULLNAME=", "DEBEMAIL=") // as without a configured maintainer
+	cmd.Env = append(os.Environ(), "DEBFULLNAME=", "DEBEMAIL=") // as without a configured maintainer
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	debs := map[string]string{}
-	for _, program := range []string{"director", "realserver"} {
-		files, err := filepath.Glob(filepath.Join(dir, "vstun-"+program+"_*.deb"))
-		if err != nil || len(files) != 1 {
-			t.Fatalf("packages of %s: %q %v", program, files, err)
+	made := map[string]map[string]string{}
+	for _, format := range []string{"deb", "rpm", "apk"} {
+		made[format] = map[string]string{}
+		for _, program := range []string{"director", "realserver"} {
+			files, err := filepath.Glob(filepath.Join(dir, "vstun-"+program+"*."+format))
+			if err != nil || len(files) != 1 {
+				t.Fatalf("%s packages of %s: %q %v", format, program, files, err)
+			}
+			made[format][program] = files[0]
 		}
-		debs[program] = files[0]
 	}
-	return debs
+	return made
 }
 
 // installPackages checks the files of an installation, runs the programs, and checks that removal leaves nothing.
@@ -82,51 +89,59 @@ func installPackages(t *testing.T, debs map[string]string) {
 	}
 	dpkg("-i", debs["director"], debs["realserver"])
 	for program := range debs {
+		mustBeInstalled(t, root, program)
 		unit := "vstun-" + program + ".service"
-		text, err := os.ReadFile(filepath.Join(root, "usr/lib/systemd/system", unit))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if want := installedUnit(t, program); string(text) != want {
-			t.Errorf("the unit of the package:\n%s\nis not that of make install:\n%s", text, want)
-		}
-		about, _, _ := strings.Cut(string(text), "[Service]")
-		documentation := "\nDocumentation=man:" + program + "(8) file:/usr/share/doc/vstun-" + program + "/README.md\n"
-		if !strings.Contains(about, documentation) {
-			t.Errorf("%s has no documentation:\n%s", unit, about)
-		}
-		if !strings.Contains(string(text), "\nExecStart=/usr/bin/"+program+" run -c /etc/vstun/"+program+".toml\n") ||
-			strings.Contains(string(text), "/usr/local") ||
-			!strings.Contains(about, "\nConditionPathExists=/etc/vstun/"+program+".toml\n") {
-			t.Errorf("%s:\n%s", unit, text)
-		}
 		if _, err := os.Lstat(filepath.Join(root, "etc/systemd/system/multi-user.target.wants", unit)); err != nil {
 			t.Errorf("%s is not enabled: %v", unit, err)
-		}
-		for _, page := range testkit.Manual(t) {
-			got, err := os.ReadFile(filepath.Join(root, "usr/share/doc/vstun-"+program, page.Name))
-			if err != nil || string(got) != page.Text {
-				t.Errorf("%s: page %s of the manual: %d bytes, %v", program, page.Name, len(got), err)
-			}
-		}
-		example := filepath.Join(root, "usr/share/doc/vstun-"+program, "examples", program+".toml")
-		if out, err := exec.Command(filepath.Join(root, "usr/bin", program), "check", "-c",
-			example).CombinedOutput(); err != nil {
-			t.Errorf("the example of %s: %v\n%s", program, err, out)
-		}
-		for _, file := range []string{"share/man/man8/" + program + ".8.gz", "share/man/man8/" + program + "-run.8.gz",
-			"share/man/man5/" + program + ".toml.5.gz", "share/doc/vstun-" + program + "/cmd/director/overview.svg",
-			"share/bash-completion/completions/" + program} {
-			if info, err := os.Stat(filepath.Join(root, "usr", file)); err != nil || info.Size() == 0 ||
-				info.Mode().Perm() != 0o644 {
-				t.Errorf("%s: %v %v", file, info, err)
-			}
 		}
 	}
 	dpkg("-P", "vstun-director", "vstun-realserver")
 	for _, dir := range []string{"usr", "etc/vstun", "etc/systemd/system/multi-user.target.wants"} {
 		if _, err := os.Stat(filepath.Join(root, dir)); err == nil {
 			t.Errorf("%s is left", dir)
+		}
+	}
+}
+
+// mustBeInstalled checks what a package has put into a root: the unit, the manual, the example and the completion. The
+// program runs.
+func mustBeInstalled(t *testing.T, root, program string) {
+	t.Helper()
+	unit := "vstun-" + program + ".service"
+	text, err := os.ReadFile(filepath.Join(root, "usr/lib/systemd/system", unit))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := installedUnit(t, program); string(text) != want {
+		t.Errorf("the unit of the package:\n%s\nis not that of make install:\n%s", text, want)
+	}
+	about, _, _ := strings.Cut(string(text), "[Service]")
+	documentation := "\nDocumentation=man:" + program + "(8) file:/usr/share/doc/vstun-" + program + "/README.md\n"
+	if !strings.Contains(about, documentation) {
+		t.Errorf("%s has no documentation:\n%s", unit, about)
+	}
+	if !strings.Contains(string(text), "\nExecStart=/usr/bin/"+program+" run -c /etc/vstun/"+program+".toml\n") ||
+		strings.Contains(string(text), "/usr/local") ||
+		!strings.Contains(about, "\nConditionPathExists=/etc/vstun/"+program+".toml\n") {
+		t.Errorf("%s:\n%s", unit, text)
+	}
+	for _, page := range testkit.Manual(t) {
+		got, err := os.ReadFile(filepath.Join(root, "usr/share/doc/vstun-"+program, page.Name))
+		if err != nil || string(got) != page.Text {
+			t.Errorf("%s: page %s of the manual: %d bytes, %v", program, page.Name, len(got), err)
+		}
+	}
+	example := filepath.Join(root, "usr/share/doc/vstun-"+program, "examples", program+".toml")
+	if out, err := exec.Command(filepath.Join(root, "usr/bin", program), "check", "-c",
+		example).CombinedOutput(); err != nil {
+		t.Errorf("the example of %s: %v\n%s", program, err, out)
+	}
+	for _, file := range []string{"share/man/man8/" + program + ".8.gz", "share/man/man8/" + program + "-run.8.gz",
+		"share/man/man5/" + program + ".toml.5.gz", "share/doc/vstun-" + program + "/cmd/director/overview.svg",
+		"share/bash-completion/completions/" + program} {
+		if info, err := os.Stat(filepath.Join(root, "usr", file)); err != nil || info.Size() == 0 ||
+			info.Mode().Perm() != 0o644 {
+			t.Errorf("%s: %v %v", file, info, err)
 		}
 	}
 }

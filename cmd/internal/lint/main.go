@@ -51,7 +51,7 @@ func check(root fs.FS) (faults []string, err error) {
 		switch {
 		case err != nil:
 			return err
-		case d.IsDir() && path != "." && (strings.HasPrefix(d.Name(), ".") || d.Name() == "testdata"):
+		case d.IsDir() && path != "." && skipped(d.Name()):
 			return fs.SkipDir
 		case d.IsDir():
 			return nil
@@ -69,6 +69,11 @@ func check(root fs.FS) (faults []string, err error) {
 		return nil
 	})
 	return faults, err
+}
+
+// skipped reports whether lint leaves a folder alone: a hidden one, except .ci, or test data.
+func skipped(name string) bool {
+	return strings.HasPrefix(name, ".") && name != ".ci" || name == "testdata"
 }
 
 // checkGo returns the faults of a file of Go.

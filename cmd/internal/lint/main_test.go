@@ -23,6 +23,8 @@ func TestFaults(t *testing.T) {
 		"table":     {"a/README.md", "| " + long + " |\n", ""},
 		"code":      {"a/README.md", "```\n" + long + "\n```\n", ""},
 		"readme":    {"README.md", strings.Repeat("a\n", 201), "README.md: 201 lines"},
+		"tools":     {".ci/tools/a.go", "package a\n\n// " + word + " reads it\n", ".ci/tools/a.go:3: "},
+		"hidden":    {".git/a.go", "nonsense", ""},
 		"testdata":  {"testdata/a.go", "nonsense " + long, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
