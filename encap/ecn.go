@@ -43,3 +43,19 @@ func mergeECN6(outer byte, inner packet.IPv6) drop.Reason {
 	inner.SetTrafficClass(class)
 	return d
 }
+
+// mergeFrameECN applies exitECN to the IP packet in an Ethernet frame, if there is one whose header is right. A frame
+// without IP packet has no mark, and is not dropped.
+func mergeFrameECN(outer byte, frame packet.Ethernet) drop.Reason {
+	if outer&ecnMask == ecnNot {
+		return drop.Accept
+	}
+	at, version := frame.IP()
+	switch p := frame[at:]; {
+	case version == 4 && packet.IPv4(p).Check() == drop.Accept:
+		return mergeECN(outer, packet.IPv4(p))
+	case version == 6 && packet.IPv6(p).Check() == drop.Accept:
+		return mergeECN6(outer, packet.IPv6(p))
+	}
+	return drop.Accept
+}

@@ -26,6 +26,11 @@ import (
 //	          └──────────┴─────┴──────────┴ ─ ─ ─ ─ ┘
 //
 // KindWireGuard is KindIPIP that WireGuard carries.
+//
+// Ethernet frames stand behind a GRE header of the type "Transparent Ethernet Bridging". It is the only header of
+// KindGRE behind the outer IP header. In the other formats it stands where the inner IP packet would: in KindGUE with
+// IP protocol 47 in the GUE header, as Linux's gretap with `encap gue` has it; in KindFOU as GRE in UDP (RFC 8086); in
+// KindWireGuard as GRE between the tunnel addresses. KindIPIP carries no frames.
 type Kind uint8
 
 const (
@@ -44,15 +49,16 @@ type format struct {
 	key      bool   // it may have a key
 	checksum bool   // it may have a checksum
 	sealed   bool   // it is KindIPIP inside WireGuard
+	frames   bool   // it may carry Ethernet frames
 }
 
 var formats = []format{
 	KindIPIP: {name: "ipip"},
-	KindGRE:  {name: "gre", key: true, checksum: true},
-	KindGUE:  {name: "gue", udp: true, checksum: true},
-	KindFOU:  {name: "fou", udp: true, checksum: true},
+	KindGRE:  {name: "gre", key: true, checksum: true, frames: true},
+	KindGUE:  {name: "gue", udp: true, checksum: true, frames: true},
+	KindFOU:  {name: "fou", udp: true, checksum: true, frames: true},
 
-	KindWireGuard: {name: "wireguard", sealed: true},
+	KindWireGuard: {name: "wireguard", sealed: true, frames: true},
 }
 
 // Kinds returns all kinds.
@@ -92,6 +98,9 @@ func (k Kind) HasKey() bool { return int(k) < len(formats) && formats[k].key }
 // HasChecksum reports whether a tunnel of kind k may have a checksum.
 func (k Kind) HasChecksum() bool { return int(k) < len(formats) && formats[k].checksum }
 
+// HasFrames reports whether a tunnel of kind k may carry Ethernet frames.
+func (k Kind) HasFrames() bool { return int(k) < len(formats) && formats[k].frames }
+
 // Overhead4 is what a tunnel of kind k over IPv4, without checksum and key, adds to a packet, in bytes. Of
 // KindWireGuard it is the part inside WireGuard.
 func (k Kind) Overhead4() int {
@@ -106,8 +115,8 @@ func (k Kind) Overhead4() int {
 	return packet.IPv4HeaderLen
 }
 
-// MaxOverhead is the largest Tunnel.Overhead, in bytes: IPv6 with GRE, checksum and key, or with UDP and GUE.
-const MaxOverhead = packet.IPv6HeaderLen + 12
+// MaxOverhead is the largest Tunnel.Overhead, in bytes: IPv6 with UDP, GUE, and GRE for frames.
+const MaxOverhead = packet.IPv6HeaderLen + 16
 
 // Config describes a Tunnel for New.
 type Config struct {
@@ -119,6 +128,11 @@ type Config struct {
 	Checksum            bool   // GRE: with checksum; GUE and FOU: with UDP checksum
 	Key                 uint32 // of GRE, where HasKey is set
 	HasKey              bool
+	// Ethernet: the tunnel carries Ethernet frames, and not IP packets.
+	Ethernet bool
+	// TTL is the TTL or hop limit of the outer header; 0: that of the inner packet, as IPVS has it. With Ethernet it is
+	// not 0. RFC 2003, section 3.1: the outer TTL is one by which the packet reaches the tunnel's end.
+	TTL uint8
 }
 
 // check returns every contradiction in c.
@@ -142,6 +156,8 @@ func (c *Config) check() error {
 	refuse(c.Kind.UDP() != (c.Port != 0), "port %d: want one from 1 on for gue and fou, none for others", c.Port)
 	refuse(!c.Kind.HasChecksum() && c.Checksum, "checksum: %v has none", c.Kind)
 	refuse(!c.Kind.HasKey() && c.HasKey, "key: only gre has one")
+	refuse(!c.Kind.HasFrames() && c.Ethernet, "Ethernet: %v carries IP packets only", c.Kind)
+	refuse(c.Ethernet && c.TTL == 0, "TTL 0: a frame has none to copy")
 	return errors.Join(errs...)
 }
 

@@ -15,11 +15,16 @@ func unfinishedGRE(h packet.GRE) bool {
 	if h.Checksum() == 0 {
 		return true
 	}
-	p := h.Payload()
+	p, version := h.Payload(), h.Version()
+	if h.Type() == packet.EtherTypeTEB && len(p) >= packet.EthernetHeaderLen {
+		var at int
+		at, version = packet.Ethernet(p).IP()
+		p = p[at:]
+	}
 	var t []byte
 	var proto byte
 	var pseudo uint64
-	switch h.Version() {
+	switch version {
 	case 4:
 		in := packet.IPv4(p)
 		if in.Check() != drop.Accept || in.Fragment() {

@@ -16,6 +16,8 @@ type Tunnel struct {
 	ip       uint8  // length of the outer IP header in it, in bytes
 	kind     Kind
 	checksum bool
+	ethernet bool
+	ttl      uint8 // of the outer header; 0: the inner packet's
 }
 
 // New makes the tunnel that c describes. Its error names every contradiction in c.
@@ -23,7 +25,7 @@ func New(c Config) (Tunnel, error) {
 	if err := c.check(); err != nil {
 		return Tunnel{}, fmt.Errorf("tunnel to %v: %w", c.Destination, err)
 	}
-	t := Tunnel{kind: c.Kind, checksum: c.Checksum}
+	t := Tunnel{kind: c.Kind, checksum: c.Checksum, ethernet: c.Ethernet, ttl: c.TTL}
 	proto := t.protocol()
 	if c.Destination.Is4() {
 		from := [4]byte{}
@@ -56,16 +58,33 @@ func New(c Config) (Tunnel, error) {
 	if c.Kind.UDP() {
 		packet.UDP(h).SetDstPort(c.Port)
 	}
+	if c.Ethernet {
+		t.addTEB()
+	}
 	return t, nil
+}
+
+// addTEB makes t a tunnel for Ethernet frames.
+func (t *Tunnel) addTEB() {
+	gre := packet.GRE(t.header[t.ip:])
+	if t.kind != KindGRE {
+		gre = packet.GRE(t.header[t.overhead:])
+		gre.Encode(packet.GREFields{})
+		t.overhead += packet.GREMinLen
+	}
+	gre.SetType(packet.EtherTypeTEB)
+	if t.kind == KindGUE {
+		packet.GUE(t.header[t.ip+packet.UDPHeaderLen:]).SetProto(packet.ProtoGRE)
+	}
 }
 
 // protocol is the outer header's protocol number. For KindIPIP it is the number for IPv4 inside.
 func (t *Tunnel) protocol() byte {
-	switch t.kind {
-	case KindGRE:
-		return packet.ProtoGRE
-	case KindGUE, KindFOU:
+	switch {
+	case t.kind.UDP():
 		return packet.ProtoUDP
+	case t.kind == KindGRE || t.ethernet:
+		return packet.ProtoGRE
 	}
 	return packet.ProtoIPIP
 }
@@ -85,6 +104,7 @@ func (t *Tunnel) Header(version int) []byte {
 	h := append([]byte(nil), t.header[:t.overhead]...)
 	up := h[t.ip:]
 	switch {
+	case t.ethernet:
 	case t.kind == KindGRE:
 		packet.GRE(up).SetVersion(version)
 	case t.kind == KindGUE:
@@ -116,7 +136,7 @@ type Outer struct {
 
 // Wrap puts all headers before the IP packet in b. The packet has been checked and its checksums are finished
 // (Buf.Finish). port is the UDP source port of the kinds that use UDP. Wrap copies DSCP and ECN (RFC 6040, section 4.1,
-// normal mode) and the TTL or hop limit, as IPVS does. It copies DF from an inner IPv4 packet to an outer IPv4 header
+// normal mode) and, without Config.TTL, the TTL or hop limit, as IPVS does. It copies DF from an inner IPv4 packet to an outer IPv4 header
 // (RFC 2003, section 3.1). DF is clear for an inner IPv6 packet (RFC 4213, section 3.2.1), as in IPVS. The kernel fills
 // in ID and checksum of an outer IPv4 header (raw(7)). The flow label of an outer IPv6 header is 0.
 //
@@ -126,6 +146,9 @@ type Outer struct {
 // Wrap does not set lengths and checksums for a GSO packet. The caller calls Seal for each of its segments.
 func (t *Tunnel) Wrap(b *packet.Buf, port uint16) Outer {
 	class, ttl, df, version := outerFields(b.Bytes())
+	if t.ttl != 0 {
+		ttl = t.ttl
+	}
 	h := b.Prepend(int(t.overhead))
 	copy(h, t.header[:])
 	up := h[t.ip:]
@@ -158,6 +181,28 @@ func (t *Tunnel) Wrap(b *packet.Buf, port uint16) Outer {
 		t.seal(b.Bytes(), nil)
 	}
 	return Outer{Class: class, TTL: ttl, DF: df || !t.outerIs4()}
+}
+
+// WrapFrame is Wrap for the Ethernet frame in b, of a tunnel with Config.Ethernet. class is the outer TOS or traffic
+// class. DF is clear over IPv4: the sender of a frame learns of no path MTU. b's Offload counts from where it did before,
+// such as the IP packet in the frame.
+func (t *Tunnel) WrapFrame(b *packet.Buf, port uint16, class uint8) Outer {
+	h := b.Prepend(int(t.overhead))
+	copy(h, t.header[:])
+	if t.kind.UDP() {
+		packet.UDP(h[t.ip:]).SetSrcPort(port)
+	}
+	if t.outerIs4() {
+		packet.IPv4(h).SetTOS(class)
+		packet.IPv4(h).SetTTL(t.ttl)
+	} else {
+		packet.IPv6(h).SetTrafficClass(class)
+		packet.IPv6(h).SetHopLimit(t.ttl)
+	}
+	if b.Offload.GSO == packet.GSONone {
+		t.seal(b.Bytes(), nil)
+	}
+	return Outer{Class: class, TTL: t.ttl, DF: !t.outerIs4()}
 }
 
 // Seal sets the fields that depend on the length and contents of the wrapped packet s: the total length or payload

@@ -73,7 +73,7 @@ func mustNew(t testing.TB, c Config) *Tunnel {
 
 // deliver takes the outer headers off the wrapped packet in b, and takes it through the exit.
 func deliver(c Config, b *packet.Buf) drop.Reason {
-	e := Decapsulator{Kind: c.Kind, Key: c.Key, HasKey: c.HasKey}
+	e := Decapsulator{Kind: c.Kind, Key: c.Key, HasKey: c.HasKey, Ethernet: c.Ethernet}
 	p := b.Bytes()
 	var class, proto byte
 	if c.Destination.Is4() {
@@ -246,10 +246,11 @@ func TestTunnelSays(t *testing.T) {
 		{Config{Kind: KindIPIP, Source: director6, Destination: realserver6}, 40, false},
 		{Config{Kind: KindGRE, Source: director, Destination: realserver}, 24, true},
 		{Config{Kind: KindGRE, Source: director, Destination: realserver, Checksum: true}, 28, true},
-		{Config{Kind: KindGRE, Source: director6, Destination: realserver6, Checksum: true, HasKey: true}, MaxOverhead,
-			false},
+		{Config{Kind: KindGRE, Source: director6, Destination: realserver6, Checksum: true, HasKey: true}, 52, false},
 		{Config{Kind: KindGUE, Source: director, Destination: realserver, Port: 1}, 32, true},
-		{Config{Kind: KindGUE, Source: director6, Destination: realserver6, Port: 1}, MaxOverhead, false},
+		{Config{Kind: KindGUE, Source: director6, Destination: realserver6, Port: 1}, 52, false},
+		{Config{Kind: KindGUE, Source: director6, Destination: realserver6, Port: 1, Ethernet: true, TTL: 1},
+			MaxOverhead, false},
 		{Config{Kind: KindFOU, Source: director, Destination: realserver, Port: 1}, 28, true},
 	} {
 		tunnel := mustNew(t, c.c)
@@ -283,11 +284,13 @@ func TestNewRefuses(t *testing.T) {
 			*c = Config{Kind: KindGUE, Destination: realserver,
 				Port: 1, Checksum: true}
 		},
-		"port 0: want one from 1": func(c *Config) { c.Kind = KindFOU },
-		"port 7: want one from 1": func(c *Config) { c.Port = 7 },
-		"needed for wireguard":    func(c *Config) { c.Kind, c.Source = KindWireGuard, netip.Addr{} },
-		"ipip has none":           func(c *Config) { c.Checksum = true },
-		"only gre has one":        func(c *Config) { c.HasKey = true },
+		"port 0: want one from 1":                func(c *Config) { c.Kind = KindFOU },
+		"port 7: want one from 1":                func(c *Config) { c.Port = 7 },
+		"needed for wireguard":                   func(c *Config) { c.Kind, c.Source = KindWireGuard, netip.Addr{} },
+		"ipip has none":                          func(c *Config) { c.Checksum = true },
+		"only gre has one":                       func(c *Config) { c.HasKey = true },
+		"Ethernet: ipip carries IP packets only": func(c *Config) { c.Ethernet, c.TTL = true, 64 },
+		"TTL 0: a frame has none to copy":        func(c *Config) { c.Kind, c.Ethernet = KindGRE, true },
 	} {
 		c := four
 		edit(&c)

@@ -69,6 +69,9 @@ func (h GRE) Version() int { return etherVersion(h.Type()) }
 // SetVersion writes the protocol type of IP version 4 or 6.
 func (h GRE) SetVersion(version int) { binary.BigEndian.PutUint16(h[2:], EtherType(version)) }
 
+// SetType writes the protocol type.
+func (h GRE) SetType(t uint16) { binary.BigEndian.PutUint16(h[2:], t) }
+
 // Encode writes a header for IPv4, with checksum 0 where it has one, to the front of h. It returns the header's length
 // in bytes.
 func (h GRE) Encode(f GREFields) int {
