@@ -82,7 +82,7 @@ func (m *Manager) undoAddr(r addrRecord, snap snapshot) error {
 
 // scope is the scope in the command that adds a.
 func (a Addr) scope() string {
-	if a.Global {
+	if a.Global || a.Preferred {
 		return ""
 	}
 	return " scope host"
@@ -91,13 +91,16 @@ func (a Addr) scope() string {
 // kernel returns a as netlink has it.
 func (a Addr) kernel() *netlink.Addr {
 	k := &netlink.Addr{IPNet: kernel.IPNet(a.Prefix), Scope: unix.RT_SCOPE_HOST}
-	if a.Global {
+	if a.Global || a.Preferred {
 		k.Scope = unix.RT_SCOPE_UNIVERSE
 	}
 	if a.Prefix.Addr().Is4() {
 		k.Broadcast = net.IPv4zero // none
 	} else {
 		k.Flags = unix.IFA_F_NODAD // every realserver has the address, or another director had it just now
+		if a.Preferred {
+			return k
+		}
 		// The address is deprecated from the start and for ever: the kernel uses it as the source of answers only (RFC
 		// 4862, section 5.5.4; RFC 6724, section 5, rule 3).
 		forever := uint32(math.MaxUint32)

@@ -338,6 +338,38 @@ func TestOpenLeavesANewDeviceOfTheOldNameAlone(t *testing.T) {
 	}
 }
 
+// TestPreferred: a preferred address of either family is one for new connections, with its subnet's route.
+func TestPreferred(t *testing.T) {
+	t.Parallel()
+	newHost(t)
+	setSysctl(t, "net/ipv6/conf/vs0/addr_gen_mode", "1")
+	setSysctl(t, "net/ipv6/conf/vs0/disable_ipv6", "0")
+	before := machineState(t)
+	four, six := netip.MustParsePrefix("10.8.0.1/30"), netip.MustParsePrefix("2001:db8:8::1/64")
+	m := open(t)
+	must(t, m.Set(State{Links: []Link{{Name: "vs0", Up: true}},
+		Addrs: []Addr{{Link: "vs0", Prefix: four, Preferred: true}, {Link: "vs0", Prefix: six, Preferred: true}}}))
+	for _, c := range []struct {
+		family int
+		subnet string
+	}{{netlink.FAMILY_V4, "10.8.0.0/30"}, {netlink.FAMILY_V6, "2001:db8:8::/64"}} {
+		have, err := netlink.AddrList(linkOf(t, "vs0"), c.family)
+		must(t, err)
+		if len(have) != 1 || have[0].Scope != unix.RT_SCOPE_UNIVERSE ||
+			have[0].Flags&(unix.IFA_F_DEPRECATED|unix.IFA_F_TENTATIVE) != 0 {
+			t.Errorf("addresses of vs0: %+v", have)
+		}
+		if routeIn(t, unix.RT_TABLE_MAIN, c.subnet) == nil {
+			t.Errorf("no route to %s", c.subnet)
+		}
+	}
+	if n, err := m.passAgain(); n != 0 || err != nil {
+		t.Errorf("another pass made %d changes, %v", n, err)
+	}
+	must(t, m.Close())
+	sameState(t, before, machineState(t))
+}
+
 func TestIPv6(t *testing.T) {
 	t.Parallel()
 	newHost(t)

@@ -74,12 +74,13 @@ type Link struct {
 	Up         bool
 }
 
-// Addr is an address of a device. The kernel uses it as a source address only in answers: IPv4 addresses get host scope
-// (inet_select_addr in net/ipv4/devinet.c), IPv6 addresses are deprecated (RFC 6724).
+// Addr is an address of a device. Unless it is Preferred, the kernel uses it as a source address only in answers: IPv4
+// addresses get host scope (inet_select_addr in net/ipv4/devinet.c), IPv6 addresses are deprecated (RFC 6724).
 type Addr struct {
-	Link   string
-	Prefix netip.Prefix // the address with its prefix length, usually /32 or /128
-	Global bool         // an IPv4 address like those of `ip addr add`, with its subnet's route
+	Link      string
+	Prefix    netip.Prefix // the address with its prefix length, usually /32 or /128
+	Global    bool         // an IPv4 address like those of `ip addr add`, with its subnet's route
+	Preferred bool         // an address of either family like those of `ip addr add`, for new connections, too
 }
 
 // Route sends Dst out of a device, without a gateway. If it is Unreachable, the kernel answers with ICMP host
