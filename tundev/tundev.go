@@ -27,6 +27,9 @@ type Options struct {
 	Plain  bool // without offloads, even if the kernel has them
 	TAP    bool
 	MAC    [6]byte // of a TAP device: its address for the host
+	// Host: the host uses the device as any other. It has IFF_MULTICAST, a TAP device takes part in ARP, and the kernel
+	// chooses its MAC address.
+	Host bool
 }
 
 // link returns the length of the link-layer header, in bytes.
@@ -66,7 +69,7 @@ func Open(name string, o Options) (*Device, error) {
 	if o.Plain || errors.Is(err, unix.EINVAL) { // a kernel without IFF_VNET_HDR
 		err = d.open(o, openPlain, false)
 	}
-	if err == nil {
+	if err == nil && !o.Host {
 		if err = setUp(name, o); err != nil {
 			err = errors.Join(err, d.Close())
 		}

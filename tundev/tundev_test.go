@@ -415,3 +415,29 @@ func TestTAPDevice(t *testing.T) {
 		}
 	})
 }
+
+// TestHostDevice: a device for the host has multicast, and ARP as far as its kind has it.
+func TestHostDevice(t *testing.T) {
+	both(t, func(t *testing.T, plain bool) {
+		for _, tap := range []bool{false, true} {
+			d, err := Open("site0", Options{Queues: 1, Plain: plain, TAP: tap, Host: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			link, err := netlink.LinkByName("site0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			a := link.Attrs()
+			if arp := a.RawFlags&unix.IFF_NOARP == 0; a.RawFlags&unix.IFF_MULTICAST == 0 || arp != tap {
+				t.Errorf("TAP %v: flags %#x", tap, a.RawFlags)
+			}
+			if tap != (len(a.HardwareAddr) == 6) {
+				t.Errorf("TAP %v: MAC address %v", tap, a.HardwareAddr)
+			}
+			if err := d.Close(); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+}
