@@ -45,6 +45,16 @@ func newSender(bySource bool) (*Sender, error) {
 	return &Sender{four, six}, nil
 }
 
+// Share returns a Sender for another goroutine, by the same sockets. It needs no capability. Closing either one closes
+// both.
+func (s *Sender) Share() *Sender {
+	shared := &Sender{four: newCalls(s.four.fd, unix.AF_INET, s.four.bySource)}
+	if s.six != nil {
+		shared.six = newCalls(s.six.fd, unix.AF_INET6, s.six.bySource)
+	}
+	return shared
+}
+
 // Send sends the first packets of out in order, and returns how many it sent: at most Batch, all of one IP version. In
 // an IPv4 packet the kernel fills in the total length, the checksum, an ID of 0 and a source of 0. It fills in nothing
 // in an IPv6 packet. If the kernel refuses a packet, Send has sent the ones before it. The next call that begins with
@@ -156,6 +166,11 @@ func newRawSender(family int, bySource bool) (*rawSender, error) {
 	if err != nil {
 		return nil, err
 	}
+	return newCalls(fd, family, bySource), nil
+}
+
+// newCalls makes the system calls by which a goroutine sends by the socket fd of family.
+func newCalls(fd *pollfd.FD, family int, bySource bool) *rawSender {
 	s := &rawSender{fd: fd, at: 4, bySource: bySource}
 	namelen := uint32(unix.SizeofSockaddrInet4)
 	if family == unix.AF_INET6 {
@@ -174,7 +189,7 @@ func newRawSender(family int, bySource bool) (*rawSender, error) {
 			h.SetControllen(n)
 		}
 	}
-	return s, nil
+	return s
 }
 
 // send is Sender.Send for packets of the socket's family.

@@ -8,7 +8,9 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -127,6 +129,44 @@ func TestSendBothFamilies(t *testing.T) {
 				!bytes.Equal(got[40:], want[40:]) {
 				t.Fatalf("packet %d is %x", i, got)
 			}
+		}
+	})
+}
+
+// TestShare: two goroutines send by the same sockets, without another descriptor, until one of them closes these.
+func TestShare(t *testing.T) {
+	inNamespace(t, func() {
+		s := mustSender(t)
+		quiet(t)
+		next := capture(t, "lo")
+		open := testkit.Descriptors(t, "")
+		shared := s.Share()
+		if n := testkit.Descriptors(t, ""); n != open {
+			t.Errorf("%d descriptors, had %d", n, open)
+		}
+		const each = 200
+		var senders sync.WaitGroup
+		for i, s := range []*Sender{s, shared} {
+			senders.Go(func() {
+				for range each {
+					sendAll(t, s, []egress.Outgoing{egress.Packet(outer6(10, byte(1+i))), egress.Packet(outer(100, byte(1+i)))})
+				}
+			})
+		}
+		senders.Wait()
+		got := map[byte]int{}
+		for range 4 * each {
+			b := next()
+			got[b[len(b)-1]]++
+		}
+		if got[1] != 2*each || got[2] != 2*each {
+			t.Errorf("packets by their last byte: %v", got)
+		}
+		if err := shared.Close(); err != nil {
+			t.Error(err)
+		}
+		if _, err := s.Send([]egress.Outgoing{egress.Packet(outer(100, 1))}); !errors.Is(err, os.ErrClosed) {
+			t.Errorf("after Close: %v", err)
 		}
 	})
 }
