@@ -121,11 +121,21 @@ func (d *Device) Set(c Config) error {
 		if routes[p.Address] = before[p.Address]; routes[p.Address] == nil {
 			routes[p.Address] = &route{}
 		}
-		routes[p.Address].mtu.Store(int64(p.MTU))
+		if p.MTU > 0 {
+			routes[p.Address].mtu.Store(int64(p.MTU))
+		}
 	}
 	maps.DeleteFunc(d.heard, func(a netip.Addr, _ heard) bool { return routes[a] == nil })
 	d.routes.Store(&routes)
 	return d.follow(rekeyed)
+}
+
+// SetMTU sets the largest packet of the tunnel to a peer, in bytes, as Peer.MTU does. It stays until a Set with another
+// one.
+func (d *Device) SetMTU(address netip.Addr, mtu int) {
+	if r := (*d.routes.Load())[address]; r != nil {
+		r.mtu.Store(int64(mtu))
+	}
 }
 
 // A changed private key holds packets back until the peers have the new one, or for holdMost: without a packet that

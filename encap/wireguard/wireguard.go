@@ -44,7 +44,7 @@ type Peer struct {
 	Endpoint     netip.AddrPort // invalid: the peer begins, and brings it
 	Keepalive    time.Duration  // between messages to an idle peer, whole seconds up to 65,535; 0: none
 	Address      netip.Addr     // in the tunnel
-	MTU          int            // the largest packet of the tunnel, in bytes; 0: unknown
+	MTU          int            // the largest packet of the tunnel, in bytes; 0: unknown, or as it was
 }
 
 // equal reports whether c and o are the same.

@@ -633,3 +633,35 @@ func TestKeys(t *testing.T) {
 		}
 	}
 }
+
+// TestSetMTU: the MTU of a peer stays as it was set, unless a configuration has another one. It bounds the padding.
+func TestSetMTU(t *testing.T) {
+	a, b := newEnd(t, "10.99.0.1"), newEnd(t, "10.99.0.2")
+	set := func(mtu int) {
+		t.Helper()
+		p := b.as(true, false)
+		p.MTU = mtu
+		a.set(p)
+	}
+	address := netip.MustParseAddr("10.99.0.2")
+	padding := func(n int) int {
+		port := &Port{device: a.Device, routes: a.routes.Load()}
+		_ = port.check(&egress.Outgoing{Hop: egress.Hop{To: &egress.Peer{Dst: address}}})
+		return port.padding(n)
+	}
+	set(0)
+	testkit.Eventually(t, "the endpoint is known", func() bool { return (*a.routes.Load())[address].known.Load() })
+	if n := padding(1321); n != 7 {
+		t.Errorf("without MTU: %d bytes of padding, want 7", n)
+	}
+	a.SetMTU(address, 1324)
+	set(0)
+	if n := padding(1321); n != 3 {
+		t.Errorf("with an MTU of 1324: %d bytes of padding, want 3", n)
+	}
+	set(1330)
+	if n := padding(1321); n != 7 {
+		t.Errorf("with an MTU of 1330: %d bytes of padding, want 7", n)
+	}
+	a.SetMTU(netip.MustParseAddr("10.99.0.9"), 1) // no peer
+}
