@@ -25,8 +25,9 @@ func TestWrapFrame(t *testing.T) {
 		c      Config
 		header string // hexadecimal, with class 0xb8 and TTL 64
 	}{
-		"gre":      {Config{Kind: KindGRE}, "45b8003100000000402f0000 0a000202 0a000b02 0000 6558"},
-		"gre, key": {Config{Kind: KindGRE, HasKey: true, Key: 7}, "45b8003500000000402f00000a0002020a000b022000655800000007"},
+		"gre": {Config{Kind: KindGRE}, "45b8003100000000402f0000 0a000202 0a000b02 0000 6558"},
+		"gre, key": {Config{Kind: KindGRE, HasKey: true, Key: 7},
+			"45b8003500000000402f00000a0002020a000b022000655800000007"},
 		"gue": {Config{Kind: KindGUE, Port: 6080}, "45b8003d00000000401100000a0002020a000b02" +
 			"8000 17c0 0029 0000 002f0000 0000 6558"},
 		"fou": {Config{Kind: KindFOU, Port: 4754}, "45b8003900000000401100000a0002020a000b02" +

@@ -136,9 +136,10 @@ type Outer struct {
 
 // Wrap puts all headers before the IP packet in b. The packet has been checked and its checksums are finished
 // (Buf.Finish). port is the UDP source port of the kinds that use UDP. Wrap copies DSCP and ECN (RFC 6040, section 4.1,
-// normal mode) and, without Config.TTL, the TTL or hop limit, as IPVS does. It copies DF from an inner IPv4 packet to an outer IPv4 header
-// (RFC 2003, section 3.1). DF is clear for an inner IPv6 packet (RFC 4213, section 3.2.1), as in IPVS. The kernel fills
-// in ID and checksum of an outer IPv4 header (raw(7)). The flow label of an outer IPv6 header is 0.
+// normal mode) and, without Config.TTL, the TTL or hop limit, as IPVS does. It copies DF from an inner IPv4 packet to
+// an outer IPv4 header (RFC 2003, section 3.1). DF is clear for an inner IPv6 packet (RFC 4213, section 3.2.1), as in
+// IPVS. The kernel fills in ID and checksum of an outer IPv4 header (raw(7)). The flow label of an outer IPv6 header is
+// 0.
 //
 // Without Config.Checksum the UDP checksum is 0, also over IPv6, as in IPVS. RFC 6935 allows 0 for tunnels. The
 // realserver's socket must accept it (UDP_NO_CHECK6_RX).
@@ -184,8 +185,8 @@ func (t *Tunnel) Wrap(b *packet.Buf, port uint16) Outer {
 }
 
 // WrapFrame is Wrap for the Ethernet frame in b, of a tunnel with Config.Ethernet. class is the outer TOS or traffic
-// class. DF is clear over IPv4: the sender of a frame learns of no path MTU. b's Offload counts from where it did before,
-// such as the IP packet in the frame.
+// class. DF is clear over IPv4: the sender of a frame learns of no path MTU. b's Offload counts from where it did
+// before, such as the IP packet in the frame.
 func (t *Tunnel) WrapFrame(b *packet.Buf, port uint16, class uint8) Outer {
 	h := b.Prepend(int(t.overhead))
 	copy(h, t.header[:])

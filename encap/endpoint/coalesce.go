@@ -47,7 +47,8 @@ func (c *coalescer) add(b *packet.Buf, in inside) (merged bool) {
 	plain := ipHeaderLen(p)
 	slot := -1
 	for i := range c.open {
-		if o := &c.open[i]; o.buf != nil && o.ports == ports && o.ip == plain && sameAddrs(o.buf.Bytes(), p) {
+		if o := &c.open[i]; o.buf != nil && o.ports == ports && o.ip == plain && sameAddrs(o.buf.Bytes(), p) &&
+			sameLink(o.buf, b, in.link) {
 			slot = i
 			break
 		}
@@ -87,6 +88,9 @@ func sameAddrs(a, b []byte) bool {
 	}
 	return [8]byte(packet.IPv4(a).Addrs()) == [8]byte(packet.IPv4(b).Addrs())
 }
+
+// sameLink reports whether two packets have the same n bytes of link-layer header in front.
+func sameLink(a, b *packet.Buf, n int) bool { return n == 0 || bytes.Equal(a.Before(n), b.Before(n)) }
 
 // append appends the segment p in b to c if p continues it. It verifies the checksums of both: the merged packet gets a
 // new checksum, which would hide damage.

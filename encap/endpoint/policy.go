@@ -107,6 +107,7 @@ type inside struct {
 	offset   int   // of the transport header, in bytes
 	proto    uint8 // of the transport header
 	fragment bool
+	link     int // length of the link-layer header in front, in bytes
 }
 
 // outer takes the outer IP header off the packet in b, and the UDP header behind it, if there is one. It checks the
@@ -150,23 +151,9 @@ func (p *Policy) inner(b *packet.Buf, t *arrival) (in inside, d drop.Reason) {
 	if d = t.decap.Decap(b, t.proto, t.class); d != drop.Accept {
 		return in, d
 	}
-	var src, dst netip.Addr
-	offset := 0 // fragment offset of the inner packet
-	if h := packet.IPv4(b.Bytes()); h.Version() == 4 {
-		src, dst = h.Src(), h.Dst()
-		in = inside{offset: h.HeaderLen(), proto: h.Protocol(), fragment: h.Fragment()}
-		if in.fragment {
-			offset = h.FragOffset()
-		}
-	} else {
-		h := packet.IPv6(h)
-		x, d := h.Transport()
-		if d != drop.Accept {
-			return in, d
-		}
-		src, dst = h.Src(), h.Dst()
-		in = inside{offset: x.Offset, proto: x.Proto, fragment: x.Fragment}
-		offset = x.FragOffset
+	in, src, dst, offset, d := transport(b.Bytes())
+	if d != drop.Accept {
+		return in, d
 	}
 	if last := &t.lastAccepted; src != last.src || dst != last.dst {
 		if _, ok := p.vips[dst]; !ok {
@@ -188,6 +175,23 @@ func (p *Policy) inner(b *packet.Buf, t *arrival) (in inside, d drop.Reason) {
 		}
 	}
 	return in, drop.Accept
+}
+
+// transport finds the transport header in the checked IP packet p. offset is the fragment offset, 0 in a whole packet.
+func transport(p []byte) (in inside, src, dst netip.Addr, offset int, d drop.Reason) {
+	if h := packet.IPv4(p); h.Version() == 4 {
+		in = inside{offset: h.HeaderLen(), proto: h.Protocol(), fragment: h.Fragment()}
+		if in.fragment {
+			offset = h.FragOffset()
+		}
+		return in, h.Src(), h.Dst(), offset, drop.Accept
+	}
+	h := packet.IPv6(p)
+	x, d := h.Transport()
+	if d != drop.Accept {
+		return in, src, dst, 0, d
+	}
+	return inside{offset: x.Offset, proto: x.Proto, fragment: x.Fragment}, h.Src(), h.Dst(), x.FragOffset, d
 }
 
 // tunnelled reports whether packets of this protocol carry other packets (IANA).

@@ -149,7 +149,8 @@ func TestShare(t *testing.T) {
 		for i, s := range []*Sender{s, shared} {
 			senders.Go(func() {
 				for range each {
-					sendAll(t, s, []egress.Outgoing{egress.Packet(outer6(10, byte(1+i))), egress.Packet(outer(100, byte(1+i)))})
+					sendAll(t, s, []egress.Outgoing{egress.Packet(outer6(10, byte(1+i))),
+						egress.Packet(outer(100, byte(1+i)))})
 				}
 			})
 		}

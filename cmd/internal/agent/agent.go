@@ -11,7 +11,9 @@ import (
 	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/metrics"
+	"vstun/cmd/internal/ping"
 	"vstun/cmd/internal/reload"
+	"vstun/cmd/internal/tunnel"
 	"vstun/encap/endpoint"
 	"vstun/encap/wire"
 	"vstun/routing"
@@ -33,6 +35,8 @@ type agent struct {
 	senders   []io.Closer                     // of answers
 	policy    atomic.Pointer[endpoint.Policy] // made from setup and own
 	sealed    sealed
+	pinger    *ping.Pinger
+	tunnels   *tunnel.Set // point-to-point
 	fast      fastPath
 	workers   []*endpoint.Worker
 	answers   []*endpoint.AnswerWorker

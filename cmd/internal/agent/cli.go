@@ -14,6 +14,7 @@ import (
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/daemon"
 	"vstun/cmd/internal/doctor"
+	"vstun/cmd/internal/words"
 	"vstun/routing"
 	"vstun/routing/query"
 )
@@ -48,6 +49,9 @@ func Command() *cobra.Command {
 			var vips []string
 			for _, v := range cfg.VIPs {
 				vips = append(vips, v.String())
+			}
+			if n := len(cfg.Tunnels); n > 0 {
+				vips = append(vips, words.Count(n, "tunnel"))
 			}
 			return cli.Checked{Summary: strings.Join(vips, ", "), Warnings: cfg.Warnings,
 				Sysctls: func() ([]routing.Sysctl, error) { return sysctls(cfg), nil }}, nil

@@ -48,14 +48,14 @@ func mss(cfg *config.Realserver, endpoints map[netip.Addr]netip.Addr) (v4, v6 in
 	return max(least-headers4, smallest), max(least-headers6, smallest), len(paths) > 0
 }
 
-// tunnel is the path of a director's packets.
-type tunnel struct {
+// incoming is the path of a director's packets.
+type incoming struct {
 	from     netip.Addr // invalid: it is not known
 	overhead int        // the most bytes that it adds to a packet
 }
 
 // tunnels returns the tunnels of cfg, one for each director, or for its prefix.
-func tunnels(cfg *config.Realserver, endpoints map[netip.Addr]netip.Addr) (all []tunnel) {
+func tunnels(cfg *config.Realserver, endpoints map[netip.Addr]netip.Addr) (all []incoming) {
 	plain := len(decapsulators(cfg)) > 0
 	for _, d := range cfg.Directors {
 		a := d.Addr()
@@ -65,7 +65,7 @@ func tunnels(cfg *config.Realserver, endpoints map[netip.Addr]netip.Addr) (all [
 			continue
 		}
 		if plain {
-			all = append(all, tunnel{a, overhead(cfg, a.Is6())})
+			all = append(all, incoming{a, overhead(cfg, a.Is6())})
 		}
 	}
 	if !accepts(cfg) {
@@ -80,7 +80,7 @@ func tunnels(cfg *config.Realserver, endpoints map[netip.Addr]netip.Addr) (all [
 		if p.Address.Is6() {
 			n = packet.IPv6HeaderLen
 		}
-		all = append(all, tunnel{from, n + wireguard.Overhead(!from.Is4())}) // an unknown one may be of IPv6
+		all = append(all, incoming{from, n + wireguard.Overhead(!from.Is4())}) // an unknown one may be of IPv6
 	}
 	return all
 }
@@ -118,6 +118,9 @@ func network(cfg *config.Realserver, mss4, mss6 int) routing.State {
 	} else {
 		s.Sysctls = append(s.Sysctls, routing.Sysctl{Key: conf + "/disable_ipv6", Value: "1", Optional: true,
 			Cosmetic: true})
+	}
+	if len(cfg.VIPs) == 0 { // it has point-to-point tunnels alone
+		return s
 	}
 	s.Loose = []string{cfg.TUN} // clients' packets come in by the device, and answers leave by another
 	s.Sysctls = append(s.Sysctls,

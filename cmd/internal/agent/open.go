@@ -13,7 +13,9 @@ import (
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/daemon"
 	"vstun/cmd/internal/metrics"
+	"vstun/cmd/internal/ping"
 	"vstun/cmd/internal/reload"
+	"vstun/cmd/internal/tunnel"
 	"vstun/encap/endpoint"
 	"vstun/encap/wire"
 	"vstun/routing"
@@ -61,16 +63,17 @@ func open(file string, cfg *config.Realserver) (_ *agent, err error) {
 		return nil, err
 	}
 	// From here on the kernel doesn't answer tunnel packets with "protocol unreachable"; they wait in the sockets.
-	if a.receivers, err = wire.NewReceivers(cfg.Queues, sockets(cfg)...); err != nil {
+	if a.receivers, err = wire.NewReceivers(cfg.Queues, allSockets(cfg)...); err != nil {
 		return nil, err
 	}
 	// A reload may need these sockets, and has no right to open raw sockets.
-	if err := a.receivers.Spare(spareSockets()...); err != nil {
+	if err := a.receivers.Spare(tunnel.SpareSockets()...); err != nil {
 		return nil, err
 	}
-	if err := a.openWorkers(cfg); err != nil {
+	if err := a.openTunnels(cfg); err != nil {
 		return nil, err
 	}
+	a.openWorkers(cfg)
 	if err := a.openAnswers(); err != nil {
 		return nil, err
 	}
@@ -84,7 +87,7 @@ func open(file string, cfg *config.Realserver) (_ *agent, err error) {
 		return nil, err
 	}
 	a.fast.follow() // the device is up
-	if err := a.sealed.set(&cfg.WireGuard); err != nil {
+	if err := a.startTunnels(cfg); err != nil {
 		return nil, err
 	}
 	a.warnLoudDrivers()
@@ -116,20 +119,47 @@ func (a *agent) dropPrivileges() {
 	}
 }
 
-// openWorkers makes a worker for each receiver, and one for the packets that WireGuard brings.
-func (a *agent) openWorkers(cfg *config.Realserver) error {
-	a.questions = make(chan endpoint.Asked, questionsWaiting)
-	for i, r := range a.receivers {
-		a.workers = append(a.workers, endpoint.NewWorker(r, a.device.Queues()[i], &a.policy, a.device.Offloads() != ""))
-		a.workers[i].SendQuestions(a.questions)
-	}
+// openTunnels opens what point-to-point tunnels need, and the sockets of WireGuard.
+func (a *agent) openTunnels(cfg *config.Realserver) (err error) {
 	if err := a.sealed.open(&cfg.WireGuard, a.device.Queues()[0], a.device.Offloads() != ""); err != nil {
 		return err
+	}
+	if a.pinger, err = ping.NewPinger(); err != nil {
+		return err
+	}
+	a.tunnels, err = tunnel.Open(tunnel.Options{Log: a.log, Control: cfg.Control, Queues: cfg.Queues,
+		Offload: cfg.Offload, Sources: cfg.Queues + 1, Sealed: a.sealed.device, Pinger: a.pinger})
+	if err != nil {
+		return err
+	}
+	a.sealed.inbound.Store(a.tunnels.Inbound(cfg.Queues, nil))
+	if len(cfg.Tunnels) > 0 { // each packet costs a little more then
+		err = a.tunnels.LearnPathMTU()
+	}
+	return err
+}
+
+// startTunnels puts the peers of WireGuard in force, and point-to-point tunnels.
+func (a *agent) startTunnels(cfg *config.Realserver) error {
+	if err := a.sealed.set(&cfg.WireGuard); err != nil {
+		return err
+	}
+	return a.tunnels.Apply(cfg.Tunnels, encapPort(cfg))
+}
+
+// openWorkers makes a worker for each receiver, and one for the packets that WireGuard brings. Packets of
+// point-to-point tunnels do not get to them.
+func (a *agent) openWorkers(cfg *config.Realserver) {
+	a.questions = make(chan endpoint.Asked, questionsWaiting)
+	merge := a.device.Offloads() != ""
+	for i, r := range a.receivers {
+		w := endpoint.NewWorker(a.tunnels.Inbound(i, r), a.device.Queues()[i], &a.policy, merge)
+		w.SendQuestions(a.questions)
+		a.workers = append(a.workers, w)
 	}
 	if a.sealed.device != nil {
 		a.workers = append(a.workers, a.sealed.worker)
 	}
-	return nil
 }
 
 // openAnswers opens an answer worker for each queue of the device. Their sockets are of both families, whatever the
@@ -172,6 +202,12 @@ func (a *agent) close() error {
 	var errs []error
 	if a.network != nil {
 		errs = append(errs, a.network.Close())
+	}
+	if a.tunnels != nil {
+		errs = append(errs, a.tunnels.Close())
+	}
+	if a.pinger != nil {
+		errs = append(errs, a.pinger.Close())
 	}
 	errs = append(errs, a.closeIO())
 	if a.control != nil {

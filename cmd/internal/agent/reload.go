@@ -13,6 +13,7 @@ import (
 	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/reload"
+	"vstun/cmd/internal/tunnel"
 	"vstun/routing"
 )
 
@@ -55,7 +56,7 @@ func (a *agent) apply(cfg *config.Realserver) (err error) {
 		return err
 	}
 	defer func() { endMove(err) }()
-	opened, err := a.receivers.Open(sockets(cfg)...)
+	opened, err := a.receivers.Open(allSockets(cfg)...)
 	if errors.Is(err, unix.EACCES) { // CAP_NET_BIND_SERVICE has been given up
 		return fmt.Errorf("%s: encap_port: a running agent can't open %d, below 1024: restart the agent, "+
 			"or set another one here and at the directors", a.file, cfg.EncapPort)
@@ -81,6 +82,9 @@ func (a *agent) apply(cfg *config.Realserver) (err error) {
 	}
 	if err := a.sealed.set(&cfg.WireGuard); err != nil {
 		return errors.Join(err, a.network.Set(before))
+	}
+	if err := a.tunnels.Apply(cfg.Tunnels, encapPort(cfg)); err != nil {
+		return errors.Join(err, a.tunnels.Apply(was.cfg.Tunnels, encapPort(was.cfg)), a.network.Set(before))
 	}
 	a.enforce(is)
 	if err := opened.Use(); err != nil {
@@ -138,6 +142,7 @@ func changes(was, is *config.Realserver) (all []api.Change) {
 				cmp.Or(strings.Join(is.Encaps, ","), "none"))})
 	}
 	sealedChanges(&all, &was.WireGuard, &is.WireGuard)
+	all = append(all, tunnel.Changes(was.Tunnels, is.Tunnels, &was.WireGuard, &is.WireGuard)...)
 	compare("encap_port", was.EncapPort, is.EncapPort)
 	compare("encap_key", keyValue(was), keyValue(is))
 	compare("mss", mssValue(was), mssValue(is))

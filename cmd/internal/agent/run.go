@@ -48,6 +48,7 @@ func (a *agent) run(ctx context.Context, hangup func(fn func()) daemon.Task) err
 		a.watch,
 		a.fast.run,
 		a.sealed.run,
+		a.tunnels.Run,
 		daemon.Every(heardEvery, a.hear),
 		func(ctx context.Context) error { return answerQuestions(ctx, a.questions, a.status) },
 		hangup(func() { _, _ = a.reload() }), // the log has the result

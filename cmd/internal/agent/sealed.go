@@ -10,6 +10,7 @@ import (
 	"vstun/cmd/internal/config"
 	"vstun/encap"
 	"vstun/encap/endpoint"
+	"vstun/encap/packet"
 	"vstun/encap/packet/stats"
 	"vstun/encap/wireguard"
 	"vstun/tundev"
@@ -21,6 +22,8 @@ type sealed struct {
 	device *wireguard.Device // nil: there is no [wireguard] table
 	policy atomic.Pointer[endpoint.Policy]
 	worker *endpoint.Worker // the device's goroutines drive it
+	// inbound takes the packets of point-to-point tunnels; nil: they are not open yet.
+	inbound atomic.Pointer[endpoint.Inbound]
 }
 
 // open opens the sockets that cfg needs, and makes the worker, which writes to a queue of the TUN device.
@@ -29,8 +32,18 @@ func (s *sealed) open(cfg *config.WireGuard, q *tundev.Queue, merge bool) (err e
 		return nil
 	}
 	s.worker = endpoint.NewWorker(nil, q.Writer(), &s.policy, merge)
-	s.device, err = wireguard.Open(cfg.Listen, s.worker.Take)
+	s.device, err = wireguard.Open(cfg.Listen, s.take)
 	return err
+}
+
+// take processes packets of the device: those of point-to-point tunnels go to their devices, the others to the worker.
+func (s *sealed) take(bufs []packet.Buf) error {
+	if in := s.inbound.Load(); in != nil {
+		if bufs = in.Take(bufs); len(bufs) == 0 {
+			return nil
+		}
+	}
+	return s.worker.Take(bufs)
 }
 
 // set puts cfg in force.
@@ -68,7 +81,7 @@ func (s *sealed) read(t *stats.Tally) {
 	}
 }
 
-// close ends the tunnels, and the worker.
+// close ends the tunnels, and the worker of their packets.
 func (s *sealed) close() error {
 	if s.device == nil {
 		return nil

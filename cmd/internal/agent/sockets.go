@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"vstun/cmd/internal/config"
+	"vstun/cmd/internal/tunnel"
 	"vstun/encap"
 	"vstun/encap/packet"
 	"vstun/encap/wire"
@@ -74,12 +75,21 @@ func sockets(cfg *config.Realserver) (all []wire.Socket) {
 	return all
 }
 
-// spareSockets returns the raw sockets of all tunnels.
-func spareSockets() (all []wire.Socket) {
-	for _, over6 := range []bool{false, true} {
-		for _, protocol := range []uint8{packet.ProtoIPIP, packet.ProtoIPv6, packet.ProtoGRE} {
-			all = append(all, wire.Socket{Protocol: protocol, Over6: over6})
+// allSockets returns those sockets, and those of point-to-point tunnels.
+func allSockets(cfg *config.Realserver) []wire.Socket {
+	all := sockets(cfg)
+	for _, s := range tunnel.Sockets(cfg.Tunnels) {
+		if !slices.Contains(all, s) {
+			all = append(all, s)
 		}
 	}
 	return all
+}
+
+// encapPort returns the UDP port of the directors' tunnels, 0 for none.
+func encapPort(cfg *config.Realserver) uint16 {
+	if slices.ContainsFunc(decapsulators(cfg), func(e encap.Decapsulator) bool { return e.Kind.UDP() }) {
+		return cfg.EncapPort
+	}
+	return 0
 }

@@ -3,12 +3,10 @@ package agent
 import (
 	"net/netip"
 	"os"
-	"slices"
 	"time"
 
 	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/daemon"
-	"vstun/encap"
 	"vstun/encap/bpf"
 	"vstun/encap/packet/stats"
 	"vstun/routing/query"
@@ -48,15 +46,15 @@ func (a *agent) status() api.RealserverStatus {
 		}
 	}
 	a.sealed.read(&t)
+	a.tunnels.Read(&t)
 	st.WireGuard = api.WireGuardOf(a.sealed.device, now)
 	st.Answers = api.Traffic{Packets: answers.OutPackets, Bytes: answers.OutBytes}
 	for d, n := range answers.Drops {
 		t.Drops[d] += n
 	}
 	st.Drops = api.Drops(&t)
-	if slices.ContainsFunc(decapsulators(s.cfg), func(e encap.Decapsulator) bool { return e.Kind.UDP() }) {
-		st.EncapPort = s.cfg.EncapPort
-	}
+	st.EncapPort = encapPort(s.cfg)
+	st.Tunnels = a.tunnels.Status()
 	for _, v := range s.cfg.VIPs {
 		st.VIPs = append(st.VIPs, v.String())
 	}

@@ -41,6 +41,7 @@ type DirectorStatus struct {
 	VRRP          []VRRP        `json:"vrrp,omitempty"`
 	Sync          *Sync         `json:"sync,omitempty"`      // none without [sync]
 	WireGuard     *WireGuard    `json:"wireguard,omitempty"` // none without [wireguard]
+	Tunnels       []Tunnel      `json:"tunnels,omitempty"`   // point-to-point tunnels
 	Configuration Configuration `json:"configuration"`
 	Mail          *Mail         `json:"mail,omitempty"` // notify.mail; nil: none
 	// packets that the kernel dropped because the director was too slow
@@ -188,6 +189,7 @@ type RealserverStatus struct {
 	Encap     []string   `json:"encap"`
 	EncapPort uint16     `json:"encap_port,omitempty"` // UDP port of gue and fou; 0: it has neither
 	WireGuard *WireGuard `json:"wireguard,omitempty"`  // none without [wireguard]
+	Tunnels   []Tunnel   `json:"tunnels,omitempty"`    // point-to-point tunnels
 	MSS       int        `json:"mss"`                  // that servers advertise over IPv4
 	MSS6      int        `json:"mss6"`                 // and over IPv6
 

@@ -72,6 +72,7 @@ func PrintDirector(out io.Writer, st *api.DirectorStatus) error {
 	printOverruns(w, st.Overruns)
 	printSendError(w, st.SendError)
 	printMail(w, st.Mail)
+	printTunnels(w, st.Tunnels)
 	return w.Flush()
 }
 
@@ -84,7 +85,9 @@ func PrintRealserver(out io.Writer, st *api.RealserverStatus) error {
 	if !st.OwnVIPs {
 		vips += " (not owned)"
 	}
-	if len(st.Encap) > 0 {
+	if len(st.VIPs) == 0 {
+		vips = "no VIPs"
+	} else if len(st.Encap) > 0 {
 		facts = append(facts, fact{fmt.Sprintf("MSS %d, over IPv6 %d", st.MSS, st.MSS6), 4})
 		vips += " from directors " + strings.Join(st.Directors, ", ")
 	} else {
@@ -107,6 +110,7 @@ func PrintRealserver(out io.Writer, st *api.RealserverStatus) error {
 	printWireGuard(w, "director", st.WireGuard)
 	printCounted(w, "not_director: from", st.RefusedSources)
 	printCounted(w, "inner_destination: for", st.RefusedDestinations)
+	printTunnels(w, st.Tunnels)
 	return w.Flush()
 }
 
@@ -156,9 +160,17 @@ func printTraffic(w io.Writer, in string, i api.Traffic, out string, o api.Traff
 }
 
 func printDrops(w io.Writer, drops map[string]uint64) {
-	for _, reason := range slices.Sorted(maps.Keys(drops)) {
-		fmt.Fprintf(w, "dropped: %s\t%s\n", reason, words.Count(drops[reason], "packet"))
+	for _, line := range dropLines(drops) {
+		fmt.Fprintln(w, line)
 	}
+}
+
+// dropLines returns a line for each reason: "dropped: no_service", a tab, and how often.
+func dropLines(drops map[string]uint64) (lines []string) {
+	for _, reason := range slices.Sorted(maps.Keys(drops)) {
+		lines = append(lines, fmt.Sprintf("dropped: %s\t%s", reason, words.Count(drops[reason], "packet")))
+	}
+	return lines
 }
 
 func printOverruns(w io.Writer, n uint64) {

@@ -55,8 +55,9 @@ type Director struct {
 	Notify      Notify
 	Sync        Sync
 	WireGuard   WireGuard
-	Warnings    []string // keys without their apparent effect, one line each in the form of Errors
-	Places      Places   // of values in VRRP and Sync, and of VIPs
+	Tunnels     []PointToPoint // in the file's order
+	Warnings    []string       // keys without their apparent effect, one line each in the form of Errors
+	Places      Places         // of values in VRRP and Sync, and of VIPs
 }
 
 // LocalTUN returns the name of the TUN device for the host's own packets to VIPs. The name begins with TUN and differs
@@ -245,7 +246,7 @@ type Realserver struct {
 	AnyTUN    bool           // TUN is the default: another name will do
 	Queues    int            // workers, sockets and TUN queues, 1 to 256; 0 in the file is one per CPU
 	Offload   bool           // use the offloads of the TUN device that the kernel has
-	VIPs      []netip.Addr   // addresses to accept; at least one, each once
+	VIPs      []netip.Addr   // addresses to accept, each once; none: Tunnels is all it has
 	Directors []netip.Prefix // outer sources to accept, without host bits; each once, at least one if there is a tunnel
 	// ForeignVIPs is set if another program on the host takes the packets to the VIPs, such as kube-proxy; there is a
 	// tunnel then. Else the agent adds the VIPs to its device.
@@ -257,6 +258,7 @@ type Realserver struct {
 	Key       uint32 // of GRE, where HasKey is set
 	HasKey    bool   // GRE packets must have Key; else they must have no key
 	WireGuard WireGuard
+	Tunnels   []PointToPoint // in the file's order
 	// MSS is the largest value that SYN-ACKs may advertise, 88 to 65495 bytes; 0: the value that fits the tunnel; or
 	// MSSOff.
 	MSS      int

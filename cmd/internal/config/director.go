@@ -45,6 +45,9 @@ func ParseDirector(name string, text []byte) (*Director, error) {
 	d.WireGuard = readWireGuard(tunnels, unprivilegedPort())
 	services := newServiceReader(d.TAP, &d.WireGuard)
 	d.Services = services.read(root)
+	tunnelReader := newTunnelReader(map[string]string{d.TUN: "[director]", d.LocalTUN(): "[director]"}, &d.WireGuard,
+		services.peers, services.refuseTaken)
+	d.Tunnels, d.WireGuard.TunnelPeers = tunnelReader.read(root)
 	d.WireGuard = services.finishWireGuard(tunnels, d.WireGuard, d.Services)
 	tunnels.finish()
 	services.checkSource(t, d.Source)

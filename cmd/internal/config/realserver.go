@@ -30,6 +30,7 @@ func ParseRealserver(name string, text []byte) (*Realserver, error) {
 	root.required("realserver", wantTable["realserver"])
 	t := root.table("realserver", wantTable["realserver"])
 	root.value("wireguard")
+	_, tunnels := root.value("tunnel")
 	if len(root.file.faults) > 0 { // a line for each missing key would hide this one
 		root.finish()
 		return nil, &root.file.faults
@@ -39,7 +40,7 @@ func ParseRealserver(name string, text []byte) (*Realserver, error) {
 		TUN:       t.device("tun"),
 		Queues:    onePerCPU(t.integer("queues", 0, 0, maxQueues, "0 (one per CPU) to 256")),
 		Offload:   t.offload("offload"),
-		VIPs:      readVIPs(t),
+		VIPs:      readVIPs(t, tunnels),
 		Directors: readDirectors(t),
 		Encaps:    readEncaps(t),
 		EncapPort: readEncapPort(t),
@@ -89,7 +90,13 @@ func ParseRealserver(name string, text []byte) (*Realserver, error) {
 	return r, nil
 }
 
-func readVIPs(t *table) []netip.Addr {
+// readVIPs reads the VIPs. A host that has [[tunnel]] tables may have none.
+func readVIPs(t *table, tunnels bool) []netip.Addr {
+	_, written := t.values["vips"]
+	if list, isArray := t.values["vips"].([]any); tunnels && noTunnel(t) && (!written || isArray && len(list) == 0) {
+		t.value("vips")
+		return nil
+	}
 	return t.addresses("vips", t.oneOrMore("vips", "an IPv4 or IPv6 address, or an array of them"))
 }
 

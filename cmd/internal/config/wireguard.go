@@ -24,11 +24,13 @@ type WireGuard struct {
 	// Peers are the far ends of all tunnels, each address and key once, in the file's order. A director's are
 	// realservers, an agent's are directors.
 	Peers []wireguard.Peer
+	// TunnelPeers are the far ends of [[tunnel]]s. None of them has an address or key of Peers.
+	TunnelPeers []wireguard.Peer
 }
 
 // Config returns w as the tunnel end takes it. The peers have no MTU.
 func (w *WireGuard) Config() wireguard.Config {
-	return wireguard.Config{PrivateKey: w.PrivateKey, Peers: w.Peers}
+	return wireguard.Config{PrivateKey: w.PrivateKey, Peers: slices.Concat(w.Peers, w.TunnelPeers)}
 }
 
 // Peer returns the peer with an address in the tunnel, or nil.
@@ -242,8 +244,8 @@ func (r *serviceReader) readRealserverPeer(t *table, rs *RealserverRef) {
 
 // finishWireGuard checks the tunnels of all services against the [wireguard] table at t, and returns that with peers.
 func (r *serviceReader) finishWireGuard(t *table, w WireGuard, services []Service) WireGuard {
-	w.Peers = r.peers.peers
-	if w.On && w.Addresses == (Sources{}) {
+	w.Peers = r.peers.peers[:len(r.peers.peers)-len(w.TunnelPeers)]
+	if w.On && w.Addresses == (Sources{}) && (len(r.sealed) > 0 || len(w.TunnelPeers) == 0) {
 		t.required("address", "the director's address in the tunnel, or one of each family")
 	}
 	for i := range w.Peers {
@@ -268,7 +270,7 @@ func (r *serviceReader) finishWireGuard(t *table, w WireGuard, services []Servic
 		}
 		own(&services[i].Sorry, w.Addresses)
 	}
-	used := false
+	used := len(w.TunnelPeers) > 0
 	for _, l := range r.sealed {
 		used = true
 		if !w.On {
@@ -285,7 +287,7 @@ func (r *serviceReader) finishWireGuard(t *table, w WireGuard, services []Servic
 		}
 	}
 	if w.On && !used && len(services) > 0 {
-		t.warnAt("private_key", "no realserver has encap = \"wireguard\": leave the table out")
+		t.warnAt("private_key", "no realserver has encap = \"wireguard\", and no tunnel: leave the table out")
 	}
 	return w
 }
@@ -297,7 +299,7 @@ func own(rs *RealserverRef, addresses Sources) {
 	}
 }
 
-// readPeers reads the [wireguard] table of an agent, and its peers: directors.
+// readPeers reads the [wireguard] table of an agent, its peers, which are directors, and its tunnels.
 func readPeers(root *table, r *Realserver) {
 	t := root.optional("wireguard", wantWireGuard)
 	r.WireGuard = readWireGuard(t, 1) // the sockets are opened with the right to all ports
@@ -321,6 +323,8 @@ func readPeers(root *table, r *Realserver) {
 		}
 		r.WireGuard.Peers = peers.peers
 	}
+	r.Tunnels, r.WireGuard.TunnelPeers = newTunnelReader(map[string]string{r.TUN: "[realserver]"}, &r.WireGuard, peers,
+		r.refuseTaken).read(root)
 	t.finish()
 	switch {
 	case accepts && !r.WireGuard.On:
@@ -328,7 +332,7 @@ func readPeers(root *table, r *Realserver) {
 			"it has wireguard, and there is no [wireguard] table: add one with private_key and [[wireguard.peer]]")
 	case accepts && t.values["peer"] == nil:
 		t.fault("it has no [[wireguard.peer]]: add one for each director")
-	case !accepts && r.WireGuard.On:
+	case !accepts && r.WireGuard.On && len(r.WireGuard.TunnelPeers) == 0:
 		t.warnAt("private_key", "encap has no wireguard: leave the table out, or add it there")
 	}
 	for _, vip := range r.VIPs {

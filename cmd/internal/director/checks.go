@@ -7,6 +7,7 @@ import (
 	"vstun/balancer/health/notify"
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/director/plan"
+	"vstun/cmd/internal/ping"
 	"vstun/cmd/internal/tunneldial"
 )
 
@@ -14,7 +15,7 @@ import (
 type checks struct {
 	monitor  *health.Monitor
 	notifier *notify.Notifier
-	pinger   *tunneldial.Pinger
+	pinger   *ping.Pinger
 	limit    int // of descriptors, for the program
 	room     int // descriptors that checks may have
 }

@@ -40,7 +40,8 @@ type dataPlane struct {
 	udpPorts []uint16 // source ports of tunnels over UDP, of the last worker
 	fast     fastPath
 	sealed   sealed // tunnels of WireGuard
-	noLink   error  // why there is no VS/DR
+	tunnels  peerTunnels
+	noLink   error // why there is no VS/DR
 	// receivers get ICMP errors about tunnel packets. The kernel learns path MTUs from them, and the relays send ICMP
 	// errors to the clients.
 	receivers []io.Closer
@@ -251,7 +252,7 @@ func (p *dataPlane) close() error {
 			errs = append(errs, d.Close())
 		}
 	}
-	errs = append(errs, p.sealed.close())
+	errs = append(errs, p.tunnels.close(), p.sealed.close())
 	for _, s := range p.senders {
 		errs = append(errs, s.Close())
 	}
@@ -282,6 +283,7 @@ func (p *dataPlane) tally(t *stats.Tally) {
 	p.shared.Read(t)
 	p.fast.read(t)
 	p.sealed.read(t)
+	p.tunnels.read(t)
 	if p.ethernet != nil {
 		p.ethernet.read(t)
 	}

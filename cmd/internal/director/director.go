@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"net/url"
 	"os"
 	"runtime"
@@ -22,8 +23,8 @@ import (
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/daemon"
 	"vstun/cmd/internal/metrics"
+	"vstun/cmd/internal/ping"
 	"vstun/cmd/internal/reload"
-	"vstun/cmd/internal/tunneldial"
 	"vstun/routing"
 )
 
@@ -90,10 +91,7 @@ func open(file string, cfg *config.Director) (_ *director, err error) {
 	if err := d.memory.open(cfg, d.log); err != nil {
 		return nil, err
 	}
-	if err := d.plane.open(cfg, d.memory.sections(), d.log); err != nil {
-		return nil, err
-	}
-	if err := d.plane.allows(cfg); err != nil {
+	if err := d.openPlane(cfg); err != nil {
 		return nil, err
 	}
 	if err := d.lan.open(d.log, d.plane.ethernet); err != nil {
@@ -108,9 +106,6 @@ func open(file string, cfg *config.Director) (_ *director, err error) {
 	if err := d.sync.open(&cfg.Sync, &d.plane, d.log); err != nil {
 		return nil, err
 	}
-	if d.checks.pinger, err = tunneldial.NewPinger(); err != nil {
-		return nil, err
-	}
 	d.wire(cfg)
 	if err := d.start(cfg); err != nil {
 		return nil, err
@@ -121,6 +116,27 @@ func open(file string, cfg *config.Director) (_ *director, err error) {
 	d.checks.warnShort(d.log)
 	limitGarbage()
 	return d, nil
+}
+
+// openPlane opens what packets pass through: of services, and of point-to-point tunnels.
+func (d *director) openPlane(cfg *config.Director) (err error) {
+	if err := d.plane.open(cfg, d.memory.sections(), d.log); err != nil {
+		return err
+	}
+	if err := d.plane.allows(cfg); err != nil {
+		return err
+	}
+	if d.checks.pinger, err = ping.NewPinger(); err != nil {
+		return err
+	}
+	err = d.plane.tunnels.open(cfg, &d.plane.sealed, d.checks.pinger, d.log)
+	if err == nil && len(cfg.WireGuard.TunnelPeers) > 0 { // the host sends by a device as soon as it is there
+		err = d.plane.sealed.set(&cfg.WireGuard, func(netip.Addr) int { return 0 })
+	}
+	if err == nil { // [sync] and [[vrrp]] may name a tunnel's device
+		err = d.plane.tunnels.apply(cfg)
+	}
+	return err
 }
 
 // wire makes the controller, the checks and the notifier, and connects them.
@@ -254,6 +270,7 @@ func (d *director) runControl(ctx context.Context, hangup func(fn func()) daemon
 		daemon.Every(repliesEvery, d.followReplies),
 		p.fast.run,
 		p.sealed.run,
+		d.plane.tunnels.run,
 		d.neighbours.Run,
 		func(ctx context.Context) error {
 			defer close(succeeded)

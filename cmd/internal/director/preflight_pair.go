@@ -169,10 +169,11 @@ func trackWarnings(cfg *config.Director, v *config.VRRP, devices []query.Device)
 	return all
 }
 
-// noSyncDevice says that the device of [sync] is not there; "" if it is.
+// noSyncDevice says that the device of [sync] is not there; "" if it is, or if the director makes it: a tunnel's.
 func noSyncDevice(cfg *config.Director, devices []query.Device) string {
 	name := cfg.Sync.Interface
-	if name == "" || slices.ContainsFunc(devices, func(d query.Device) bool { return d.Name == name }) {
+	if name == "" || slices.ContainsFunc(devices, func(d query.Device) bool { return d.Name == name }) ||
+		slices.ContainsFunc(cfg.Tunnels, func(p config.PointToPoint) bool { return p.Name == name }) {
 		return ""
 	}
 	return fmt.Sprintf("%sthere is no device %s, and without it the director does not start: %s",

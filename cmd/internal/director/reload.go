@@ -9,6 +9,7 @@ import (
 	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/reload"
+	"vstun/cmd/internal/tunnel"
 )
 
 // reload reads the configuration file again and puts it in force, and returns the changes. On an error nothing has
@@ -27,7 +28,9 @@ func (d *director) reload() ([]api.Change, error) {
 			return reload.Result{}, err
 		}
 		return reload.Result{
-			Changes:  append(changes(was.inputs.Config, cfg), droppedWeights(was.inputs.Weights, is.inputs.Weights)...),
+			Changes: slices.Concat(changes(was.inputs.Config, cfg),
+				tunnel.Changes(was.inputs.Config.Tunnels, cfg.Tunnels, &was.inputs.Config.WireGuard, &cfg.WireGuard),
+				droppedWeights(was.inputs.Weights, is.inputs.Weights)),
 			Summary:  []any{"services", len(cfg.Services)},
 			Warnings: slices.Concat(cfg.Warnings, deviceWarnings(cfg, is.inputs.Devices)),
 		}, nil
@@ -46,10 +49,13 @@ func (d *director) configure(cfg *config.Director) (was, is *state, err error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	was, is, err = d.controller.configure(cfg)
+	revert, err := d.plane.tunnels.change(d.controller.state().inputs.Config, cfg)
+	if err == nil {
+		was, is, err = d.controller.configure(cfg)
+	}
 	endMove(err)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, errors.Join(err, revert())
 	}
 	d.level.Set(cfg.Log)
 	d.checks.notifier.Set(cfg.Notify)

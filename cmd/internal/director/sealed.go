@@ -5,10 +5,12 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/director/plan"
 	"vstun/encap/egress"
+	"vstun/encap/endpoint"
 	"vstun/encap/packet"
 	"vstun/encap/packet/drop"
 	"vstun/encap/packet/stats"
@@ -18,7 +20,9 @@ import (
 
 // sealed is the director's end of the tunnels of WireGuard.
 type sealed struct {
-	device     *wireguard.Device // nil: there is no [wireguard] table
+	device *wireguard.Device // nil: there is no [wireguard] table
+	// inbound takes the packets of point-to-point tunnels; nil: they are not open yet.
+	inbound    atomic.Pointer[endpoint.Inbound]
 	unexpected stats.Counters
 
 	mu    sync.Mutex
@@ -28,7 +32,7 @@ type sealed struct {
 // open opens the sockets that cfg needs.
 func (s *sealed) open(cfg *config.WireGuard) (err error) {
 	if cfg.On {
-		s.device, err = wireguard.Open(cfg.Listen, s.discard)
+		s.device, err = wireguard.Open(cfg.Listen, s.take)
 	}
 	return err
 }
@@ -64,8 +68,9 @@ func (s *sealed) change(cfg *config.WireGuard, mtu func(netip.Addr) int, stays f
 	for i := range c.Peers {
 		c.Peers[i].MTU = mtu(c.Peers[i].Address)
 	}
+	configured := c.Peers
 	for _, p := range s.peers {
-		other := slices.ContainsFunc(cfg.Peers, func(q wireguard.Peer) bool {
+		other := slices.ContainsFunc(configured, func(q wireguard.Peer) bool {
 			return q.Address == p.Address || slices.ContainsFunc(p.PublicKeys,
 				func(k wireguard.Key) bool { return slices.Contains(q.PublicKeys, k) })
 		})
@@ -106,8 +111,14 @@ func (s *sealed) run(ctx context.Context) error {
 	return s.device.Run(ctx)
 }
 
-// discard counts what realservers send to the director through WireGuard: their answers go to the clients directly.
-func (s *sealed) discard(bufs []packet.Buf) error {
+// take processes packets of the device: those of point-to-point tunnels go to their devices. It counts what realservers
+// send to the director through WireGuard, since their answers go to the clients directly.
+func (s *sealed) take(bufs []packet.Buf) error {
+	if in := s.inbound.Load(); in != nil {
+		if bufs = in.Take(bufs); len(bufs) == 0 {
+			return nil
+		}
+	}
 	var t stats.Tally
 	t.DropN(drop.Unexpected, uint64(len(bufs)))
 	s.unexpected.Add(&t)

@@ -45,6 +45,7 @@ func (d *director) status() api.DirectorStatus {
 	st.Overruns = p.overruns()
 	st.FastPath = p.fast.status()
 	st.Checks = d.checks.descriptors()
+	st.Tunnels = d.plane.tunnels.Status()
 	st.Configuration = d.reloader.Configuration()
 	st.Waiting = p.shared.Waiting()
 	st.Leaving = leaving(p.balancer.Leaving())

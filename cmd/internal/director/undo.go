@@ -21,6 +21,7 @@ import (
 	"vstun/cmd/internal/cli"
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/daemon"
+	"vstun/cmd/internal/tunnel"
 	"vstun/cmd/internal/unit"
 	"vstun/routing"
 )
@@ -125,6 +126,11 @@ func undo(out io.Writer, control, table string) error {
 	if used, ok := errors.AsType[*routing.InUseError](err); ok {
 		return fmt.Errorf("a director runs (process %s, control socket %s): stop it", used.PID, control)
 	}
+	if tunnels := filepath.Base(tunnel.JournalPath(control)); err == nil {
+		if _, gone := os.Lstat(tunnels); gone == nil {
+			err = undoJournal(tunnels)
+		}
+	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", filepath.Dir(path), err)
 	}
@@ -166,7 +172,8 @@ func undoAll(out io.Writer, dir, except string) error {
 	} else if err != nil {
 		return err
 	}
-	leave := []string{journalPath(config.DefaultControl("realserver")), except}
+	agent := config.DefaultControl("realserver")
+	leave := []string{journalPath(agent), tunnel.JournalPath(agent), except}
 	var names []string
 	for _, pattern := range []string{"*.journal", "*.table"} {
 		files, err := filepath.Glob(pattern)

@@ -17,6 +17,7 @@ import (
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/daemon"
 	"vstun/cmd/internal/director/plan"
+	"vstun/cmd/internal/tunnel"
 	"vstun/cmd/internal/words"
 	"vstun/routing/query"
 )
@@ -83,6 +84,9 @@ func (d *Director) Examine(ctx context.Context) (*Report, error) {
 			check{"vrrp", func(_ context.Context, res *result) { d.elections(res, &st) }},
 			check{"wireguard", func(_ context.Context, res *result) {
 				res.wireguard("realserver", &d.Config.WireGuard, st.WireGuard, st.Drops["handshake"])
+			}},
+			check{"point_to_point", func(_ context.Context, res *result) {
+				res.pointToPoint(st.Tunnels, tunnel.Overheads(d.Config.Tunnels))
 			}},
 			check{"sync", func(_ context.Context, res *result) { d.exchange(res, &st) }},
 			check{"fast_path", func(_ context.Context, res *result) { res.directorFastPath(d.Config, &st.FastPath) }},

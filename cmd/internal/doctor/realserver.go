@@ -10,6 +10,7 @@ import (
 	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/doctor/nft"
+	"vstun/cmd/internal/tunnel"
 	"vstun/encap/packet"
 	"vstun/encap/wire"
 	"vstun/routing/query"
@@ -58,6 +59,9 @@ func (s *Realserver) Examine(ctx context.Context) (*Report, error) {
 		checks = append(checks,
 			check{"wireguard", func(_ context.Context, res *result) {
 				res.wireguard("director", &s.Config.WireGuard, st.WireGuard, st.Drops["handshake"])
+			}},
+			check{"point_to_point", func(_ context.Context, res *result) {
+				res.pointToPoint(st.Tunnels, tunnel.Overheads(s.Config.Tunnels))
 			}},
 			check{"encap", func(ctx context.Context, res *result) { res.encaps(ctx, s) }},
 			check{"fast_path", func(_ context.Context, res *result) { res.realserverFastPath(s.Config, &st.FastPath) }},

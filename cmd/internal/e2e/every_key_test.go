@@ -10,6 +10,9 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/vishvananda/netlink"
+
+	"vstun/cmd/internal/lab"
 	"vstun/encap/wireguard"
 	"vstun/testdata/testkit"
 )
@@ -44,7 +47,8 @@ func (f file) toml(tables ...string) string {
 			continue
 		}
 		header := "[" + table + "]"
-		if slices.Contains([]string{"service", "service.realserver", "vrrp", "vrrp.track", "wireguard.peer"}, table) {
+		if slices.Contains([]string{"service", "service.realserver", "vrrp", "vrrp.track", "wireguard.peer", "tunnel"},
+			table) {
 			header = "[" + header + "]"
 		}
 		fmt.Fprintf(&b, "%s\n%s\n", header, strings.Join(f[table], "\n"))
@@ -171,7 +175,7 @@ func TestReloadOfEveryKeyOfDirector(t *testing.T) {
 	}
 	tables := []string{"director", "connections", "connections.timeouts", "notify", "notify.mail", "service",
 		"service.persistence", "service.check", "service.realserver", "service.realserver.wireguard", "vrrp",
-		"vrrp.track", "sync", "wireguard"}
+		"vrrp.track", "sync", "wireguard", "tunnel", "tunnel.probe", "tunnel.wireguard"}
 	cert, key := filepath.Join(s.dir, "client.pem"), filepath.Join(s.dir, "client.key")
 	issueCertificate(t, "director", cert, key)
 	both := filepath.Join(s.dir, "both.pem")
@@ -198,10 +202,11 @@ func TestReloadOfEveryKeyOfDirector(t *testing.T) {
 		}
 	}
 	base["wireguard"], base["service.realserver.wireguard"] = s.everyWireGuardKey()
+	s.addTunnel(base, s.Director)
 	base["sync"] = []string{`interface = "eth0"`, fmt.Sprintf("key = %q", syncKey)}
 	p.configure(base.toml(tables...))
 	p.start()
-	p.mustChangeEach(base, tables, map[string][]string{
+	p.mustChangeEach(base, tables, s.withTunnelKeys(map[string][]string{
 		"director.tun":        {`tun = "vs7"`},
 		"director.device":     {`device = "tap"`},
 		"director.bridge":     {`device = "tap"`, `bridge = "br0"`},
@@ -360,7 +365,7 @@ func TestReloadOfEveryKeyOfDirector(t *testing.T) {
 		"service.realserver.encap_checksum": {`encap = "gre"`, "encap_checksum = true"},
 		"service.realserver.upper":          {"upper = 9"},
 		"service.realserver.lower":          {"upper = 9", "lower = 3"},
-	}, restartKeys(t, "director", "A director needs a restart for "))
+	}), restartKeys(t, "director", "A director needs a restart for "))
 }
 
 // everyWireGuardKey returns the lines of [wireguard] and of a peer, and makes the files 1.key and 2.key.
@@ -376,6 +381,47 @@ func (s *site) everyWireGuardKey() (table, peer []string) {
 		[]string{fmt.Sprintf("public_key = %q", wireguard.NewPrivateKey().Public())}
 }
 
+// addTunnel adds the tables of a tunnel to base, and a bridge to h.
+func (s *site) addTunnel(base file, h *lab.Host) {
+	s.t.Helper()
+	base["tunnel"] = []string{`name = "site-b"`, `encap = "wireguard"`, `local = "10.98.0.1"`, `remote = "10.98.0.2"`}
+	base["tunnel.probe"] = []string{`address = "10.8.0.2"`}
+	base["tunnel.wireguard"] = []string{fmt.Sprintf("public_key = %q", wireguard.NewPrivateKey().Public())}
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = "br7"
+	if err := h.Do(func() error { return netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}) }); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// withTunnelKeys adds the changes of the keys of that tunnel.
+func (s *site) withTunnelKeys(changes map[string][]string) map[string][]string {
+	maps.Copy(changes, map[string][]string{
+		"tunnel.name":       {`name = "site-c"`},
+		"tunnel.device":     {`device = "tap"`},
+		"tunnel.encap":      {`encap = "gre"`},
+		"tunnel.local":      {`local = "10.98.0.3"`},
+		"tunnel.remote":     {`remote = "10.98.0.3"`},
+		"tunnel.addresses":  {`addresses = ["10.8.0.1/30", "fd08::1/64"]`},
+		"tunnel.routes":     {`routes = ["10.20.0.0/16"]`},
+		"tunnel.key":        {`encap = "gre"`, "key = 7"},
+		"tunnel.encap_port": {`encap = "gue"`, "encap_port = 6083"},
+		"tunnel.bridge":     {`device = "tap"`, `bridge = "br7"`},
+		"tunnel.mtu":        {"mtu = 1300"},
+		"tunnel.mss":        {`mss = "off"`},
+
+		"tunnel.probe.address":  {`address = "10.8.0.3"`},
+		"tunnel.probe.interval": {`interval = "1s"`},
+
+		"tunnel.wireguard.public_key": {fmt.Sprintf("public_key = %q", wireguard.Key{6})},
+		"tunnel.wireguard.preshared_key": {fmt.Sprintf("preshared_key = %q",
+			filepath.Join(s.dir, "2.key"))},
+		"tunnel.wireguard.endpoint":  {`endpoint = "10.0.11.9:51820"`},
+		"tunnel.wireguard.keepalive": {`keepalive = "25s"`},
+	})
+	return changes
+}
+
 // TestReloadOfEveryKeyOfAgent is the same for an agent.
 func TestReloadOfEveryKeyOfAgent(t *testing.T) {
 	t.Parallel()
@@ -385,10 +431,11 @@ func TestReloadOfEveryKeyOfAgent(t *testing.T) {
 		fmt.Sprintf("control = %q", p.socket), `encap = ["ipip", "gre", "gue", "wireguard"]`, `fast_path = "off"`}}
 	base["wireguard"], base["wireguard.peer"] = s.everyWireGuardKey()
 	base["wireguard.peer"] = append(base["wireguard.peer"], `address = "10.0.2.2"`)
-	tables := []string{"realserver", "wireguard", "wireguard.peer"}
+	s.addTunnel(base, s.Webs[0])
+	tables := []string{"realserver", "wireguard", "wireguard.peer", "tunnel", "tunnel.probe", "tunnel.wireguard"}
 	p.configure(base.toml(tables...))
 	p.start()
-	p.mustChangeEach(base, tables, map[string][]string{
+	p.mustChangeEach(base, tables, s.withTunnelKeys(map[string][]string{
 		"realserver.tun":        {`tun = "vs7"`},
 		"realserver.queues":     {"queues = 7"},
 		"realserver.offload":    {`offload = "off"`},
@@ -414,5 +461,5 @@ func TestReloadOfEveryKeyOfAgent(t *testing.T) {
 		"wireguard.peer.preshared_key": {fmt.Sprintf("preshared_key = %q", filepath.Join(s.dir, "2.key"))},
 		"wireguard.peer.endpoint":      {`endpoint = "10.0.2.2:51820"`},
 		"wireguard.peer.keepalive":     {`keepalive = "25s"`},
-	}, restartKeys(t, "realserver", "An agent needs a restart for "))
+	}), restartKeys(t, "realserver", "An agent needs a restart for "))
 }

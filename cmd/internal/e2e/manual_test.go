@@ -133,6 +133,12 @@ xxxxxxxxxx = 1
 xxxxxxxxxx = 1
 [[vrrp.track]]
 xxxxxxxxxx = 1
+[[tunnel]]
+xxxxxxxxxx = 1
+[tunnel.probe]
+xxxxxxxxxx = 1
+[tunnel.wireguard]
+xxxxxxxxxx = 1
 `,
 	"realserver": `xxxxxxxxxx = 1
 [realserver]
@@ -140,6 +146,12 @@ xxxxxxxxxx = 1
 [wireguard]
 xxxxxxxxxx = 1
 [[wireguard.peer]]
+xxxxxxxxxx = 1
+[[tunnel]]
+xxxxxxxxxx = 1
+[tunnel.probe]
+xxxxxxxxxx = 1
+[tunnel.wireguard]
 xxxxxxxxxx = 1
 `,
 }
@@ -234,12 +246,19 @@ func TestManualDefaults(t *testing.T) {
 		"vrrp": {`name = "VI_1"`, `interface = "eth0"`, "router_id = 51",
 			`addresses = ["198.51.100.80"]`},
 		"vrrp.track": {`interface = "eth1"`},
+		"tunnel": {`name = "site-b"`, `encap = "wireguard"`, `local = "10.98.0.1"`,
+			`remote = "10.98.0.2"`},
+		"tunnel.probe":     {`address = "10.8.0.2"`},
+		"tunnel.wireguard": {fmt.Sprintf("public_key = %q", wireguard.Key{9})},
+
 		"realserver": {`vips = "198.51.100.80"`, `directors = "10.0.2.2"`},
 	}
-	order := map[string][]string{"realserver": {"realserver", "wireguard", "wireguard.peer"}, "director": {"director",
-		"connections",
-		"connections.timeouts", "notify", "notify.mail", "service", "service.persistence", "service.check",
-		"service.realserver", "service.realserver.wireguard", "vrrp", "vrrp.track", "sync", "wireguard"}}
+	order := map[string][]string{
+		"realserver": {"realserver", "wireguard", "wireguard.peer", "tunnel", "tunnel.probe", "tunnel.wireguard"},
+		"director": {"director", "connections", "connections.timeouts", "notify", "notify.mail", "service",
+			"service.persistence", "service.check", "service.realserver", "service.realserver.wireguard", "vrrp",
+			"vrrp.track", "sync", "wireguard", "tunnel", "tunnel.probe", "tunnel.wireguard"},
+	}
 	defaults, must := 0, 0
 	for program, tables := range order {
 		for table, rows := range manualKeys(t, program) {

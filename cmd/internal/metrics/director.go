@@ -177,6 +177,8 @@ func (c *director) Describe(ch chan<- *prometheus.Desc) {
 	describe(ch, syncSeries)
 	describe(ch, syncPeerSeries)
 	describe(ch, wireguardSeries)
+	describe(ch, tunnelSeries)
+	ch <- tunnelDrops
 	for _, d := range []*prometheus.Desc{buildDesc, directorDrops, directorBatches, fastPathRefused, serviceInfo,
 		current, vrrpRefused, syncRefused, syncTableAge, syncHeard} {
 		ch <- d
@@ -205,6 +207,7 @@ func (c *director) Collect(ch chan<- prometheus.Metric) {
 	}
 	sendSync(ch, st.Sync)
 	sendWireGuard(ch, st.WireGuard)
+	sendTunnels(ch, st.Tunnels)
 	for i := range st.Services {
 		sendService(ch, &st.Services[i])
 	}

@@ -7,6 +7,7 @@ import (
 	"math"
 	"net/http"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"time"
 
@@ -84,9 +85,9 @@ var buildDesc = prometheus.NewDesc("vstun_build_info", "Which program answers: a
 	[]string{"program", "version", "goversion"}, nil)
 
 // sendDrops sends the packets refused, by reason. A known reason that has not occurred has the value 0, so that its
-// first packet shows as a rise.
+// first packet shows as a rise. labels come before the reason.
 func sendDrops(ch chan<- prometheus.Metric, desc *prometheus.Desc, known func(drop.Reason) bool,
-	drops map[string]uint64) {
+	drops map[string]uint64, labels ...string) {
 	all := map[string]uint64{}
 	for d := drop.Accept + 1; d < drop.NumReasons; d++ {
 		if known(d) {
@@ -95,7 +96,7 @@ func sendDrops(ch chan<- prometheus.Metric, desc *prometheus.Desc, known func(dr
 	}
 	maps.Copy(all, drops)
 	for reason, n := range all {
-		ch <- prometheus.MustNewConstMetric(desc, counterValue, float64(n), reason)
+		ch <- prometheus.MustNewConstMetric(desc, counterValue, float64(n), append(slices.Clone(labels), reason)...)
 	}
 }
 

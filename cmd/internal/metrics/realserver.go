@@ -75,6 +75,8 @@ var (
 func (c *agent) Describe(ch chan<- *prometheus.Desc) {
 	describe(ch, agentSeries)
 	describe(ch, wireguardSeries)
+	describe(ch, tunnelSeries)
+	ch <- tunnelDrops
 	for _, d := range []*prometheus.Desc{buildDesc, agentDrops, agentBatches, agentFrom, agentMSS, agentVIP} {
 		ch <- d
 	}
@@ -98,4 +100,5 @@ func (c *agent) Collect(ch chan<- prometheus.Metric) {
 	sendDrops(ch, agentDrops, drop.Reason.Realserver, st.Drops)
 	sendBatches(ch, agentBatches, c.batches)
 	sendWireGuard(ch, st.WireGuard)
+	sendTunnels(ch, st.Tunnels)
 }

@@ -1,6 +1,5 @@
 // Package tunneldial connects health checks to their realservers through the tunnel. A check is a connection of this
-// host to the VIP whose flow is pinned to one realserver. The package also sends pings, through the tunnel and
-// directly.
+// host to the VIP whose flow is pinned to one realserver. A ping is a check, too.
 //
 //	checker → Dialer: bind, pin the flow, connect → kernel → TUN → worker: pinned → tunnel → realserver
 //	                                          ↑                                                │
@@ -19,6 +18,7 @@ import (
 
 	"vstun/balancer"
 	"vstun/balancer/conntab"
+	"vstun/cmd/internal/ping"
 	"vstun/encap/packet"
 )
 
@@ -31,7 +31,7 @@ type Pins interface {
 // Tunnel connects to one realserver through its tunnel. Its methods may be called by any number of goroutines.
 type Tunnel struct {
 	Pins   Pins
-	Pinger *Pinger
+	Pinger *ping.Pinger
 	Clock  func() conntab.Ticks
 	Target balancer.Target
 	// Source returns this host's address for checks of a VIP, or the zero Addr if it has none of the VIP's family.
@@ -218,7 +218,7 @@ func (t *Tunnel) Ping(ctx context.Context, vip netip.Addr) error {
 		return err
 	}
 	for range tries {
-		f.SrcPort = t.Pinger.nextID()
+		f.SrcPort = t.Pinger.NextID()
 		err := t.Pins.Pin(f, t.Target, false, t.Clock())
 		if errors.Is(err, balancer.ErrPinned) {
 			continue
@@ -227,7 +227,7 @@ func (t *Tunnel) Ping(ctx context.Context, vip netip.Addr) error {
 			return localError(err)
 		}
 		defer t.unpin(f)
-		return t.Pinger.ping(ctx, vip, f.Src, f.SrcPort)
+		return t.Pinger.PingFrom(ctx, vip, ping.From{Source: f.Src, ID: f.SrcPort})
 	}
 	return localError(balancer.ErrPinned)
 }

@@ -13,6 +13,7 @@ import (
 
 	"vstun/balancer"
 	"vstun/balancer/conntab"
+	"vstun/cmd/internal/ping"
 	"vstun/encap/packet"
 )
 
@@ -166,12 +167,12 @@ func TestPortsOfConnections(t *testing.T) {
 	}
 }
 
-// TestPing pings this host over both families, directly and as through a tunnel. An answer with other data is ignored.
+// TestPing pings this host over both families, directly and as through a tunnel.
 func TestPing(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("SKIPPED: raw sockets need root")
 	}
-	p, err := NewPinger()
+	p, err := ping.NewPinger()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -181,11 +182,9 @@ func TestPing(t *testing.T) {
 		}
 	}()
 	own := []netip.Addr{netip.MustParseAddr("127.0.0.1")}
-	if p.six != nil {
-		if c, err := net.ListenPacket("udp6", "[::1]:0"); err == nil {
-			c.Close()
-			own = append(own, netip.IPv6Loopback())
-		}
+	if c, err := net.ListenPacket("udp6", "[::1]:0"); err == nil {
+		c.Close()
+		own = append(own, netip.IPv6Loopback())
 	}
 	var all sync.WaitGroup
 	for _, a := range own {
@@ -205,13 +204,5 @@ func TestPing(t *testing.T) {
 		if len(l.pinned) != 0 || len(l.rests) != 20 || l.tried != 21 {
 			t.Errorf("%v: pinned is %v, %d rest, after %d tries", a, l.pinned, len(l.rests), l.tried)
 		}
-	}
-	p.mu.Lock()
-	p.waiting[token{1}] = waiter{own[0], make(chan struct{})}
-	p.mu.Unlock()
-	p.answer(token{1}, &net.IPAddr{IP: net.IPv4(127, 0, 0, 2)}) // of another host
-	p.answer(token{2}, &net.IPAddr{IP: net.IPv4(127, 0, 0, 1)})
-	if len(p.waiting) != 1 {
-		t.Error("the answer of another host was accepted")
 	}
 }

@@ -33,7 +33,8 @@ const (
 	Unresolved   // the MAC address of its realserver is not known (VS/DR), and enough packets wait for it already
 	TTL          // its TTL or hop limit is used up; the sender gets an ICMP time exceeded
 
-	// Packets that the realserver's agent refuses. The director refuses some of WireGuard, too.
+	// Packets that the realserver's agent refuses. The director refuses some of WireGuard, too, and so does the end of
+	// a point-to-point tunnel.
 	NotDirector      // outer source is not in directors
 	Outer            // the outer header does not belong to a configured tunnel
 	TunnelHeader     // a GRE or GUE header that is cut short or has flags or fields that the agent does not know
@@ -50,6 +51,7 @@ const (
 	Unexpected       // from WireGuard: a realserver has sent it to the director, which takes none
 	Question         // a question of a director's doctor, faster than the agent takes them
 	Congestion       // outer ECN says CE, but the inner packet is not ECN-capable (RFC 6040)
+	NotPeer          // for a point-to-point tunnel's UDP port, and not from its peer
 	NotAnswer        // read from the TUN device: its source is no VIP, or its destination cannot be a client
 	AnswerLoop       // an answer that the kernel has routed back to the agent, or one whose TTL is used up
 
@@ -60,13 +62,16 @@ const (
 	NumReasons
 )
 
-// side is the programs that drop packets for a reason, one bit each.
+// side is what drops packets for a reason, one bit each.
 type side uint8
 
 const (
 	director side = 1 << iota
 	realserver
-	both = director | realserver
+	tunnel // an end of a point-to-point tunnel, in either program
+	both   = director | realserver
+	ends   = realserver | tunnel
+	all    = director | realserver | tunnel
 )
 
 // reasons is each reason's name, and the programs that count it.
@@ -75,11 +80,11 @@ var reasons = [NumReasons]struct {
 	side side
 }{
 	Accept:           {"accept", 0},
-	Truncated:        {"truncated", both},
-	NotIPv4:          {"not_ipv4", both},
-	BadHeader:        {"bad_header", both},
-	BadChecksum:      {"bad_checksum", both},
-	SourceRoute:      {"source_route", both},
+	Truncated:        {"truncated", all},
+	NotIPv4:          {"not_ipv4", all},
+	BadHeader:        {"bad_header", all},
+	BadChecksum:      {"bad_checksum", all},
+	SourceRoute:      {"source_route", all},
 	Fragment:         {"fragment", director},
 	Reassembly:       {"reassembly", director},
 	Frame:            {"frame", director},
@@ -92,30 +97,31 @@ var reasons = [NumReasons]struct {
 	NoRealserver:     {"no_realserver", director},
 	Unreachable:      {"unreachable", director},
 	TableFull:        {"table_full", director},
-	Offload:          {"offload", both},
-	TooBig:           {"too_big", both},
+	Offload:          {"offload", all},
+	TooBig:           {"too_big", all},
 	Unresolved:       {"unresolved", director},
 	TTL:              {"ttl", director},
 	NotDirector:      {"not_director", realserver},
-	Outer:            {"outer_header", realserver},
-	TunnelHeader:     {"tunnel_header", realserver},
-	TunnelKey:        {"tunnel_key", realserver},
-	TunnelChecksum:   {"tunnel_checksum", realserver},
-	Trailing:         {"trailing_bytes", realserver},
+	Outer:            {"outer_header", ends},
+	TunnelHeader:     {"tunnel_header", ends},
+	TunnelKey:        {"tunnel_key", ends},
+	TunnelChecksum:   {"tunnel_checksum", ends},
+	Trailing:         {"trailing_bytes", ends},
 	InnerDestination: {"inner_destination", realserver},
 	InnerSource:      {"inner_source", realserver},
 	InnerProtocol:    {"inner_protocol", realserver},
-	Gathered:         {"gathered", realserver},
+	Gathered:         {"gathered", ends},
 	Unauthenticated:  {"unauthenticated", both},
 	Handshake:        {"handshake", both},
 	TunnelSource:     {"tunnel_source", both},
 	Unexpected:       {"unexpected", director},
 	Question:         {"question", realserver},
-	Congestion:       {"congestion", realserver},
+	Congestion:       {"congestion", ends},
+	NotPeer:          {"not_peer", both},
 	NotAnswer:        {"not_answer", realserver},
 	AnswerLoop:       {"answer_loop", realserver},
-	SendError:        {"send_error", both},
-	TUNError:         {"tun_error", realserver},
+	SendError:        {"send_error", all},
+	TUNError:         {"tun_error", ends},
 }
 
 // String is the name under which the reason is counted.
@@ -131,3 +137,6 @@ func (r Reason) Director() bool { return r < NumReasons && reasons[r].side&direc
 
 // Realserver reports whether a realserver's agent can drop a packet for this reason.
 func (r Reason) Realserver() bool { return r < NumReasons && reasons[r].side&realserver != 0 }
+
+// Tunnel reports whether an end of a point-to-point tunnel can drop a packet for this reason.
+func (r Reason) Tunnel() bool { return r < NumReasons && reasons[r].side&tunnel != 0 }

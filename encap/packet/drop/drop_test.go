@@ -11,7 +11,7 @@ func TestReasons(t *testing.T) {
 			t.Errorf("reason %d is called %q, as reason %d", r, name, before)
 		}
 		seen[name] = r
-		if counted := r.Director() || r.Realserver(); counted != (r != Accept) {
+		if counted := r.Director() || r.Realserver() || r.Tunnel(); counted != (r != Accept) {
 			t.Errorf("%v: counted by a program: %v", r, counted)
 		}
 	}

@@ -1,4 +1,5 @@
-package tunneldial
+// Package ping sends ICMP echo requests, by sockets that are opened before the program gives up CAP_NET_RAW.
+package ping
 
 import (
 	"context"
@@ -81,21 +82,36 @@ func (p *Pinger) Close() error {
 	return err
 }
 
-// Ping sends an echo request to a by the machine's own routes and waits for the answer.
-func (p *Pinger) Ping(ctx context.Context, a netip.Addr) error {
-	return p.ping(ctx, a, netip.Addr{}, p.nextID())
+// From is how an echo request leaves this host.
+type From struct {
+	Source netip.Addr // the zero Addr: the kernel chooses
+	Device int        // interface index of the device to leave by; 0: by the route
+	ID     uint16     // the request's identifier; 0: any
 }
 
-func (p *Pinger) nextID() uint16 { return uint16(p.id.Add(1)) }
+// Ping sends an echo request to a by the machine's own routes and waits for the answer.
+func (p *Pinger) Ping(ctx context.Context, a netip.Addr) error { return p.PingFrom(ctx, a, From{}) }
 
-// ping sends an echo request with the identifier id from source. With the zero Addr the kernel chooses the source.
-func (p *Pinger) ping(ctx context.Context, to, source netip.Addr, id uint16) error {
+// NextID returns an identifier for a request, never 0.
+func (p *Pinger) NextID() uint16 {
+	for {
+		if id := uint16(p.id.Add(1)); id != 0 {
+			return id
+		}
+	}
+}
+
+// PingFrom sends an echo request to an address and waits for the answer.
+func (p *Pinger) PingFrom(ctx context.Context, to netip.Addr, from From) error {
 	conn, kind := p.four, icmp.Type(ipv4.ICMPTypeEcho)
 	if to.Is6() {
 		conn, kind = p.six, ipv6.ICMPTypeEchoRequest
 	}
 	if conn == nil {
 		return errors.New("this kernel has no IPv6")
+	}
+	if from.ID == 0 {
+		from.ID = p.NextID()
 	}
 	var t token
 	_, _ = rand.Read(t[:]) // it never fails
@@ -109,18 +125,22 @@ func (p *Pinger) ping(ctx context.Context, to, source netip.Addr, id uint16) err
 		p.mu.Unlock()
 	}()
 	// the kernel computes ICMPv6's checksum
-	b, err := (&icmp.Message{Type: kind, Body: &icmp.Echo{ID: int(id), Seq: 1, Data: t[:]}}).Marshal(nil)
+	b, err := (&icmp.Message{Type: kind, Body: &icmp.Echo{ID: int(from.ID), Seq: 1, Data: t[:]}}).Marshal(nil)
 	if err != nil {
 		return err
 	}
 	dst := &net.IPAddr{IP: to.AsSlice()}
+	var source net.IP
+	if from.Source.IsValid() {
+		source = from.Source.AsSlice()
+	}
 	switch {
-	case !source.IsValid():
+	case source == nil && from.Device == 0:
 		_, err = conn.WriteTo(b, dst)
 	case to.Is6():
-		_, err = conn.IPv6PacketConn().WriteTo(b, &ipv6.ControlMessage{Src: source.AsSlice()}, dst)
+		_, err = conn.IPv6PacketConn().WriteTo(b, &ipv6.ControlMessage{Src: source, IfIndex: from.Device}, dst)
 	default:
-		_, err = conn.IPv4PacketConn().WriteTo(b, &ipv4.ControlMessage{Src: source.AsSlice()}, dst)
+		_, err = conn.IPv4PacketConn().WriteTo(b, &ipv4.ControlMessage{Src: source, IfIndex: from.Device}, dst)
 	}
 	if err != nil {
 		return err
