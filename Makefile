@@ -33,9 +33,9 @@ release:
 	.ci/release bin/release
 
 # Five hosts in network namespaces, the real programs, requests through the VIP. `make demo STAY=1` leaves it up; IPV6=1 is for IPv6;
-# LAN=1 puts the VIP into the director's subnet; HA=1 has two directors there, one of which is killed.
+# LAN=1 puts the VIP into the director's subnet; HA=1 has two directors there, one of which is killed. TUNNEL=1 connects two sites by point-to-point tunnels.
 demo: build
-	bin/lab demo $(if $(STAY),--stay) $(if $(IPV6),--ipv6) $(if $(LAN),--lan) $(if $(HA),--ha)
+	bin/lab demo $(if $(STAY),--stay) $(if $(IPV6),--ipv6) $(if $(LAN),--lan) $(if $(HA),--ha) $(if $(TUNNEL),--tunnel)
 
 # Unit tests, and, as root, the end-to-end tests in network namespaces.
 test: deps
@@ -68,7 +68,7 @@ slowpath: deps
 # 100 MB, compared byte by byte, with and without offloads: up through every tunnel, with either IP inside and outside, over three MTUs; up and
 # down by every forwarding method, with IPv4 and IPv6, over two MTUs; with every way to find the path's MTU.
 uploads:
-	VSTUN_FULL=1 $(GO) test -count=1 -timeout 40m -run '^(TestTunnels|TestMethods|TestUpload|TestDownload|TestOffloads|TestWireGuard|TestWireGuardGo)$$' -v ./cmd/internal/e2e
+	VSTUN_FULL=1 $(GO) test -count=1 -timeout 40m -run '^(TestTunnels|TestMethods|TestUpload|TestDownload|TestOffloads|TestWireGuard|TestWireGuardGo|TestPeerTunnels)$$' -v ./cmd/internal/e2e
 
 # 10,000 connections a second by nat for 30 s: none may lose a packet. The machine should have nothing else to do.
 rate:

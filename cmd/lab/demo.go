@@ -26,6 +26,8 @@ type options struct {
 	lan  bool
 	ha   bool
 	bin  string
+
+	tunnel bool
 }
 
 // show is a running demo.
@@ -79,7 +81,11 @@ func demo(ctx context.Context, out io.Writer, o options) (err error) {
 			return err
 		}
 	}
-	played := s.play(ctx, o.stay)
+	play := s.play
+	if o.tunnel {
+		play = s.playTunnels
+	}
+	played := play(ctx, o.stay)
 	interrupted := ctx.Err() != nil && errors.Is(played, context.Canceled)
 	if interrupted {
 		s.printf("\nInterrupted: cleaning up.\n")

@@ -49,6 +49,9 @@ func demoCommand() *cobra.Command {
 	c.Flags().BoolVar(&o.ipv6, "ipv6", false, "use IPv6, inside the tunnel and outside")
 	c.Flags().BoolVar(&o.lan, "lan", false, "put the virtual address into the director's subnet, and use VS/DR")
 	c.Flags().BoolVar(&o.ha, "ha", false, "two directors, one of which is killed; in the network of --lan")
+	c.Flags().BoolVar(&o.tunnel, "tunnel", false, "two sites, connected by point-to-point tunnels")
+	c.MarkFlagsMutuallyExclusive("tunnel", "lan")
+	c.MarkFlagsMutuallyExclusive("tunnel", "ha")
 	c.Flags().StringVar(&o.bin, "bin", "", "`DIR` of the programs director and realserver (default: where lab "+
 		"itself is)")
 	return c
