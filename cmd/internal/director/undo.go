@@ -126,10 +126,9 @@ func undo(out io.Writer, control, table string) error {
 	if used, ok := errors.AsType[*routing.InUseError](err); ok {
 		return fmt.Errorf("a director runs (process %s, control socket %s): stop it", used.PID, control)
 	}
-	if tunnels := filepath.Base(tunnel.JournalPath(control)); err == nil {
-		if _, gone := os.Lstat(tunnels); gone == nil {
-			err = undoJournal(tunnels)
-		}
+	tunnels := filepath.Base(tunnel.JournalPath(control))
+	if left, _ := filepath.Glob(tunnels + "*"); err == nil && len(left) > 0 {
+		err = undoJournal(tunnels)
 	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", filepath.Dir(path), err)
@@ -175,12 +174,13 @@ func undoAll(out io.Writer, dir, except string) error {
 	agent := config.DefaultControl("realserver")
 	leave := []string{journalPath(agent), tunnel.JournalPath(agent), except}
 	var names []string
-	for _, pattern := range []string{"*.journal", "*.table"} {
+	for _, pattern := range []string{"*.journal", "*.journal.lock", "*.table"} {
 		files, err := filepath.Glob(pattern)
 		if err != nil {
 			return err
 		}
 		for _, file := range files {
+			file = strings.TrimSuffix(file, ".lock")
 			name := strings.TrimSuffix(file, filepath.Ext(file))
 			if !slices.Contains(leave, filepath.Join(dir, name+".journal")) {
 				names = append(names, name)
@@ -191,7 +191,7 @@ func undoAll(out io.Writer, dir, except string) error {
 	var errs []error
 	for _, name := range slices.Compact(names) {
 		var err error
-		if _, missing := os.Lstat(name + ".journal"); missing == nil {
+		if left, _ := filepath.Glob(name + ".journal*"); len(left) > 0 {
 			err = undoJournal(name + ".journal")
 		}
 		if _, runs := errors.AsType[*routing.InUseError](err); runs {
