@@ -35,10 +35,10 @@ func TestRoles(t *testing.T) {
 		{nil, "", "[]"},
 		{vrrp.Roles{"a": vrrp.Backup, "b": vrrp.Fault}, "", "[]"},
 		{vrrp.Roles{"a": vrrp.Master, "b": vrrp.Backup}, "eth0: 9.9.9.9 10.0.2.80; eth1: 10.0.3.10",
-			"[{eth1 10.0.3.10/24 true}]"},
+			"[{eth1 10.0.3.10/24 true false}]"},
 		{vrrp.Roles{"a": vrrp.Backup, "b": vrrp.Master}, "eth0: 10.0.2.81", "[]"},
 		{vrrp.Roles{"a": vrrp.Master, "b": vrrp.Master}, "eth0: 9.9.9.9 10.0.2.80 10.0.2.81; eth1: 10.0.3.10",
-			"[{eth1 10.0.3.10/24 true}]"},
+			"[{eth1 10.0.3.10/24 true false}]"},
 	} {
 		in := elected()
 		in.Roles = c.roles
