@@ -47,8 +47,9 @@ func newPodman(t *testing.T) *podman {
 		t.Fatalf("make image: %v\n%s", err, out)
 	}
 	p.conf = filepath.Join(dir, "containers.conf")
-	const limits = "[containers]\ndefault_ulimits = [\"nofile=1024:1024\", \"nproc=1024:1024\"]\n" // of the machine
-	if err := os.WriteFile(p.conf, []byte(limits), 0o644); err != nil {
+	const conf = "[containers]\ndefault_ulimits = [\"nofile=1024:1024\", \"nproc=1024:1024\"]\n" + // of the machine
+		"[engine]\nlock_type = \"file\"\n" // otherwise all podmans of the machine share their locks
+	if err := os.WriteFile(p.conf, []byte(conf), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	if err := unix.Mknod(p.tun, unix.S_IFCHR|0o666, int(unix.Mkdev(10, 200))); err != nil {
@@ -95,6 +96,7 @@ type container struct {
 	Network string   // "host", "none" or "ns:PATH"
 	From    string   // the network namespace that podman runs in, a path; "": the caller's
 	Mounts  []string // folders and files that it has at the same path
+	BPF     bool     // it may load BPF programs
 }
 
 // run returns podman run of a new container, and the container's name. Its root is read-only, and it has no capability
@@ -104,6 +106,9 @@ func (p *podman) run(c container, command ...string) (cmd *exec.Cmd, name string
 	name = fmt.Sprintf("vstun%d", p.started)
 	args := []string{"run", "--rm", "--name", name, "--user", c.User, "--network", c.Network, "--read-only",
 		"--cap-drop", "all", "--cap-add", "NET_ADMIN,NET_RAW", "--device", p.tun + ":/dev/net/tun"}
+	if c.BPF {
+		args = append(args, "--cap-add", "BPF,PERFMON", "--security-opt", "seccomp=unconfined")
+	}
 	for _, m := range c.Mounts {
 		args = append(args, "--volume", m+":"+m)
 	}

@@ -12,8 +12,9 @@ import (
 	"vstun/testdata/testkit"
 )
 
-// TestImage runs both programs out of the image, by podman: as root with the host's network, and as another user with a
-// network of the container's own. /proc/sys is read-only in a container, so that its sysctls are set beforehand.
+// TestImage runs both programs out of the image, by podman: as root with the host's network and the fast path, and as
+// another user with a network of the container's own. /proc/sys is read-only in a container, so that its sysctls are
+// set beforehand.
 func TestImage(t *testing.T) {
 	t.Parallel()
 	needMachine(t)
@@ -57,7 +58,7 @@ func mustServeFromContainers(t *testing.T, pod *podman, user string, ownNetwork 
 				t.Fatal(err)
 			}
 		}
-		c := container{User: user, Network: "host", Mounts: []string{p.config, dir}}
+		c := container{User: user, Network: "host", Mounts: []string{p.config, dir}, BPF: user == "0:0"}
 		if ownNetwork {
 			c.Network, c.From = "ns:/run/netns/"+p.host.Namespace, "/run/netns/"+s.Client.Namespace
 		}
@@ -80,6 +81,11 @@ func mustServeFromContainers(t *testing.T, pod *podman, user string, ownNetwork 
 	}
 	for range 3 {
 		s.mustBeServedBy(80, s.Webs[0].Name)
+	}
+	is := s.director.balance().FastPath
+	t.Logf("fast path: %v %s", is.On, is.Reason)
+	if is.On != (user == "0:0") && strings.Contains(is.Reason, "permitted") { // otherwise the kernel has none
+		t.Errorf("the fast path of a container of user %s: %+v", user, is)
 	}
 	for _, p := range []*program{s.director, s.agents[0]} {
 		p.stop() // podman passes SIGTERM on, and its exit status
