@@ -140,20 +140,28 @@ func TestWireGuard(t *testing.T) {
 			})
 			clear4 := s.count(s.Director, "eth0", lab.Filter{Protocol: 4})
 			mss := func(i, j int) int { return mtu - []int{60 + 20, 80 + 40}[i] - []int{40, 60}[j] }
-			if mtu < 1500 { // until the path's MTU is known, the kernel cuts datagrams
-				s.mustTransfer(t, 0, s.VIP, 1_000_000, mss(0, 0))
-				s.mustTransfer(t, 1, s.VIP, 1_000_000, mss(1, 0))
-			}
-			before := s.counters(s.Director)
-			for i := range s.Webs {
-				for j, vip := range []netip.Addr{s.VIP, s.VIP6} {
-					s.mustTransfer(t, i, vip, size, mss(i, j))
+			// Padding would make datagrams too large. The kernel cuts some until the path's MTU is known.
+			for again := mtu < 1500; ; again = false {
+				before := s.counters(s.Director)
+				for i := range s.Webs {
+					for j, vip := range []netip.Addr{s.VIP, s.VIP6} {
+						s.mustTransfer(t, i, vip, size, mss(i, j))
+					}
 				}
-			}
-			for name, n := range s.counters(s.Director) { // padding would make datagrams too large
-				if strings.HasSuffix(name, "FragCreates") && n > before[name] {
-					t.Errorf("%s of the director's kernel is %d, and was %d", name, n, before[name])
+				cut := ""
+				for name, n := range s.counters(s.Director) {
+					if strings.HasSuffix(name, "FragCreates") && n > before[name] {
+						cut += fmt.Sprintf(" %s %d", name, n-before[name])
+					}
 				}
+				if cut == "" {
+					break
+				}
+				if !again {
+					t.Errorf("the director's kernel has cut datagrams:%s", cut)
+					break
+				}
+				t.Logf("until the path's MTU was known, the director's kernel has cut datagrams:%s", cut)
 			}
 			if n := clear4(); n > 0 {
 				t.Errorf("%d tunnel packets are not encrypted", n)
