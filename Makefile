@@ -1,11 +1,11 @@
-# make demo | test | race | busy | long | slowpath | uploads | rate | ha | bulk | kills | restarts | soak | interop | bench | trace | build | install | uninstall | package | image | release | arm64 | lint | fuzz | bpf | deps | clean
+# make demo | test | race | busy | long | slowpath | uploads | tunnels | rate | ha | bulk | kills | restarts | soak | interop | bench | trace | build | install | uninstall | package | image | release | arm64 | lint | fuzz | bpf | deps | clean
 
 GO       ?= go
 FUZZTIME ?= 30s
 
 export PATH := $(PATH):/usr/local/go/bin:/usr/sbin:/sbin
 
-.PHONY: all build install uninstall package image release arm64 demo test race busy long slowpath uploads rate ha bulk kills restarts soak interop bench trace lint fuzz bpf deps clean
+.PHONY: all build install uninstall package image release arm64 demo test race busy long slowpath uploads tunnels rate ha bulk kills restarts soak interop bench trace lint fuzz bpf deps clean
 all: build
 
 build:
@@ -50,7 +50,7 @@ busy: deps
 	.ci/busy $(or $(RUNS),1) $(RUN)
 
 # The long forms of tests that make test has short: more packets, reloads, requests and time; lintian; two releases.
-LONG := TestAgentReload|TestConnectionStays|TestDeathUnderLoad|TestHostileRealserver|TestKeptConnections|TestPackages|TestReloadStorm|TestWireGuardGoesOn
+LONG := TestAgentReload|TestCompose|TestConnectionStays|TestDeathUnderLoad|TestHostileRealserver|TestKeptConnections|TestKubernetesPods|TestPackages|TestReloadStorm|TestWireGuardGoesOn
 long: deps
 	VSTUN_FULL=1 $(GO) test -count=1 -timeout 40m -run '^($(LONG))$$|^TestChecksInFlood$$/^(10vips|narrow)$$' -v ./cmd/internal/e2e
 	VSTUN_FULL=1 $(GO) test -count=1 -run '^TestRefused$$' -v ./encap/wireguard
@@ -68,7 +68,12 @@ slowpath: deps
 # 100 MB, compared byte by byte, with and without offloads: up through every tunnel, with either IP inside and outside, over three MTUs; up and
 # down by every forwarding method, with IPv4 and IPv6, over two MTUs; with every way to find the path's MTU.
 uploads:
-	VSTUN_FULL=1 $(GO) test -count=1 -timeout 40m -run '^(TestTunnels|TestMethods|TestUpload|TestDownload|TestOffloads|TestWireGuard|TestWireGuardGo|TestPeerTunnels)$$' -v ./cmd/internal/e2e
+	VSTUN_FULL=1 $(GO) test -count=1 -timeout 40m -run '^(TestTunnels|TestMethods|TestUpload|TestDownload|TestOffloads|TestWireGuard|TestWireGuardGo)$$' -v ./cmd/internal/e2e
+
+# 100 MB, compared byte by byte, up and down through point-to-point tunnels: TUN and TAP, every encapsulation, both families inside and outside,
+# two MTUs, with and without offloads; ten minutes.
+tunnels:
+	VSTUN_FULL=1 $(GO) test -count=1 -timeout 40m -run '^TestPeerTunnels$$' -v ./cmd/internal/e2e
 
 # 10,000 connections a second by nat for 30 s: none may lose a packet. The machine should have nothing else to do.
 rate:

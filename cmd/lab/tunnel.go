@@ -141,7 +141,7 @@ func (s *show) showTunnel(ctx context.Context, t siteTunnel, by string) error {
 	}
 	offloads := is.Offloads
 	if offloads == "" {
-		offloads = "none, by water"
+		offloads = "none"
 	}
 	s.printf("  %-28s %-11s %-6d %-12v %.2f Gbit/s\n", t.name+": "+offloads, t.device+", "+t.encap, is.MTU,
 		trip.Round(time.Microsecond), bits/1e9)
