@@ -16,13 +16,15 @@ import (
 //	source → ReadBatch → find ─┬→ no tunnel's: to the caller
 //	                           └→ Decap → clamp MSS → coalesce → sink of the tunnel's device
 //
-// A packet belongs to a tunnel by its outer source, protocol, UDP port and GRE key. Its outer destination is an address
-// of this host, and counts for nothing: a raw IPv6 socket and a UDP socket do not report it.
+// A packet belongs to a tunnel by its outer source, protocol, UDP port and GRE key, and by whether WireGuard has
+// brought it. Its outer destination is an address of this host, and counts for nothing: a raw IPv6 socket and a UDP
+// socket do not report it.
 type Inbound struct {
 	source    Source
 	peers     *atomic.Pointer[Peers]
 	id        int // of this source: the index of its sinks
 	merge     bool
+	sealed    bool // WireGuard has brought the packets
 	strangers *stats.Counters
 
 	finds    [batch]found
@@ -37,10 +39,12 @@ type Inbound struct {
 }
 
 // NewInbound makes an Inbound. peers may change at any time; nil means no tunnels. id is the index of the Inbound among
-// those of the same tunnels. With merge, consecutive segments of a connection become one packet in several pieces.
+// those of the same tunnels. With merge, consecutive segments of a connection become one packet in several pieces. A
+// sealed Inbound takes the packets of tunnels in WireGuard only, any other one those of the other tunnels only.
 // strangers counts the packets to a port of a tunnel that are not its peer's, as drop.NotPeer.
-func NewInbound(source Source, peers *atomic.Pointer[Peers], id int, merge bool, strangers *stats.Counters) *Inbound {
-	return &Inbound{source: source, peers: peers, id: id, merge: merge, strangers: strangers}
+func NewInbound(source Source, peers *atomic.Pointer[Peers], id int, merge, sealed bool,
+	strangers *stats.Counters) *Inbound {
+	return &Inbound{source: source, peers: peers, id: id, merge: merge, sealed: sealed, strangers: strangers}
 }
 
 // ReadBatch is Source.ReadBatch for the packets that belong to no tunnel.
@@ -71,7 +75,7 @@ func (w *Inbound) take(peers *Peers, bufs []packet.Buf) (rest int) {
 	strangers := uint64(0)
 	for i := range bufs {
 		f := &w.finds[i]
-		if *f = peers.find(&bufs[i]); f.end != nil {
+		if *f = peers.find(&bufs[i], w.sealed); f.end != nil {
 			w.receive(f, &bufs[i])
 		} else if f.stranger {
 			strangers++

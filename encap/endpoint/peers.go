@@ -41,9 +41,10 @@ type Peers struct {
 
 // arrivesAs is the part of a packet's outer headers that most tunnels differ in.
 type arrivesAs struct {
-	from  netip.Addr
-	proto uint8  // packet.ProtoIPIP: that, or packet.ProtoIPv6
-	port  uint16 // of UDP
+	from   netip.Addr
+	proto  uint8  // packet.ProtoIPIP: that, or packet.ProtoIPv6
+	port   uint16 // of UDP
+	sealed bool   // WireGuard has brought it
 }
 
 // NewPeers makes the table of ends. No two of them are the same. shared is a UDP port that has other packets, too; 0:
@@ -51,7 +52,7 @@ type arrivesAs struct {
 func NewPeers(ends []*End, shared uint16) *Peers {
 	p := &Peers{ends: map[arrivesAs][]*End{}, ports: map[uint16]bool{}}
 	for _, e := range ends {
-		at := arrivesAs{from: e.Remote, proto: packet.ProtoIPIP}
+		at := arrivesAs{from: e.Remote, proto: packet.ProtoIPIP, sealed: e.Decap.Kind.Sealed()}
 		switch {
 		case e.Decap.Kind.UDP():
 			at.proto, at.port = packet.ProtoUDP, e.Port
@@ -71,11 +72,12 @@ type found struct {
 	proto, class byte // of the outer header
 }
 
-// find finds the tunnel of the packet in b, which begins with an outer IP header. If there is one, it takes this header
-// off, and the UDP header behind it. Otherwise b stays as it is.
-func (p *Peers) find(b *packet.Buf) (f found) {
+// find finds the tunnel of the packet in b, which begins with an outer IP header. sealed reports whether WireGuard has
+// brought it: an outer source is proven only then. If there is a tunnel, find takes the IP header off, and the UDP
+// header behind it. Otherwise b stays as it is.
+func (p *Peers) find(b *packet.Buf, sealed bool) (f found) {
 	whole := b.Bytes()
-	var at arrivesAs
+	at := arrivesAs{sealed: sealed}
 	n := packet.IPv6HeaderLen
 	switch h, h6 := packet.IPv4(whole), packet.IPv6(whole); {
 	case len(whole) >= packet.IPv4HeaderLen && h.Version() == 4:

@@ -95,7 +95,7 @@ func newPair(t *testing.T, c encap.Config, mtu int) *tunnelPair {
 	p.table.Store(NewPeers([]*End{{Remote: c.Source, Port: c.Port, MTU: inner, Sinks: []EndSink{deviceEnd{p.cable}},
 		Counters: &p.received, Sizes: p.sizes, MSS4: inner - 40, MSS6: inner - 60,
 		Decap: encap.Decapsulator{Kind: c.Kind, Key: c.Key, HasKey: c.HasKey, Ethernet: c.Ethernet}}}, 0))
-	p.in = NewInbound(p.cable, &p.table, 0, true, &p.others)
+	p.in = NewInbound(p.cable, &p.table, 0, true, c.Kind.Sealed(), &p.others)
 	return p
 }
 
@@ -380,9 +380,45 @@ func TestPeers(t *testing.T) {
 	} {
 		b := buf(c.b)
 		before := b.Len()
-		got := peers.find(b)
+		got := peers.find(b, false)
 		if got.end != c.want || got.stranger != c.stranger || (got.end == nil) != (b.Len() == before) {
 			t.Errorf("%s: %+v, %d bytes of %d", name, got, b.Len(), before)
+		}
+	}
+}
+
+// TestPeersOfWireGuard: a packet with the source of a tunnel in WireGuard is that tunnel's only if WireGuard has
+// brought it, whichever other tunnels there are, and no other tunnel's then.
+func TestPeersOfWireGuard(t *testing.T) {
+	end := func(kind encap.Kind, frames bool) *End {
+		return &End{Remote: director, Port: port, Decap: encap.Decapsulator{Kind: kind, Ethernet: frames}}
+	}
+	sealed, frames := end(encap.KindWireGuard, false), end(encap.KindWireGuard, true)
+	ipip, gre, fou := end(encap.KindIPIP, false), end(encap.KindGRE, true), end(encap.KindFOU, false)
+	inner := ip(client, vip, packet.ProtoUDP, make([]byte, 8))
+	u := make(packet.UDP, 8)
+	u.SetDstPort(port)
+	for name, c := range map[string]struct {
+		b           []byte
+		raw, sealed *End
+	}{
+		"IP packet": {ip(director, realserver, packet.ProtoIPIP, inner), ipip, sealed},
+		"frame":     {ip(director, realserver, packet.ProtoGRE, []byte{0, 0, 0x65, 0x58}), gre, frames},
+		"fou":       {ip(director, realserver, packet.ProtoUDP, append(u, inner...)), fou, nil},
+	} {
+		alone, all := NewPeers([]*End{sealed, frames}, 0), NewPeers([]*End{ipip, gre, fou, sealed, frames}, 0)
+		for _, x := range []struct {
+			what string
+			p    *Peers
+			from bool
+			want *End
+		}{
+			{"raw, alone", alone, false, nil}, {"sealed, alone", alone, true, c.sealed},
+			{"raw", all, false, c.raw}, {"sealed", all, true, c.sealed},
+		} {
+			if got := x.p.find(buf(c.b), x.from); got.end != x.want {
+				t.Errorf("%s, %s: %+v", name, x.what, got)
+			}
 		}
 	}
 }

@@ -128,10 +128,10 @@ func (s *Set) LearnPathMTU() error {
 	return nil
 }
 
-// Inbound returns a source of source's packets that takes those of tunnels. With a nil source only its Take is used. id
-// is less than Options.Sources.
+// Inbound returns a source of source's packets that takes those of tunnels. With a nil source it is for the packets
+// that WireGuard brings, and only its Take is used. id is less than Options.Sources.
 func (s *Set) Inbound(id int, source endpoint.Source) *endpoint.Inbound {
-	return endpoint.NewInbound(source, &s.peers, id, s.o.Offload, &s.strangers)
+	return endpoint.NewInbound(source, &s.peers, id, s.o.Offload, source == nil, &s.strangers)
 }
 
 // Apply puts tunnels in force. Those that stay the same keep their devices, packets and counts; those with another kind
