@@ -242,6 +242,9 @@ func (w *Outbound) send(b *packet.Buf, link int) drop.Reason {
 // segments is send for a GSO packet.
 func (w *Outbound) segments(b *packet.Buf, link int) drop.Reason {
 	p, inner := &w.info, w.inner(link)
+	if b.Len() != p.Len { // bytes behind the IP packet would be segments, too: Linux pads no GSO packet
+		return drop.Offload
+	}
 	cut, d := packet.NewCut(b, p, inner)
 	if d != drop.Accept {
 		return d

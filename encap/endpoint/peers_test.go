@@ -282,6 +282,45 @@ func TestTunnelTooBig(t *testing.T) {
 	}
 }
 
+// TestTunnelGSOPadding: a GSO packet has no bytes behind the end of its IP packet. A guest's frame can: it is dropped.
+func TestTunnelGSOPadding(t *testing.T) {
+	p := newPair(t, encap.Config{Kind: encap.KindGRE, Source: director, Destination: realserver, Ethernet: true}, 9000)
+	const options = 5 * 1024 // of the destination, in each segment's head
+	h := segment{six: true, flags: packet.FlagACK}.bytes()
+	b := append(h[:packet.IPv6HeaderLen:packet.IPv6HeaderLen], make([]byte, options)...)
+	for at := packet.IPv6HeaderLen; at < len(b); at += 2048 {
+		n := min(2048, len(b)-at)
+		b[at], b[at+1] = 60, byte(n/8-1)
+		if at+n == len(b) {
+			b[at] = packet.ProtoTCP
+		}
+		for i := at + 2; i < at+n; {
+			pad := min(257, at+n-i) // PadN
+			b[i], b[i+1] = 1, byte(pad-2)
+			i += pad
+		}
+	}
+	b[6] = 60
+	b = append(b, h[packet.IPv6HeaderLen:]...)
+	packet.IPv6(b).SetPayloadLen(len(b) - packet.IPv6HeaderLen)
+	b = append(b, make([]byte, 50_000)...)
+	bufs := packet.NewBufs(2)
+	for i := range bufs {
+		link := linkTo(packet.EtherTypeIPv6, 0)
+		room := bufs[i].RoomBehind(len(link))
+		copy(room[copy(room, link):], b)
+		bufs[i].SetLen(len(b))
+		bufs[i].Offload = packet.Offload{GSO: packet.GSOTCP, Size: 1000, Partial: true,
+			CsumStart: packet.IPv6HeaderLen + options, CsumOffset: packet.TCPChecksumAt}
+	}
+	p.out.move(bufs)
+	var out stats.Tally
+	p.sent.Read(&out)
+	if out.Drops[drop.Offload] != 2 || len(p.cable.sent) != 0 {
+		t.Errorf("%d packets left, %+v", len(p.cable.sent), out)
+	}
+}
+
 // TestTunnelMSS: SYNs have the MSS that fits, whichever end lowers it, and a packet that GRO has merged is cut for it.
 func TestTunnelMSS(t *testing.T) {
 	c := encap.Config{Source: director, Destination: realserver}
