@@ -330,7 +330,7 @@ func (q *Queue) writeVnet(fd uintptr, link []byte, b *packet.Buf) bool {
 		return q.writeBehind(fd, b)
 	}
 	iovs := &q.out.iovs
-	q.out.vnet.Encode(b, q.link)
+	q.out.vnet.Encode(b, len(link))
 	iovs[0] = iovec(q.out.vnet[:])
 	n := q.putLink(link, 1)
 	for ; b != nil; b = b.Next {

@@ -10,6 +10,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -414,6 +415,99 @@ func TestTAPDevice(t *testing.T) {
 			t.Errorf("after Close: %v", err)
 		}
 	})
+}
+
+// TestTaggedFrame: a packet behind VLAN tags, with work left to the kernel, passes a bridge to another TAP device.
+func TestTaggedFrame(t *testing.T) {
+	both(t, func(t *testing.T, plain bool) {
+		bridge := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "br0"}}
+		if err := errors.Join(netlink.LinkAdd(bridge), netlink.LinkSetUp(bridge)); err != nil {
+			t.Fatal(err)
+		}
+		var ports []*Device
+		for _, name := range []string{"tap0", "tap1"} {
+			d, err := Open(name, Options{Queues: 1, Plain: plain, TAP: true, Host: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer d.Close()
+			ports = append(ports, d)
+			link, err := netlink.LinkByName(name)
+			if err == nil {
+				err = errors.Join(netlink.LinkSetMaster(link, bridge), netlink.LinkSetUp(link))
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		for tags := range 3 {
+			for _, gso := range []bool{false, true} {
+				link := []byte{2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2}
+				for range tags {
+					link = append(link, 0x81, 0, 0, 7)
+				}
+				link = append(link, 8, 0)
+				p := unfinished(gso)
+				if err := ports[0].Queues()[0].Writer().Send(link, p); err != nil {
+					t.Fatal(err)
+				}
+				what := fmt.Sprintf("%d tags, GSO %v", tags, gso)
+				taggedArrives(t, what, ports[1], link, len(p.Bytes())-40)
+			}
+		}
+	})
+}
+
+// unfinished returns a TCP packet with an unfinished checksum, large or not.
+func unfinished(gso bool) *packet.Buf {
+	p := make([]byte, 40+100)
+	o := packet.Offload{Partial: true, CsumStart: packet.IPv4HeaderLen, CsumOffset: packet.TCPChecksumAt}
+	if gso {
+		p = make([]byte, 40+3000)
+		o.GSO, o.Size = packet.GSOTCP, 1000
+	}
+	packet.IPv4(p).Encode(packet.IPv4Fields{TotalLen: len(p), TTL: 64, Protocol: packet.ProtoTCP,
+		Src: [4]byte{10, 99, 0, 7}, Dst: [4]byte{10, 99, 0, 8}})
+	s := packet.TCP(p[packet.IPv4HeaderLen:])
+	s.SetHeaderLen(packet.TCPHeaderLen)
+	s.SetFlags(packet.FlagACK)
+	s.SetPartialChecksum(packet.PseudoSum(p, packet.ProtoTCP, len(s)))
+	b := bufsOf(p)[0]
+	b.Offload = o
+	return b
+}
+
+// taggedArrives reads from d until n bytes of payload have come behind link, in packets of TCP that are right.
+func taggedArrives(t *testing.T, what string, d *Device, link []byte, n int) {
+	t.Helper()
+	defer time.AfterFunc(testkit.Patience, func() { _ = d.Close() }).Stop()
+	bufs := packet.NewBufs(64)
+	for n > 0 {
+		got, err := d.Queues()[0].ReadBatch(bufs)
+		if err != nil {
+			t.Fatalf("%s: %d bytes have not come: %v", what, n, err)
+		}
+		for i := range bufs[:got] {
+			b := &bufs[i]
+			b.Prepend(packet.EthernetHeaderLen)
+			if len(b.Bytes()) < len(link) || !bytes.Equal(b.Bytes()[:len(link)], link) {
+				continue // the bridge's or the host's own
+			}
+			b.Strip(len(link))
+			if b.Offload.Partial {
+				b.Offload.CsumStart -= uint16(len(link) - packet.EthernetHeaderLen)
+			}
+			p, gso := packet.IPv4(b.Bytes()), b.Offload.GSO
+			if p.Check() != drop.Accept || b.Finish() != drop.Accept {
+				t.Fatalf("%s: %+v, %x", what, b.Offload, p)
+			}
+			s := p[packet.IPv4HeaderLen:p.TotalLen()]
+			if sum := packet.Fold(packet.Sum(s, p.PseudoSum(len(s)))); sum != 0xffff {
+				t.Fatalf("%s: GSO %v, sum %#x", what, gso, sum)
+			}
+			n -= len(s) - packet.TCPHeaderLen
+		}
+	}
 }
 
 // TestHostDevice: a device for the host has multicast, and ARP as far as its kind has it.
