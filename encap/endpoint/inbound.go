@@ -171,24 +171,28 @@ func (w *Inbound) packet(f *found, b *packet.Buf) {
 	w.queue(b, in, ip)
 }
 
-// offloads lowers the MSS of a SYN, and detects work that is left to do in the packet in b.
+// offloads detects work that is left to do in the packet in b, and lowers the MSS of a SYN, whose checksum it keeps
+// right if it is finished.
 func (w *Inbound) offloads(e *End, b *packet.Buf, in inside) drop.Reason {
 	p := b.Bytes()
 	most, size := e.MSS4, e.MTU-packet.IPv4HeaderLen-packet.TCPHeaderLen
 	if packet.Version(p) == 6 {
 		most, size = e.MSS6, e.MTU-packet.IPv6HeaderLen-packet.TCPHeaderLen
 	}
+	syn := false
 	if in.proto == packet.ProtoTCP && len(p) >= in.offset+packet.TCPHeaderLen {
 		t := packet.TCP(p[in.offset:])
-		if t.Flags()&packet.FlagSYN != 0 {
-			packet.ClampMSS(b, in.offset, most)
-		} else if len(t) > packet.TCPHeaderLen+minSegment {
+		if syn = t.Flags()&packet.FlagSYN != 0; !syn && len(t) > packet.TCPHeaderLen+minSegment {
 			if noted := e.Sizes.find(p, in.offset); noted > 0 {
 				size = min(size, noted)
 			}
 		}
 	}
-	return offloaded(b, in, size)
+	d := offloaded(b, in, size)
+	if syn {
+		packet.ClampMSS(b, in.offset, most)
+	}
+	return d
 }
 
 // minSegment is the payload, in bytes, that no GSO packet goes below: TCP_MIN_MSS of Linux.

@@ -325,23 +325,23 @@ func TestTunnelGSOPadding(t *testing.T) {
 func TestTunnelMSS(t *testing.T) {
 	c := encap.Config{Source: director, Destination: realserver}
 	p := newPair(t, c, 1500)
-	syn := func(src, dst netip.Addr, mss byte) []byte {
+	syn := func(src, dst netip.Addr, mss uint16) []byte {
 		b := ip(src, dst, packet.ProtoTCP, make([]byte, 24))
 		s := packet.TCP(b[20:])
 		s.SetSrcPort(9)
 		s.SetDstPort(80)
 		s.SetHeaderLen(24)
 		s.SetFlags(packet.FlagSYN)
-		copy(s[20:], []byte{2, 4, mss, 0})
+		copy(s[20:], []byte{2, 4, byte(mss >> 8), byte(mss)})
 		s.SetChecksum(packet.PseudoSum(b, packet.ProtoTCP, len(s)))
 		return b
 	}
 	mss := func(b []byte) int { return int(b[42])<<8 | int(b[43]) }
-	p.pass(t, syn(client, vip, 6), 0, packet.Offload{}) // 1536
+	p.pass(t, syn(client, vip, 1536), 0, packet.Offload{})
 	if len(p.come) != 1 || mss(p.come[0]) != 1440 {
 		t.Errorf("%x", p.come)
 	}
-	p.pass(t, syn(client, vip, 2), 0, packet.Offload{}) // 512: the peer's segments are no larger
+	p.pass(t, syn(client, vip, 512), 0, packet.Offload{}) // the peer's segments are no larger
 	if len(p.come) != 1 || mss(p.come[0]) != 512 {
 		t.Errorf("%x", p.come)
 	}
@@ -350,6 +350,16 @@ func TestTunnelMSS(t *testing.T) {
 	_, _ = p.in.ReadBatch(packet.NewBufs(batch))
 	if len(p.offload) != 1 || p.offload[0].GSO != packet.GSOTCP || p.offload[0].Size != 512 {
 		t.Errorf("%+v", p.offload)
+	}
+	p.pass(t, syn(client, vip, 1440), 0, packet.Offload{})
+	unfinished := syn(client, vip, 1536)
+	s := packet.TCP(unfinished[20:])
+	s.SetPartialChecksum(packet.PseudoSum(unfinished, packet.ProtoTCP, len(s)))
+	p.cable.sent, p.come, p.offload = [][]byte{wrap(encap.KindIPIP, director, unfinished)}, nil, nil
+	_, _ = p.in.ReadBatch(packet.NewBufs(batch))
+	if len(p.come) != 1 || mss(p.come[0]) != 1440 || !p.offload[0].Partial ||
+		packet.TCP(p.come[0][20:]).Checksum() != s.Checksum() {
+		t.Errorf("an unfinished SYN: %x, %+v", p.come, p.offload)
 	}
 	wrapped = wrap(encap.KindIPIP, director, mergedBack(vip, client, 80, 10, 4*1440))
 	p.cable.sent, p.come, p.offload = [][]byte{wrapped}, nil, nil
