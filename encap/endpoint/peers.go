@@ -82,7 +82,7 @@ func (p *Peers) find(b *packet.Buf, sealed bool) (f found) {
 	switch h, h6 := packet.IPv4(whole), packet.IPv6(whole); {
 	case len(whole) >= packet.IPv4HeaderLen && h.Version() == 4:
 		at.from, at.proto, f.class, n = h.Src(), h.Protocol(), h.TOS(), h.HeaderLen()
-		if n < packet.IPv4HeaderLen || n > len(h) || h.TotalLen() != len(h) {
+		if n < packet.IPv4HeaderLen || n > len(h) || h.TotalLen() != len(h) || h.Fragment() {
 			return found{}
 		}
 	case len(whole) >= packet.IPv6HeaderLen && h6.Version() == 6 && h6.TotalLen() == len(h6):

@@ -400,6 +400,11 @@ func TestPeers(t *testing.T) {
 		u.SetDstPort(at)
 		return append(u, payload...)
 	}
+	fragment := func(offset int, more bool) []byte {
+		b := ip(director, realserver, 4, inner)
+		packet.IPv4(b).SetFragment(offset, more)
+		return b
+	}
 	for name, c := range map[string]struct {
 		b        []byte
 		want     *End
@@ -422,6 +427,9 @@ func TestPeers(t *testing.T) {
 		"gue, of another":        {ip(client, realserver, 17, udp(6080)), nil, false}, // the port is shared
 		"another port":           {ip(director, realserver, 17, udp(53)), nil, false},
 		"udp, cut":               {ip(director, realserver, 17, []byte{1}), nil, false},
+		"first fragment":         {fragment(0, true), nil, false},
+		"last fragment":          {fragment(1480, false), nil, false},
+		"fragment of IPv6":       {ip(director6, realserver6, 44, []byte{4, 0, 0, 1, 0, 0, 0, 1}), nil, false},
 		"no IP":                  {[]byte{0x45, 0}, nil, false},
 		"nothing":                {nil, nil, false},
 		"a wrong length":         {append(ip(director, realserver, 4, inner), 0), nil, false},
