@@ -184,7 +184,7 @@ func (w *Inbound) offloads(e *End, b *packet.Buf, in inside) drop.Reason {
 		t := packet.TCP(p[in.offset:])
 		if syn = t.Flags()&packet.FlagSYN != 0; !syn && len(t) > packet.TCPHeaderLen+minSegment {
 			if noted := e.Sizes.find(p, in.offset); noted > 0 {
-				size = min(size, noted)
+				size = min(size, max(noted, minSegment))
 			}
 		}
 	}
@@ -195,7 +195,7 @@ func (w *Inbound) offloads(e *End, b *packet.Buf, in inside) drop.Reason {
 	return d
 }
 
-// minSegment is the payload, in bytes, that no GSO packet goes below: TCP_MIN_MSS of Linux.
+// minSegment is the MSS, in bytes, that no GSO packet goes below, whatever a SYN has advertised: TCP_MIN_MSS of Linux.
 const minSegment = 88
 
 // queue queues the packet in b. ip reports whether it is an IP packet.

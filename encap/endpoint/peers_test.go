@@ -351,6 +351,13 @@ func TestTunnelMSS(t *testing.T) {
 	if len(p.offload) != 1 || p.offload[0].GSO != packet.GSOTCP || p.offload[0].Size != 512 {
 		t.Errorf("%+v", p.offload)
 	}
+	p.pass(t, syn(client, vip, 1), 0, packet.Offload{})
+	wrapped = wrap(encap.KindIPIP, director, mergedBack(vip, client, 80, 9, 3*512))
+	p.cable.sent, p.come, p.offload = [][]byte{wrapped}, nil, nil
+	_, _ = p.in.ReadBatch(packet.NewBufs(batch))
+	if len(p.offload) != 1 || p.offload[0].Size != minSegment {
+		t.Errorf("an MSS of 1: %+v", p.offload)
+	}
 	p.pass(t, syn(client, vip, 1440), 0, packet.Offload{})
 	unfinished := syn(client, vip, 1536)
 	s := packet.TCP(unfinished[20:])
