@@ -25,6 +25,9 @@ type Remote struct {
 	MSS4     int         // largest MSS in SYNs over IPv4, in bytes; 0: any
 	MSS6     int         // the same over IPv6
 	Sizes    *Sizes
+	// Loops drops all packets, as drop.Unreachable: the route to the peer leads back into the tunnel (as Linux
+	// net/ipv4/ip_tunnel.c, tdev == dev).
+	Loops bool
 }
 
 // Outbound sends the packets of one queue of a point-to-point tunnel's device to the peer.
@@ -117,6 +120,9 @@ func (w *Outbound) move(bufs []packet.Buf) {
 
 // packet wraps the packet in b and adds it to w.out. A frame's Ethernet header stands in front of it.
 func (w *Outbound) packet(b *packet.Buf) drop.Reason {
+	if w.to.Loops {
+		return drop.Unreachable
+	}
 	link := 0
 	if w.to.Ethernet {
 		link = w.skipLink(b)

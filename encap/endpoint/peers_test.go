@@ -525,6 +525,23 @@ func TestInboundPassesOthers(t *testing.T) {
 	}
 }
 
+// TestTunnelLoops: a tunnel whose packets would come back to its device sends none.
+func TestTunnelLoops(t *testing.T) {
+	for name, c := range pairs(false) {
+		p := newPair(t, c, 1500)
+		again := *p.out.remote.Load()
+		again.Loops = true
+		p.out.remote.Store(&again)
+		b, o := large(false, 1, 100)
+		p.pass(t, b, 0, o)
+		var sent stats.Tally
+		if p.sent.Read(&sent); len(p.come) > 0 || sent.OutPackets > 0 || sent.Drops[drop.Unreachable] != 1 {
+			t.Errorf("%s: %d packets come, %d sent, %d dropped", name, len(p.come), sent.OutPackets,
+				sent.Drops[drop.Unreachable])
+		}
+	}
+}
+
 // TestTunnelAllocatesNothing for a packet, nor for a GSO packet.
 func TestTunnelAllocatesNothing(t *testing.T) {
 	for _, frames := range []bool{false, true} {

@@ -127,7 +127,8 @@ func (r *tunnelReader) tunnel(t *table) (p PointToPoint) {
 	r.readDevice(t, &p)
 	p.Probe = readTunnelProbe(t)
 	p.NoMSS = t.oneOf("mss", "auto", "off") == "off"
-	r.readKeys(t, &p, known)
+	carrier := r.readKeys(t, &p, known)
+	checkRoutes(t, &p, carrier)
 	if known && p.Remote.IsValid() {
 		r.claim(t, &p)
 		r.taken(t, &p)
@@ -219,8 +220,30 @@ func readTunnelProbe(t *table) (p Probe) {
 	return p
 }
 
-// readKeys reads the keys of WireGuard. known reports whether the encapsulation is known.
-func (r *tunnelReader) readKeys(t *table, p *PointToPoint, known bool) {
+// checkRoutes refuses addresses and routes that lead the tunnel's own packets, which go to carrier, into its device. A
+// shorter prefix is a warning: the host may have a longer route to carrier, which only the running program sees.
+func checkRoutes(t *table, p *PointToPoint, carrier netip.Addr) {
+	for _, r := range []struct {
+		key      string
+		prefixes []netip.Prefix
+	}{{"addresses", p.Addresses}, {"routes", p.Routes}} {
+		for _, n := range r.prefixes {
+			switch {
+			case !n.Contains(carrier):
+			case n.IsSingleIP() || r.key == "addresses" && n.Addr() == carrier:
+				t.faultAt(r.key, "\"%v\" is the address to which the tunnel's packets go, so that they would come back "+
+					"to its device: leave it out", n)
+			default:
+				t.warnAt(r.key, "\"%v\" covers %v, to which the tunnel's packets go: the tunnel is down unless this host "+
+					"has a longer route to it (ip route add %v via GATEWAY)", n, carrier, carrier)
+			}
+		}
+	}
+}
+
+// readKeys reads the keys of WireGuard. known reports whether the encapsulation is known. It returns the address to
+// which the tunnel's packets go; invalid: it is not known.
+func (r *tunnelReader) readKeys(t *table, p *PointToPoint, known bool) (carrier netip.Addr) {
 	keys := t.optional("wireguard", "a table with the keys of the peer")
 	var peer wireguard.Peer
 	if keys.values != nil {
@@ -240,6 +263,10 @@ func (r *tunnelReader) readKeys(t *table, p *PointToPoint, known bool) {
 	case p.Remote.IsValid() && len(peer.PublicKeys) > 0:
 		r.keys.add(keys, peer)
 	}
+	if known && p.Encap.Sealed() {
+		return peer.Endpoint.Addr()
+	}
+	return p.Remote
 }
 
 // claim refuses a tunnel whose packets cannot be told apart from another one's.

@@ -132,6 +132,12 @@ func TestTunnelFaults(t *testing.T) {
 		`tunnel "a": addresses: "10.8.0.1/30" is there twice: want each once`: {
 			with(`addresses = ["10.8.0.1/30", "10.8.0.1/30"]`),
 		},
+		`tunnel "a": routes: "10.0.3.2/32" is the address to which the tunnel's packets go`: {
+			with(`routes = ["10.0.3.2/32"]`),
+		},
+		`tunnel "a": addresses: "10.0.3.2/24" is the address to which the tunnel's packets go`: {
+			with(`addresses = ["10.0.3.2/24"]`),
+		},
 		`tunnel "a": mtu: 500 is out of range: want 0 (what fits), or 576 to 65535 bytes`: {
 			with("mtu = 500"),
 		},
@@ -182,6 +188,25 @@ func TestTunnelFaults(t *testing.T) {
 	}
 }
 
+// TestTunnelOverItself: a prefix that covers the address to which the tunnel's packets go is a warning.
+func TestTunnelOverItself(t *testing.T) {
+	const base = "name = \"a\"\nencap = \"gre\"\nlocal = \"10.0.2.2\"\nremote = \"10.0.3.2\"\n"
+	for line, want := range map[string]string{
+		`routes = ["10.0.0.0/8"]`:     `routes: "10.0.0.0/8" covers 10.0.3.2, to which the tunnel's packets go`,
+		`addresses = ["10.0.3.1/24"]`: `(ip route add 10.0.3.2 via GATEWAY)`,
+		`routes = ["::/0"]`:           "",
+		`routes = ["10.0.4.0/24"]`:    "",
+	} {
+		r, err := ParseRealserver("realserver.toml", tunnelFile("[realserver]\nencap = []", base+line))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := strings.Join(r.Warnings, "\n"); !strings.Contains(got, want) || (got != "") != (want != "") {
+			t.Errorf("%s: %q, want %q", line, got, want)
+		}
+	}
+}
+
 // TestTunnelsBesideDirectors: an agent refuses a tunnel whose packets could be a director's.
 func TestTunnelsBesideDirectors(t *testing.T) {
 	const head = "[realserver]\nvips = \"198.51.100.80\"\ndirectors = \"10.0.2.0/24\"\nencap = [\"ipip\", \"gue\"]"
@@ -222,6 +247,11 @@ func TestTunnelsOfWireGuard(t *testing.T) {
 	r, err := ParseRealserver("realserver.toml", tunnelFile(head, text("a", "tun"), text("b", "tap")))
 	if err != nil {
 		t.Fatal(err)
+	}
+	over := `routes = ["10.99.0.0/24", "203.0.113.0/24"]`
+	other, err := ParseRealserver("realserver.toml", tunnelFile(head, text("a", "tun")+"\n"+over))
+	if err != nil || len(other.Warnings) != 1 || !strings.Contains(other.Warnings[0], "covers 203.0.113.7,") {
+		t.Errorf("routes over the endpoint: %+v, %v", other, err)
 	}
 	w := &r.WireGuard
 	if len(w.Peers) != 0 || len(w.TunnelPeers) != 1 || len(w.Config().Peers) != 1 || len(r.Warnings) > 0 ||

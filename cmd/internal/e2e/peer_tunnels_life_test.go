@@ -124,6 +124,7 @@ func TestPeerTunnelLife(t *testing.T) {
 	}
 	s.reload("encap_port = 6083", "tunnel site: mtu 1300 -> 0")
 	s.mustBeUp("with another MTU")
+	s.loop()
 
 	s.agent.stop()
 	testkit.Eventually(t, "without a peer the tunnel is down", func() bool {
@@ -160,6 +161,33 @@ func TestPeerTunnelLife(t *testing.T) {
 	for _, h := range []*lab.Host{s.Director, s.Webs[0]} {
 		mustBecome(t, "both programs have ended", before[h.Name], h)
 	}
+}
+
+// loop gives the director's end a route to its own peer by the tunnel's device. The tunnel is down, and its packets do
+// not go round, until the route is gone.
+func (s *lifeSite) loop() {
+	s.t.Helper()
+	over := netip.PrefixFrom(s.Webs[0].Addr, 31).Masked()
+	reload := func(keys string) {
+		s.t.Helper()
+		s.configure(1, "encap_port = 6083\n"+keys)
+		if got := s.director.command("reload", "-c", s.director.config); got.code != 0 {
+			s.t.Fatalf("exit status %d: %s%s", got.code, got.stdout, got.stderr)
+		}
+	}
+	reload(fmt.Sprintf("routes = [\"%v\"]", over))
+	var before uint64
+	testkit.Eventually(s.t, "a tunnel over itself is down, and drops its probes", func() bool {
+		st := s.director.balance().Tunnels[0]
+		before = st.Out.Packets
+		return st.State == "down" && strings.Contains(st.Reason, "leads into tunnel site") &&
+			st.Drops["unreachable"] > 0
+	})
+	if st := s.director.balance().Tunnels[0]; st.Out.Packets != before {
+		s.t.Errorf("%d packets have left meanwhile", st.Out.Packets-before)
+	}
+	reload("")
+	s.mustBeUp("without that route")
 }
 
 // deviceIs reports whether the tunnel's device at the director's host is there, with an index.

@@ -47,10 +47,10 @@ func (s *Set) refresh() {
 	for _, t := range all {
 		by, at := paths[t.name], index(s.want, t.name)
 		if t.gone.Load() || at < 0 || deviceMTU(&s.want[at], by) != t.setup.Load().mtu ||
-			t.remote.Load().MTU != by.mtu {
+			t.remote.Load().MTU != by.mtu || t.remote.Load().Loops != (by.into != "") {
 			changed = append(changed, t.name)
 		}
-		t.see(func(o *observed) { o.path = by.known })
+		t.see(func(o *observed) { o.path = by })
 	}
 	if len(changed) == 0 {
 		return
@@ -61,6 +61,10 @@ func (s *Set) refresh() {
 	}
 	for _, t := range *s.all.Load() {
 		if !slices.Contains(changed, t.name) {
+			continue
+		}
+		if into := t.into(); into != "" {
+			s.o.Log.Error("the route to the peer of a tunnel leads into a tunnel", "tunnel", t.name, "into", into)
 			continue
 		}
 		s.o.Log.Info("path of a tunnel", "tunnel", t.name, "path_mtu", t.remote.Load().MTU,

@@ -12,7 +12,7 @@ import (
 
 // observed is what is known about a tunnel's peer.
 type observed struct {
-	path    bool   // there is a route to it
+	path    path   // to it
 	packets uint64 // that had come from it at the last look
 	at      time.Time
 	probe   probe
@@ -43,6 +43,12 @@ func (t *tunnel) see(fn func(o *observed)) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	fn(&t.seen)
+}
+
+// into returns the tunnel into which the route to t's peer leads, "" for none.
+func (t *tunnel) into() (name string) {
+	t.see(func(o *observed) { name = o.path.into })
+	return name
 }
 
 // observe looks at the counts, and sends probes, until ctx is cancelled.

@@ -84,8 +84,9 @@ func SpareSockets() (all []wire.Socket) {
 
 // path is the path to a peer.
 type path struct {
-	known bool // there is a route
-	mtu   int  // of the largest packet with the tunnel's headers, in bytes
+	known bool   // there is a route
+	into  string // the tunnel by whose device it leads back into the one that it is of; "": it does not
+	mtu   int    // of the largest packet with the tunnel's headers, in bytes
 }
 
 // paths asks the kernel for the paths to the peers, by the tunnels' names.
@@ -107,6 +108,7 @@ func (s *Set) paths(tunnels []config.PointToPoint) map[string]path {
 		asked = append(asked, to(&tunnels[i]))
 	}
 	answer, err := query.Paths(asked)
+	links := map[string]string{}
 	if err != nil {
 		s.o.Log.Warn("cannot ask the kernel for the paths of tunnels", "error", err)
 	}
@@ -117,14 +119,31 @@ func (s *Set) paths(tunnels []config.PointToPoint) map[string]path {
 		known, ok := answer[a]
 		is := path{known: ok || err != nil, mtu: assumedMTU}
 		if ok {
-			is.mtu = known.MTU
+			is.mtu, links[p.Name] = known.MTU, known.Link
 		}
 		if p.Encap.Sealed() {
 			is.mtu -= wireguard.Overhead(!a.Is4()) // an unknown one may be of IPv6
 		}
 		all[p.Name] = is
 	}
+	for name, is := range all {
+		if loops(links, name) { // the MTU of the tunnel's own device says nothing about the path
+			is.into, is.mtu = links[name], assumedMTU
+			all[name] = is
+		}
+	}
 	return all
+}
+
+// loops reports whether the packets of the named tunnel come back to its device. links are the devices of the paths to
+// the peers, by the tunnels' names. A tunnel within another one is no loop.
+func loops(links map[string]string, name string) bool {
+	for at, n := links[name], 0; at != "" && n < len(links); at, n = links[at], n+1 {
+		if at == name {
+			return true
+		}
+	}
+	return false
 }
 
 // assumedMTU is the MTU of a path that is not known, in bytes.
@@ -185,7 +204,7 @@ func (t *tunnel) aim(by path) {
 		panic(err)
 	}
 	r := &endpoint.Remote{Tunnel: wrap, Peer: egress.Peer{Src: p.Local, Dst: p.Remote, DstPort: p.EncapPort},
-		MTU: by.mtu, Ethernet: p.TAP, Sizes: t.sizes}
+		MTU: by.mtu, Ethernet: p.TAP, Sizes: t.sizes, Loops: by.into != ""}
 	switch {
 	case p.Encap.Sealed():
 		r.Kind = egress.WireGuard
@@ -194,7 +213,7 @@ func (t *tunnel) aim(by path) {
 	}
 	r.MSS4, r.MSS6 = clamps(p, set.mtu)
 	t.remote.Store(r)
-	t.see(func(o *observed) { o.path = by.known })
+	t.see(func(o *observed) { o.path = by })
 }
 
 // clamps returns the largest MSS that fits a device's MTU, over IPv4 and IPv6; 0: any.

@@ -2,6 +2,7 @@ package tunnel
 
 import (
 	"cmp"
+	"fmt"
 	"time"
 
 	"vstun/cmd/internal/api"
@@ -75,9 +76,12 @@ func (t *tunnel) status() api.Tunnel {
 	switch {
 	case t.gone.Load():
 		st.State, st.Reason = "down", "its device is gone, and is made anew"
-	case !seen.path && cfg.Encap.Sealed():
+	case seen.path.into != "":
+		st.State, st.Reason = "down", fmt.Sprintf("the route to the peer leads into tunnel %s: give the peer a longer "+
+			"route, or this tunnel narrower routes and addresses", seen.path.into)
+	case !seen.path.known && cfg.Encap.Sealed():
 		st.State, st.Reason = "down", "no route to the endpoint of the peer, or it has not come yet"
-	case !seen.path:
+	case !seen.path.known:
 		st.State, st.Reason = "down", "no route to "+cfg.Remote.String()
 	case cfg.Probe.Address.IsValid() && !seen.probe.up:
 		st.State, st.Reason = "down", "probe: "+cmp.Or(seen.probe.reason, "no answer yet")

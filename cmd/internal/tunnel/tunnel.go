@@ -193,6 +193,7 @@ func (s *Set) apply(tunnels []config.PointToPoint, shared uint16) (err error) {
 		return errors.Join(err, s.network.Set(State(configs(was), mtusOf(was))))
 	}
 	s.shared = shared
+	paths = s.paths(tunnels) // the routes of tunnels may have changed them
 	for i, t := range next {
 		t.setup.Store(&setup{tunnels[i], mtus[i]})
 		t.aim(paths[t.name])

@@ -1,7 +1,9 @@
 package tunnel
 
 import (
+	"log/slog"
 	"net/netip"
+	"path/filepath"
 	"reflect"
 	"slices"
 	"strings"
@@ -14,6 +16,7 @@ import (
 	"vstun/encap/wireguard"
 	"vstun/routing"
 	"vstun/routing/query"
+	"vstun/testdata/testkit"
 )
 
 // tunnelOf is a tunnel by an encapsulation, over IPv4.
@@ -87,6 +90,68 @@ func TestDeviceMTU(t *testing.T) {
 			t.Errorf("%v, TAP %v, over %v, path %d: %d, want %d", c.p.Encap, c.p.TAP, c.p.Remote, c.path, got, c.want)
 		}
 	}
+}
+
+// TestLoops: packets that come back to the tunnel's device are a loop, and a tunnel within another one is none.
+func TestLoops(t *testing.T) {
+	for _, c := range []struct {
+		links map[string]string
+		want  []string
+	}{
+		{map[string]string{"a": "eth0", "b": "eth0"}, nil},
+		{map[string]string{"a": "a", "b": "eth0"}, []string{"a"}},
+		{map[string]string{"a": "b", "b": "eth0"}, nil},
+		{map[string]string{"a": "b", "b": "a", "c": "a"}, []string{"a", "b"}},
+		{map[string]string{"a": "b", "b": "b"}, []string{"b"}},
+		{map[string]string{"a": "br0"}, nil},
+	} {
+		var got []string
+		for _, name := range []string{"a", "b", "c"} {
+			if loops(c.links, name) {
+				got = append(got, name)
+			}
+		}
+		if !slices.Equal(got, c.want) {
+			t.Errorf("%v: %q, want %q", c.links, got, c.want)
+		}
+	}
+}
+
+// TestLoopIsDown: a route by the tunnel's own device to its peer makes the tunnel down, and its packets are dropped,
+// until the peer has another route.
+func TestLoopIsDown(t *testing.T) {
+	testkit.InNamespace(t, func() {
+		s, err := Open(Options{Log: slog.New(slog.DiscardHandler), Control: filepath.Join(t.TempDir(), "x.sock"),
+			Queues: 1, Sources: 1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Close()
+		p := tunnelOf("a", encap.KindGRE, func(p *config.PointToPoint) {
+			p.Routes = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}
+		})
+		check := func(p config.PointToPoint, state, reason string, mtu int) {
+			t.Helper()
+			if err := s.Apply([]config.PointToPoint{p}, 0); err != nil {
+				t.Fatal(err)
+			}
+			s.refresh()
+			s.refresh()
+			st := s.Status()[0]
+			if st.State != state || !strings.Contains(st.Reason, reason) || st.MTU != mtu {
+				t.Errorf("%+v, want %s, %q, MTU %d", st, state, reason, mtu)
+			}
+		}
+		check(p, "down", "the route to the peer leads into tunnel a", 1476)
+		if !(*s.all.Load())[0].remote.Load().Loops {
+			t.Error("packets are not dropped")
+		}
+		p.Routes = nil
+		check(p, "down", "no route to 10.0.11.2", 1476)
+		if (*s.all.Load())[0].remote.Load().Loops {
+			t.Error("packets are still dropped")
+		}
+	})
 }
 
 // TestKernelTunnel: a device of the kernel for the same packets is refused.

@@ -17,7 +17,8 @@ const (
 	Fragment    // a fragment with a wrong length, an overlap or an end beyond 65,535 bytes, or one of such a packet
 	Reassembly  // a fragment of a packet that was not complete in time, or was evicted for a later one
 
-	// Packets that the director cannot forward. The agent also drops packets as Offload and TooBig.
+	// Packets that the director cannot forward. The agent also drops packets as Offload and TooBig, and a tunnel drops
+	// them as Unreachable if the route to its peer leads back into it.
 	Frame        // an Ethernet frame for another host or a group, with a VLAN tag, or without valid IP, ARP, ND or MLD
 	Protocol     // neither TCP, UDP, SCTP nor ICMP
 	ICMP         // an ICMP message that is neither an echo request nor an error of the kinds that servers need
@@ -95,7 +96,7 @@ var reasons = [NumReasons]struct {
 	NoConnection:     {"no_connection", director},
 	Removed:          {"realserver_removed", director},
 	NoRealserver:     {"no_realserver", director},
-	Unreachable:      {"unreachable", director},
+	Unreachable:      {"unreachable", director | tunnel},
 	TableFull:        {"table_full", director},
 	Offload:          {"offload", all},
 	TooBig:           {"too_big", all},
