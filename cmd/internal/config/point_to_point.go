@@ -11,6 +11,7 @@ import (
 
 	"vstun/cmd/internal/words"
 	"vstun/encap"
+	"vstun/encap/packet"
 	"vstun/encap/wireguard"
 )
 
@@ -43,6 +44,8 @@ const (
 	minTunnelMTU  = 576
 	minTunnelMTU6 = 1280
 	maxTunnelMTU  = 65535
+	// maxFrameMTU is that of a TAP device: the Ethernet header counts (Linux drivers/net/tun.c, tun_net_initialize).
+	maxFrameMTU = maxTunnelMTU - packet.EthernetHeaderLen
 )
 
 // maxTunnels bounds the tunnels of a program: each has workers and sockets of its own.
@@ -53,8 +56,10 @@ type tunnelReader struct {
 	devices map[string]string // name of a device → its owner
 	ends    map[tunnelEnd]string
 	formats map[uint16]tunnelFormat // of UDP ports
+	routes  map[netip.Prefix]string // route → its owner
 	keys    *peerReader
-	on      bool // there is a [wireguard] table
+	on      bool   // there is a [wireguard] table
+	listen  uint16 // its UDP port; 0: there is none
 	taken   func(t *table, p *PointToPoint)
 }
 
@@ -79,7 +84,7 @@ type tunnelFormat struct {
 func newTunnelReader(devices map[string]string, w *WireGuard, keys *peerReader,
 	taken func(t *table, p *PointToPoint)) *tunnelReader {
 	return &tunnelReader{devices: devices, ends: map[tunnelEnd]string{}, formats: map[uint16]tunnelFormat{},
-		keys: keys, on: w.On, taken: taken}
+		routes: map[netip.Prefix]string{}, keys: keys, on: w.On, listen: w.Listen, taken: taken}
 }
 
 // read reads all tunnels, and the peers of WireGuard among their far ends that r.keys does not have yet.
@@ -187,12 +192,20 @@ func (r *tunnelReader) readDevice(t *table, p *PointToPoint) {
 	switch {
 	case p.MTU > 0 && p.MTU < minTunnelMTU:
 		t.faultAt("mtu", "%d is out of range: want 0 (what fits), or 576 to 65535 bytes", p.MTU)
+	case p.TAP && p.MTU > maxFrameMTU:
+		t.faultAt("mtu", "%d is too large for a TAP device: want %d at most", p.MTU, maxFrameMTU)
 	case p.MTU > 0 && p.MTU < minTunnelMTU6 && six:
 		t.faultAt("mtu", "%d is too small for IPv6, which addresses or routes have: want 1280 at least", p.MTU)
 	}
 	if len(p.Routes) > 0 && p.TAP {
 		t.faultAt("routes", "a route into an Ethernet network needs a gateway, which this key has not: leave it out, "+
 			"and use ip route add PREFIX via GATEWAY dev %s", cmp.Or(p.Name, "NAME"))
+	}
+	for _, n := range p.Routes {
+		if owner := r.routes[n]; owner != "" {
+			t.faultAt("routes", "\"%v\" is also a route of %s: want it in one tunnel", n, owner)
+		}
+		r.routes[n] = t.label
 	}
 	if v, ok := t.value("bridge"); !ok || v == "" {
 		return
@@ -289,6 +302,9 @@ func (r *tunnelReader) claim(t *table, p *PointToPoint) {
 	r.ends[end] = t.label
 	if !p.Encap.UDP() {
 		return
+	}
+	if p.EncapPort == r.listen {
+		t.faultAt("encap_port", "%d is listen of [wireguard]: want a port of its own", p.EncapPort)
 	}
 	is := tunnelFormat{encap: p.Encap, frames: p.TAP && p.Encap == encap.KindFOU, owner: t.label}
 	if was, ok := r.formats[p.EncapPort]; ok && (was.encap != is.encap || was.frames != is.frames) {

@@ -141,6 +141,12 @@ func TestTunnelFaults(t *testing.T) {
 		`tunnel "a": mtu: 500 is out of range: want 0 (what fits), or 576 to 65535 bytes`: {
 			with("mtu = 500"),
 		},
+		`tunnel "a": mtu: 65522 is too large for a TAP device: want 65521 at most`: {
+			with("mtu = 65522", `device = "tap"`),
+		},
+		`tunnel "b": routes: "10.20.0.0/16" is also a route of tunnel "a": want it in one tunnel`: {
+			with(`routes = ["10.20.0.0/16"]`), with(`name = "b"`, "key = 7", `routes = ["10.20.0.0/16"]`),
+		},
 		`tunnel "a": mtu: 1279 is too small for IPv6, which addresses or routes have`: {
 			with("mtu = 1279", `addresses = ["fd08::1/64"]`),
 		},
@@ -178,6 +184,8 @@ func TestTunnelFaults(t *testing.T) {
 		"keys":         {base, with(`name = "b"`, "key = 7")},
 		"frames":       {base, with(`name = "b"`, `device = "tap"`)},
 		"peers":        {base, with(`name = "b"`, `remote = "10.0.4.2"`)},
+		"tap's MTU":    {with("mtu = 65521", `device = "tap"`)},
+		"tun's MTU":    {with("mtu = 65535")},
 		"formats":      {base, with(`name = "b"`, `encap = "ipip"`)},
 		"gue's frames": {with(`encap = "gue"`), with(`name = "b"`, `encap = "gue"`, `device = "tap"`)},
 	} {
@@ -247,6 +255,11 @@ func TestTunnelsOfWireGuard(t *testing.T) {
 	r, err := ParseRealserver("realserver.toml", tunnelFile(head, text("a", "tun"), text("b", "tap")))
 	if err != nil {
 		t.Fatal(err)
+	}
+	const port = "encap = \"gue\"\nencap_port = 51820\nname = \"c\"\nlocal = \"10.0.2.2\"\nremote = \"10.0.3.2\""
+	if _, err := ParseRealserver("realserver.toml", tunnelFile(head, text("a", "tun"), port)); !strings.Contains(
+		fmt.Sprint(err), `tunnel "c": encap_port: 51820 is listen of [wireguard]: want a port of its own`) {
+		t.Error(err)
 	}
 	over := `routes = ["10.99.0.0/24", "203.0.113.0/24"]`
 	other, err := ParseRealserver("realserver.toml", tunnelFile(head, text("a", "tun")+"\n"+over))
