@@ -84,7 +84,8 @@ func (a *agent) apply(cfg *config.Realserver) (err error) {
 		return errors.Join(err, a.network.Set(before))
 	}
 	if err := a.tunnels.Apply(cfg.Tunnels, encapPort(cfg)); err != nil {
-		return errors.Join(err, a.tunnels.Apply(was.cfg.Tunnels, encapPort(was.cfg)), a.network.Set(before))
+		return errors.Join(err, a.sealed.set(&was.cfg.WireGuard),
+			a.tunnels.Apply(was.cfg.Tunnels, encapPort(was.cfg)), a.network.Set(before))
 	}
 	a.enforce(is)
 	if err := opened.Use(); err != nil {
