@@ -189,8 +189,8 @@ func (d *director) start(cfg *config.Director) error {
 	return nil
 }
 
-// garbage is the memory that the program may take, in bytes, in addition to its memory at the start, before the limit
-// makes it collect garbage.
+// garbage is the memory that the program may take, in bytes, in addition to what it needs at the start and after a
+// reload, before the limit makes it collect garbage.
 const garbage = 256 << 20
 
 // limitGarbage keeps the garbage from growing as large as the connection table, which lies in the heap too if it does
@@ -199,9 +199,10 @@ func limitGarbage() {
 	if os.Getenv("GOMEMLIMIT") != "" {
 		return
 	}
+	runtime.GC() // present garbage does not raise the limit
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
-	debug.SetMemoryLimit(int64(m.Sys-m.HeapReleased) + garbage)
+	debug.SetMemoryLimit(int64(m.Sys-m.HeapIdle) + garbage)
 }
 
 // Each tick of sweepEvery looks for expired connections in a part of the table. A pass over the table takes a second.

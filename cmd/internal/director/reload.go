@@ -60,6 +60,7 @@ func (d *director) configure(cfg *config.Director) (was, is *state, err error) {
 	d.level.Set(cfg.Log)
 	d.checks.notifier.Set(cfg.Notify)
 	d.checks.warnShort(d.log)
+	limitGarbage() // tunnels or services may have come
 	return was, is, nil
 }
 

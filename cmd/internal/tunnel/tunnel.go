@@ -40,7 +40,7 @@ import (
 type Options struct {
 	Log     *slog.Logger
 	Control string // the program's control socket, beside which the journal lies
-	Queues  int    // of each device
+	Queues  int    // of each device; maxQueues at most are used
 	Offload bool   // use the offloads of TUN devices that the kernel has
 	// Sources is the number of Inbounds. Their IDs are 0 to Sources - 1.
 	Sources int
@@ -237,7 +237,7 @@ func (s *Set) open(cfg *config.PointToPoint) (_ *tunnel, err error) {
 		return nil, err
 	}
 	t.device, err = tundev.Open(cfg.Name,
-		tundev.Options{Queues: s.o.Queues, Plain: !s.o.Offload, TAP: cfg.TAP, Host: true})
+		tundev.Options{Queues: min(s.o.Queues, maxQueues), Plain: !s.o.Offload, TAP: cfg.TAP, Host: true})
 	if err != nil {
 		return nil, err
 	}
@@ -301,6 +301,10 @@ func kernelTunnel(cfg *config.PointToPoint, kernel []query.Tunnel) error {
 	}
 	return nil
 }
+
+// maxQueues bounds the queues of a device: a worker of each waits in the kernel, in a thread of its own, and the runtime
+// ends a program with 10,000 threads (runtime/debug, SetMaxThreads).
+const maxQueues = 4
 
 // udpPorts is the number of source ports that a worker has for GUE and FOU: see the director's.
 const udpPorts = 16

@@ -1,6 +1,7 @@
 package tunnel
 
 import (
+	"errors"
 	"log/slog"
 	"net/netip"
 	"path/filepath"
@@ -150,6 +151,27 @@ func TestLoopIsDown(t *testing.T) {
 		check(p, "down", "no route to 10.0.11.2", 1476)
 		if (*s.all.Load())[0].remote.Load().Loops {
 			t.Error("packets are still dropped")
+		}
+	})
+}
+
+// TestQueues: a device has few queues, also on a host with many CPUs.
+func TestQueues(t *testing.T) {
+	testkit.InNamespace(t, func() {
+		for queues, want := range map[int]int{2: 2, 64: 4} {
+			s, err := Open(Options{Log: slog.New(slog.DiscardHandler), Control: filepath.Join(t.TempDir(), "x.sock"),
+				Queues: queues, Sources: queues + 1})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err = s.Apply([]config.PointToPoint{tunnelOf("a", encap.KindGRE)}, 0); err == nil {
+				if got := (*s.all.Load())[0]; len(got.workers) != want || len(got.sinks) != queues+1 {
+					t.Errorf("%d queues: %d workers, %d sinks", queues, len(got.workers), len(got.sinks))
+				}
+			}
+			if err := errors.Join(err, s.Close()); err != nil {
+				t.Error(err)
+			}
 		}
 	})
 }
