@@ -133,10 +133,7 @@ func (a *agent) openTunnels(cfg *config.Realserver) (err error) {
 		return err
 	}
 	a.sealed.inbound.Store(a.tunnels.Inbound(cfg.Queues, nil))
-	if len(cfg.Tunnels) > 0 { // each packet costs a little more then
-		err = a.tunnels.LearnPathMTU()
-	}
-	return err
+	return a.tunnels.LearnPathMTU(len(cfg.Tunnels) > 0) // a reload may bring the first tunnel
 }
 
 // startTunnels puts the peers of WireGuard in force, and point-to-point tunnels.

@@ -3,7 +3,9 @@ package agent
 import (
 	"log/slog"
 	"net/netip"
+	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"vstun/cmd/internal/config"
@@ -15,6 +17,7 @@ import (
 	"vstun/encap/wireguard"
 	"vstun/routing"
 	"vstun/testdata/testkit"
+	"vstun/tundev"
 )
 
 // TestFailedReloadKeepsPeers: a reload whose tunnel cannot be made leaves the peers of WireGuard as they were.
@@ -64,6 +67,33 @@ func TestFailedReloadKeepsPeers(t *testing.T) {
 		peers := a.sealed.device.Status().Peers
 		if len(peers) != 1 || peers[0].PublicKey != was.WireGuard.TunnelPeers[0].PublicKeys[0] {
 			t.Errorf("the peers are %+v", peers)
+		}
+	})
+}
+
+// TestLearnersOfFirstTunnel: an agent without a tunnel has the sockets that learn path MTUs of one that a reload brings.
+func TestLearnersOfFirstTunnel(t *testing.T) {
+	testkit.InNamespace(t, func() {
+		a := &agent{log: slog.New(slog.DiscardHandler)}
+		var err error
+		if a.device, err = tundev.Open("vs0", tundev.Options{Queues: 1}); err != nil {
+			t.Fatal(err)
+		}
+		defer a.device.Close()
+		err = a.openTunnels(&config.Realserver{Queues: 1, Control: filepath.Join(t.TempDir(), "x.sock")})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer a.pinger.Close()
+		defer a.tunnels.Close()
+		sockets, err := os.ReadFile("/proc/thread-self/net/raw")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for name, local := range map[string]string{"ipip": "00000000:0004", "gre": "00000000:002F"} {
+			if !strings.Contains(string(sockets), local) {
+				t.Errorf("%s: no socket learns the path MTU:\n%s", name, sockets)
+			}
 		}
 	})
 }

@@ -116,9 +116,14 @@ func Open(o Options) (_ *Set, err error) {
 }
 
 // LearnPathMTU makes the kernel learn path MTUs from ICMP errors about the tunnels' packets, for a program that does
-// not do so itself. It needs CAP_NET_RAW.
-func (s *Set) LearnPathMTU() error {
-	for _, protocol := range []int{packet.ProtoIPIP, packet.ProtoIPv6, packet.ProtoGRE, packet.ProtoUDP} {
+// not do so itself. With udp it does so for UDP's raw packets, too, and each datagram of the host costs a little more
+// then; tunnels over UDP also learn by their own sockets. It needs CAP_NET_RAW.
+func (s *Set) LearnPathMTU(udp bool) error {
+	protocols := []int{packet.ProtoIPIP, packet.ProtoIPv6, packet.ProtoGRE}
+	if udp {
+		protocols = append(protocols, packet.ProtoUDP)
+	}
+	for _, protocol := range protocols {
 		l, err := wire.LearnPathMTU(protocol)
 		if err != nil {
 			return err
