@@ -71,7 +71,7 @@ func TestFailedReloadKeepsPeers(t *testing.T) {
 	})
 }
 
-// TestLearnersOfFirstTunnel: an agent without a tunnel has the sockets that learn path MTUs of one that a reload brings.
+// TestLearnersOfFirstTunnel: an agent without a tunnel has the sockets that learn the path MTUs of a later one.
 func TestLearnersOfFirstTunnel(t *testing.T) {
 	testkit.InNamespace(t, func() {
 		a := &agent{log: slog.New(slog.DiscardHandler)}

@@ -244,11 +244,11 @@ func checkRoutes(t *table, p *PointToPoint, carrier netip.Addr) {
 			switch {
 			case !n.Contains(carrier):
 			case n.IsSingleIP() || r.key == "addresses" && n.Addr() == carrier:
-				t.faultAt(r.key, "\"%v\" is the address to which the tunnel's packets go, so that they would come back "+
-					"to its device: leave it out", n)
+				t.faultAt(r.key, "\"%v\" is the address to which the tunnel's packets go, so that they would come "+
+					"back to its device: leave it out", n)
 			default:
-				t.warnAt(r.key, "\"%v\" covers %v, to which the tunnel's packets go: the tunnel is down unless this host "+
-					"has a longer route to it (ip route add %v via GATEWAY)", n, carrier, carrier)
+				t.warnAt(r.key, "\"%v\" covers %v, to which the tunnel's packets go: the tunnel is down unless this "+
+					"host has a longer route to it (ip route add %v via GATEWAY)", n, carrier, carrier)
 			}
 		}
 	}

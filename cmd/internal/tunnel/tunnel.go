@@ -307,8 +307,8 @@ func kernelTunnel(cfg *config.PointToPoint, kernel []query.Tunnel) error {
 	return nil
 }
 
-// maxQueues bounds the queues of a device: a worker of each waits in the kernel, in a thread of its own, and the runtime
-// ends a program with 10,000 threads (runtime/debug, SetMaxThreads).
+// maxQueues bounds the queues of a device: each has a worker that waits in the kernel, in a thread of its own, and the
+// runtime ends a program with 10,000 threads (runtime/debug, SetMaxThreads).
 const maxQueues = 4
 
 // udpPorts is the number of source ports that a worker has for GUE and FOU: see the director's.
