@@ -133,7 +133,10 @@ func (a *agent) openTunnels(cfg *config.Realserver) (err error) {
 		return err
 	}
 	a.sealed.inbound.Store(a.tunnels.Inbound(cfg.Queues, nil))
-	return a.tunnels.LearnPathMTU(len(cfg.Tunnels) > 0) // a reload may bring the first tunnel
+	if len(cfg.Tunnels) > 0 { // each packet costs a little more then: one of IPIP 154 ns
+		err = a.tunnels.LearnPathMTU()
+	}
+	return err
 }
 
 // startTunnels puts the peers of WireGuard in force, and point-to-point tunnels.

@@ -3,7 +3,6 @@ package agent
 import (
 	"log/slog"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -17,7 +16,6 @@ import (
 	"vstun/encap/wireguard"
 	"vstun/routing"
 	"vstun/testdata/testkit"
-	"vstun/tundev"
 )
 
 // TestFailedReloadKeepsPeers: a reload whose tunnel cannot be made leaves the peers of WireGuard as they were.
@@ -71,29 +69,17 @@ func TestFailedReloadKeepsPeers(t *testing.T) {
 	})
 }
 
-// TestLearnersOfFirstTunnel: an agent without a tunnel has the sockets that learn the path MTUs of a later one.
-func TestLearnersOfFirstTunnel(t *testing.T) {
-	testkit.InNamespace(t, func() {
-		a := &agent{log: slog.New(slog.DiscardHandler)}
-		var err error
-		if a.device, err = tundev.Open("vs0", tundev.Options{Queues: 1}); err != nil {
-			t.Fatal(err)
-		}
-		defer a.device.Close()
-		err = a.openTunnels(&config.Realserver{Queues: 1, Control: filepath.Join(t.TempDir(), "x.sock")})
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer a.pinger.Close()
-		defer a.tunnels.Close()
-		sockets, err := os.ReadFile("/proc/thread-self/net/raw")
-		if err != nil {
-			t.Fatal(err)
-		}
-		for name, local := range map[string]string{"ipip": "00000000:0004", "gre": "00000000:002F"} {
-			if !strings.Contains(string(sockets), local) {
-				t.Errorf("%s: no socket learns the path MTU:\n%s", name, sockets)
-			}
-		}
-	})
+// TestFirstTunnelByReload: an agent that began without a tunnel warns once that its first ones learn no path MTU.
+func TestFirstTunnelByReload(t *testing.T) {
+	var out testkit.Log
+	a := &agent{log: slog.New(slog.NewTextHandler(&out, nil)), tunnels: &tunnel.Set{}}
+	a.warnPathMTU(0, 0)
+	a.warnPathMTU(1, 2)
+	if out.String() != "" {
+		t.Errorf("without a first tunnel: %s", out.String())
+	}
+	a.warnPathMTU(0, 1)
+	if got := out.String(); strings.Count(got, "\n") != 1 || !strings.Contains(got, "restart it, or set their mtu") {
+		t.Errorf("with one: %s", got)
+	}
 }

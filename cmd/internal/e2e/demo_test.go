@@ -97,9 +97,11 @@ func TestDemo(t *testing.T) {
 	})
 	t.Run("HA", func(t *testing.T) { mustPlayPair(t, "10.0.2.80", "10.0.2.3", "--ha") })
 	t.Run("tunnel", func(t *testing.T) {
+		slowWithRace(t)
 		mustPlay(t, []string{"site0: none", "lan0: none", "tap, gue"}, "--tunnel")
 	})
 	t.Run("tunnel-IPv6", func(t *testing.T) {
+		slowWithRace(t)
 		mustPlay(t, []string{"site0: none", "fd00:0:11::2", "tap, gue"}, "--tunnel", "--ipv6")
 	})
 	t.Run("HA-IPv6", func(t *testing.T) { mustPlayPair(t, "fd00:0:2::80", "fd00:0:2::3", "--ha", "--ipv6") })
@@ -135,7 +137,7 @@ func mustPlay(t *testing.T, texts []string, args ...string) string {
 	if code := d.end(); code != 0 {
 		t.Errorf("exit status %d", code)
 	}
-	if took := time.Since(begin); took > 30*time.Second && !raceDetector {
+	if took := time.Since(begin); took > 30*time.Second {
 		t.Errorf("it took %v, more than 30 s", took)
 	}
 	for _, text := range texts {

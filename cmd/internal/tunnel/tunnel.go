@@ -116,14 +116,9 @@ func Open(o Options) (_ *Set, err error) {
 }
 
 // LearnPathMTU makes the kernel learn path MTUs from ICMP errors about the tunnels' packets, for a program that does
-// not do so itself. With udp it does so for UDP's raw packets, too, and each datagram of the host costs a little more
-// then; tunnels over UDP also learn by their own sockets. It needs CAP_NET_RAW.
-func (s *Set) LearnPathMTU(udp bool) error {
-	protocols := []int{packet.ProtoIPIP, packet.ProtoIPv6, packet.ProtoGRE}
-	if udp {
-		protocols = append(protocols, packet.ProtoUDP)
-	}
-	for _, protocol := range protocols {
+// not do so itself. It needs CAP_NET_RAW.
+func (s *Set) LearnPathMTU() error {
+	for _, protocol := range []int{packet.ProtoIPIP, packet.ProtoIPv6, packet.ProtoGRE, packet.ProtoUDP} {
 		l, err := wire.LearnPathMTU(protocol)
 		if err != nil {
 			return err
@@ -132,6 +127,9 @@ func (s *Set) LearnPathMTU(udp bool) error {
 	}
 	return nil
 }
+
+// Learns reports whether LearnPathMTU has been called.
+func (s *Set) Learns() bool { return len(s.learners) > 0 }
 
 // Inbound returns a source of source's packets that takes those of tunnels. With a nil source it is for the packets
 // that WireGuard brings, and only its Take is used. id is less than Options.Sources.
