@@ -126,20 +126,11 @@ func SetSysctl(t *testing.T, key, value string) {
 	Must(t, kernel.WriteSysctl(key, value))
 }
 
-// Quickest returns the least processor time of f in several tries: user and system time of this process. Other load on
-// the machine hardly matters.
+// Quickest returns the least processor time of f in several tries, as testkit.CPUTime measures it.
 func Quickest(tries int, f func()) time.Duration {
 	least := time.Hour
 	for range tries {
-		start := cpuTime()
-		f()
-		least = min(least, cpuTime()-start)
+		least = min(least, testkit.CPUTime(f))
 	}
 	return least
-}
-
-func cpuTime() time.Duration {
-	var u unix.Rusage
-	_ = unix.Getrusage(unix.RUSAGE_SELF, &u)
-	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
