@@ -63,6 +63,11 @@ func Overhead(six bool) int {
 	return 60
 }
 
+// Unpadded returns the size in bytes of the largest packet that gets no padding, of those up to n bytes. A peer that
+// does not know that n is all that fits pads larger ones to a multiple of 16 bytes (WireGuard's paper, section 5.4.6):
+// routers can cut their messages.
+func Unpadded(n int) int { return n - n%device.PaddingMultiple }
+
 // Status is the state of a Device.
 type Status struct {
 	PublicKey Key

@@ -40,7 +40,7 @@ func mss(cfg *config.Realserver, endpoints map[netip.Addr]netip.Addr) (v4, v6 in
 		} else if len(paths) > 0 && t.from.IsValid() {
 			continue
 		}
-		if room := mtu - t.overhead; least == 0 || room < least {
+		if room := t.room(mtu); least == 0 || room < least {
 			least = room
 		}
 	}
@@ -51,7 +51,16 @@ func mss(cfg *config.Realserver, endpoints map[netip.Addr]netip.Addr) (v4, v6 in
 // incoming is the path of a director's packets.
 type incoming struct {
 	from     netip.Addr // invalid: it is not known
-	overhead int        // the most bytes that it adds to a packet
+	overhead int        // the most bytes that it adds to a packet, without WireGuard's own
+	sealed   bool       // its packets come in WireGuard
+}
+
+// room returns the size in bytes of the largest packet that comes whole by a path with an MTU of mtu bytes.
+func (t *incoming) room(mtu int) int {
+	if t.sealed {
+		mtu = wireguard.Unpadded(mtu - wireguard.Overhead(!t.from.Is4())) // an unknown one may be of IPv6
+	}
+	return mtu - t.overhead
 }
 
 // tunnels returns the tunnels of cfg, one for each director, or for its prefix.
@@ -65,7 +74,7 @@ func tunnels(cfg *config.Realserver, endpoints map[netip.Addr]netip.Addr) (all [
 			continue
 		}
 		if plain {
-			all = append(all, incoming{a, overhead(cfg, a.Is6())})
+			all = append(all, incoming{from: a, overhead: overhead(cfg, a.Is6())})
 		}
 	}
 	if !accepts(cfg) {
@@ -80,7 +89,7 @@ func tunnels(cfg *config.Realserver, endpoints map[netip.Addr]netip.Addr) (all [
 		if p.Address.Is6() {
 			n = packet.IPv6HeaderLen
 		}
-		all = append(all, incoming{from, n + wireguard.Overhead(!from.Is4())}) // an unknown one may be of IPv6
+		all = append(all, incoming{from: from, overhead: n, sealed: true})
 	}
 	return all
 }

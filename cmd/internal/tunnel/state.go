@@ -158,7 +158,11 @@ func deviceMTU(p *config.PointToPoint, to path) int {
 	if p.MTU > 0 {
 		return p.MTU
 	}
-	n := to.mtu - Overhead(p)
+	n := to.mtu
+	if p.Encap.Sealed() {
+		n = wireguard.Unpadded(n)
+	}
+	n -= Overhead(p)
 	if p.TAP {
 		n -= packet.EthernetHeaderLen // which an MTU does not count
 	}

@@ -84,6 +84,8 @@ func TestDeviceMTU(t *testing.T) {
 		{tunnelOf("a", encap.KindGUE, tap, six), 1500, 1430},
 		{tunnelOf("a", encap.KindFOU), 9000, 8972},
 		{tunnelOf("a", encap.KindWireGuard), 1500 - wireguard.Overhead(false), 1420},
+		{tunnelOf("a", encap.KindWireGuard, six), 1500 - wireguard.Overhead(true), 1368},
+		{tunnelOf("a", encap.KindWireGuard), 1400 - wireguard.Overhead(false), 1308},
 		{tunnelOf("a", encap.KindIPIP), 1290, 1280},
 		{tunnelOf("a", encap.KindIPIP, func(p *config.PointToPoint) { p.MTU = 1000 }), 1500, 1000},
 	} {
