@@ -68,6 +68,9 @@ func ParseRealserver(name string, text []byte) (*Realserver, error) {
 	if _, written := t.values["encap_port"]; written && !some(encap.Kind.UDP) {
 		t.warnAt("encap_port", "%s a port, and encap has neither: leave it out", only(encap.Kind.UDP))
 	}
+	if r.WireGuard.On && some(encap.Kind.UDP) && r.EncapPort == r.WireGuard.Listen {
+		t.faultAt("encap_port", "%d is listen of [wireguard]: want a port of its own", r.EncapPort)
+	}
 	if noTunnel {
 		if _, written := t.values["mss"]; written && r.MSS != MSSOff {
 			t.warnAt("mss", "encap is empty, so that clients' packets come in no tunnel and need no room for one: "+

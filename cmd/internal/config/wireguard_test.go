@@ -211,6 +211,8 @@ func TestWireGuardAgent(t *testing.T) {
 		{"no director", []string{`directors = "10.99.0.1"`, `directors = "10.99.0.9"`},
 			`wireguard.peer[1]: address: "10.99.0.1" is not in directors`},
 		{"no address", []string{"address = \"10.99.0.1\"\n", ""}, "wireguard.peer[1]: address: missing"},
+		{"port of gue", []string{`encap = "wireguard"`, "encap = [\"wireguard\", \"gue\"]\nencap_port = 51820"},
+			"realserver: encap_port: 51820 is listen of [wireguard]: want a port of its own"},
 		{"VIP", []string{"[[wireguard", "address = \"198.51.100.80\"\n[[wireguard"},
 			`wireguard: address: "198.51.100.80" is one of the vips`},
 	} {
