@@ -290,7 +290,7 @@ func (b *Balancer) service(former *service, c Service) *service {
 			s.sched.changed(s.list, change{kind: changeAdded})
 		}
 	}
-	settle(s.sched)
+	settle(s.sched, s.list)
 	return s
 }
 

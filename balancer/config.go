@@ -67,6 +67,7 @@ type Service struct {
 	Ports       []PortRange
 	Scheduler   string // one of Schedulers
 	Flags       Flags  // of the scheduler
+	ByAddress   bool   // a hash scheduler takes the realservers in order of address and port, not as they were added
 	Persistence Persistence
 	OnePacket   bool         // each UDP datagram is scheduled by itself, without a connection, except to VS/NAT
 	Realservers []Realserver // in the order of `ipvsadm -a`
@@ -87,8 +88,8 @@ type Persistence struct {
 
 func (s *Service) equal(o *Service) bool {
 	return s.Name == o.Name && s.Protocol == o.Protocol && s.Scheduler == o.Scheduler && s.Flags == o.Flags &&
-		s.Persistence == o.Persistence && s.OnePacket == o.OnePacket && slices.Equal(s.VIPs, o.VIPs) &&
-		slices.Equal(s.Ports, o.Ports) && slices.Equal(s.Realservers, o.Realservers)
+		s.ByAddress == o.ByAddress && s.Persistence == o.Persistence && s.OnePacket == o.OnePacket &&
+		slices.Equal(s.VIPs, o.VIPs) && slices.Equal(s.Ports, o.Ports) && slices.Equal(s.Realservers, o.Realservers)
 }
 
 // PortRange is the ports from First to Last, both included.

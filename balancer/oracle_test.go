@@ -176,7 +176,7 @@ func replay(t *testing.T, file string) {
 						// ipvsadm -e with the weight that it has: a configuration that is read again has no such step,
 						// but it moves wrr's position.
 						b.services["s"].sched.changed(b.services["s"].list, change{kind: changeWeight})
-						settle(b.services["s"].sched)
+						settle(b.services["s"].sched, b.services["s"].list)
 					}
 					svc.Realservers[i] = oracleReal(e.oracleRealserver)
 				}

@@ -11,18 +11,19 @@ import (
 
 var maglev = []Scheduler{
 	{Name: "mh", Choice: "the Maglev hash of the client", Flags: true, Hash: true, port: true,
-		make: func(k kind) scheduler { return &mh{flags: k.Flags, port: k.port} }},
+		make: func(k kind) scheduler { return &mh{flags: k.Flags, byAddress: k.byAddress, port: k.port} }},
 }
 
 // mh is Maglev hashing (Linux net/netfilter/ipvs/ip_vs_mh.c; Eisenbud et al., Maglev, NSDI 2016, section 3.4): the
 // realserver of the source's slot in a table. Each realserver has its own permutation of slots, so that most slots stay
 // as they are when another realserver comes or goes.
 type mh struct {
-	flags Flags
-	port  uint16   // the service's port, 0 if it has several: of the realservers without a port of their own
-	dests []mhDest // in list order; a new slice for each change
-	table *mhTable // a new table for each change; nil: no realserver has ever had a weight
-	stale bool     // the table is older than dests: only until settle
+	flags     Flags
+	byAddress bool     // see tableOrder; the table depends on nothing but the present list
+	port      uint16   // the service's port, 0 if it has several: of the realservers without a port of their own
+	dests     []mhDest // in list order; a new slice for each change
+	table     *mhTable // a new table for each change; nil: no realserver has a weight, or has had one
+	stale     bool     // the table is older than dests: only until settle
 }
 
 // mhTable has the list index of each slot's realserver. Its size is the kernel's default, a prime number. The kernel
@@ -34,7 +35,9 @@ const mhSlots = uint32(len(mhTable{}))
 // mhDest is a realserver's permutation of slots: the one at offset, then the one skip slots on, and so forth.
 type mhDest struct {
 	offset, skip uint32
-	weight       int // the last one above 0: a realserver that drains keeps its slots, for when it comes back
+	// weight is the last one above 0: a realserver that drains keeps its slots, for when it comes back. With byAddress
+	// it is the present one.
+	weight int
 }
 
 // The keys of the two hashes. Each number is both halves of its key.
@@ -85,7 +88,7 @@ func (s *mh) changed(list []*Dest, c change) {
 	default:
 		s.dests = make([]mhDest, len(list))
 		for i, d := range list {
-			if s.dests[i] = s.mhDest(d); d.Weight == 0 && i < len(former) {
+			if s.dests[i] = s.mhDest(d); d.Weight == 0 && i < len(former) && !s.byAddress {
 				s.dests[i].weight = former[i].weight
 			}
 		}
@@ -93,16 +96,16 @@ func (s *mh) changed(list []*Dest, c change) {
 }
 
 // settle rebuilds the table once after all changes: a rebuild for each of a thousand would take seconds.
-func (s *mh) settle() {
+func (s *mh) settle(list []*Dest) {
 	if s.stale {
 		s.stale = false
-		s.populate()
+		s.populate(tableOrder(list, s.byAddress))
 	}
 }
 
 // populate builds the table: in turns, each realserver takes a number of slots in proportion to its weight, within
-// bounds, each time the first free one of its permutation.
-func (s *mh) populate() {
+// bounds, each time the first free one of its permutation. order are the list indexes of the realservers.
+func (s *mh) populate(order []int32) {
 	s.table = nil
 	divisor, highest := 0, 0
 	for _, d := range s.dests {
@@ -119,7 +122,8 @@ func (s *mh) populate() {
 		next[i] = d.offset
 	}
 	for free := mhSlots; ; {
-		for i, d := range s.dests {
+		for _, i := range order {
+			d := &s.dests[i]
 			if d.weight == 0 {
 				continue
 			}
@@ -128,7 +132,7 @@ func (s *mh) populate() {
 					next[i] = (next[i] + d.skip) % mhSlots
 				}
 				taken[next[i]] = true
-				s.table[next[i]] = int32(i)
+				s.table[next[i]] = i
 				if free--; free == 0 {
 					return
 				}
@@ -137,7 +141,7 @@ func (s *mh) populate() {
 	}
 }
 
-func (s *mh) clone() scheduler { return &mh{s.flags, s.port, s.dests, s.table, s.stale} }
+func (s *mh) clone() scheduler { return &mh{s.flags, s.byAddress, s.port, s.dests, s.table, s.stale} }
 
 // hsiphash is the kernel's hsiphash of one 32-bit number on 64-bit machines (include/linux/siphash.h): SipHash-1-3
 // (Aumasson and Bernstein, 2012), the lower half, with the same number as both halves of the key.

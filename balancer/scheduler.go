@@ -65,10 +65,14 @@ func HashSchedulers() (names []string) {
 // Choice describes the realserver that the service's scheduler chooses.
 func (s *Service) Choice() string {
 	row, _ := LookupScheduler(s.Scheduler)
+	choice := row.Choice
 	if row.Flags && s.Flags.Port {
-		return row.Choice + " and its port, so that another port may have another realserver"
+		choice += " and its port, so that another port may have another realserver"
 	}
-	return row.Choice
+	if row.Hash && s.ByAddress {
+		choice += "; the realservers are in order of address"
+	}
+	return choice
 }
 
 // scheduler chooses a realserver for a new connection. Any number of goroutines may call pick. The other methods are
@@ -100,10 +104,11 @@ const (
 	changeRemoved                   // the realserver at index of the former list is gone
 )
 
-// settle finishes a series of changes: the next call is a pick. It is for schedulers that rebuild a costly table.
-func settle(s scheduler) {
-	if s, ok := s.(interface{ settle() }); ok {
-		s.settle()
+// settle finishes a series of changes that have led to list: the next call is a pick. It is for schedulers that build a
+// table.
+func settle(s scheduler, list []*Dest) {
+	if s, ok := s.(interface{ settle(list []*Dest) }); ok {
+		s.settle(list)
 	}
 }
 
@@ -121,12 +126,15 @@ func trial(s scheduler, p *packet.Info) scheduler {
 type kind struct {
 	name string
 	Flags
-	port uint16 // the service's port, for a scheduler that uses it; 0 if the service has several
+	byAddress bool   // Service.ByAddress, for a scheduler with Hash
+	port      uint16 // the service's port, for a scheduler that uses it; 0 if the service has several
 }
 
 func (s *Service) kind() kind {
 	k := kind{name: s.Scheduler, Flags: s.Flags}
-	if row, _ := LookupScheduler(s.Scheduler); row.port && len(s.Ports) == 1 && s.Ports[0].First == s.Ports[0].Last {
+	row, _ := LookupScheduler(s.Scheduler)
+	k.byAddress = row.Hash && s.ByAddress
+	if row.port && len(s.Ports) == 1 && s.Ports[0].First == s.Ports[0].Last {
 		k.port = s.Ports[0].First
 	}
 	return k

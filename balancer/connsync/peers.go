@@ -35,6 +35,10 @@ type peer struct {
 // tables when it starts.
 const kernelHellos = 2
 
+// MaxDirectors is the largest number of directors that share connections by unicast, the one itself included: each
+// sends each datagram to each of the others.
+const MaxDirectors = 16
+
 // maxPeers is the largest number of peers. Further ones are strangers.
 const maxPeers = 64
 

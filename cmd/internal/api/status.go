@@ -113,6 +113,7 @@ type Service struct {
 	Ports          Ports        `json:"ports"`
 	Scheduler      string       `json:"scheduler"`
 	SchedulerFlags []string     `json:"scheduler_flags,omitempty"` // as in the configuration
+	Order          string       `json:"order,omitempty"`           // "address" of a hash scheduler with that order
 	Persistence    *Persistence `json:"persistence,omitempty"`
 	OnePacket      bool         `json:"one_packet,omitempty"`
 	Health         string       `json:"health,omitempty"` // "up": the quorum is reached; or "down"
@@ -251,6 +252,9 @@ func (s *Service) Settings() string {
 	words := []string{s.Scheduler}
 	if len(s.SchedulerFlags) > 0 {
 		words = append(words, "("+strings.Join(s.SchedulerFlags, ",")+")")
+	}
+	if s.Order != "" {
+		words = append(words, "order "+s.Order)
 	}
 	if p := s.Persistence; p != nil {
 		words = append(words, fmt.Sprintf("persistent %d", time.Duration(p.Timeout*float64(time.Second))/time.Second))

@@ -105,7 +105,7 @@ func TestPrintSettings(t *testing.T) {
 	key := uint32(7)
 	st := api.DirectorStatus{Services: []api.Service{
 		{Name: "web", VIPs: []string{"198.51.100.80", "2001:db8::1"}, Protocol: "tcp", Ports: []string{"0"},
-			Scheduler: "sh", SchedulerFlags: []string{"sh-port", "sh-fallback"},
+			Scheduler: "sh", SchedulerFlags: []string{"sh-port", "sh-fallback"}, Order: "address",
 			Persistence: &api.Persistence{Timeout: 300, Netmask: 24, Netmask6: 64},
 			Realservers: []api.Realserver{{Address: "10.0.11.2", Encap: "ipip",
 				Upper: 100, Lower: 80, Active: 7},
@@ -130,8 +130,8 @@ func TestPrintSettings(t *testing.T) {
 	want := []string{
 		"Prot Address:Port Scheduler Flags",
 		"-> RemoteAddress Forward Weight Upper Lower ActiveConn InActConn Conns InPkts InBytes",
-		"TCP 198.51.100.80:0 sh (sh-port,sh-fallback) persistent 300 netmask 24 netmask6 64 (web)",
-		"TCP [2001:db8::1]:0 sh (sh-port,sh-fallback) persistent 300 netmask 24 netmask6 64 (web)",
+		"TCP 198.51.100.80:0 sh (sh-port,sh-fallback) order address persistent 300 netmask 24 netmask6 64 (web)",
+		"TCP [2001:db8::1]:0 sh (sh-port,sh-fallback) order address persistent 300 netmask 24 netmask6 64 (web)",
 		"-> 10.0.11.2 Tunnel,ipip 0 100 80 7 0 0 0 0 draining",
 		"-> 2001:db8:11::2 Tunnel,gre,key=7,csum 1 0 0 0 0 0 0 0",
 		"-> 10.0.12.2 Route 1 0 0 0 0 0 0 0",

@@ -153,6 +153,7 @@ type Service struct {
 	Ports       []PortRange  // at least one; they do not overlap
 	Scheduler   string       // one of balancer.Schedulers
 	Flags       SchedulerFlags
+	ByAddress   bool // hash schedulers take the realservers in order of address, and not of the file
 	Persistence Persistence
 	OnePacket   bool            // UDP only: each packet is scheduled by itself
 	Check       *Check          // default check of the realservers; nil: none

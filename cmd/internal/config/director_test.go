@@ -124,6 +124,7 @@ func TestDirectorEveryKey(t *testing.T) {
 			Ports:     []config.PortRange{{First: 80, Last: 80}},
 			Scheduler: "sh",
 			Flags:     config.SchedulerFlags{Port: true, Fallback: true},
+			ByAddress: true,
 			Persistence: config.Persistence{
 				Timeout: 10 * time.Minute, Netmask: 24, Netmask6: 64,
 			},
@@ -181,11 +182,11 @@ func TestDirectorEveryKey(t *testing.T) {
 		Warnings: []string{
 			`x.toml:17: director: announce_devices: with device = "tap" VIPs are announced by that device alone: ` +
 				`leave it out`,
-			`x.toml:48: service "web": encap_port: only gue and fou have a port, and no tunnel of this service is ` +
+			`x.toml:49: service "web": encap_port: only gue and fou have a port, and no tunnel of this service is ` +
 				`one of them: leave it out`,
-			`x.toml:65: service "dns": realserver: missing: the service refuses all clients: want ` +
+			`x.toml:66: service "dns": realserver: missing: the service refuses all clients: want ` +
 				`[[service.realserver]] tables`,
-			`x.toml:72: service "phone": realserver: missing: the service refuses all clients: want ` +
+			`x.toml:73: service "phone": realserver: missing: the service refuses all clients: want ` +
 				`[[service.realserver]] tables`,
 			`x.toml:33: notify: command: "/usr/local/bin/tell" is not there: install it, or name another program`,
 		},

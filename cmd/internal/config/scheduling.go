@@ -21,6 +21,7 @@ const (
 func (r *serviceReader) readScheduling(t *table, s *Service) {
 	s.Scheduler = r.scheduler(t)
 	s.Flags = readFlags(t, s.Scheduler)
+	s.ByAddress = readOrder(t, s.Scheduler)
 	s.Persistence = readPersistence(t, s.VIPs)
 	s.OnePacket = t.boolean("one_packet", false)
 	if s.OnePacket && s.Protocol != "" && s.Protocol != "udp" {
@@ -36,6 +37,16 @@ func warnOnePacket(t *table, s *Service) {
 		t.warnAt("one_packet", "a realserver of nat keeps each client's datagrams: leave it out, or use another "+
 			"forward")
 	}
+}
+
+// readOrder reports whether a hash scheduler takes the realservers in order of address. The default is IPVS's order.
+func readOrder(t *table, scheduler string) (byAddress bool) {
+	byAddress = t.oneOf("order", "file", "address") == "address"
+	if row, ok := balancer.LookupScheduler(scheduler); ok && !row.Hash && byAddress {
+		t.warnAt("order", "scheduler %s does not hash and takes the realservers as the file has them: leave it out, "+
+			"or use %s", scheduler, words.OneOf(balancer.HashSchedulers()))
+	}
+	return byAddress
 }
 
 // readFlags reads the flags of a scheduler. As in ipvsadm, a flag's names for all schedulers mean the same flag. A flag

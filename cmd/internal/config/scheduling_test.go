@@ -39,6 +39,8 @@ func TestSchedulingFaults(t *testing.T) {
 			[]string{at(`scheduler_flags: "port" is unknown: ` + wantFlags)}},
 		{"flag twice", "scheduler = \"sh\"\nscheduler_flags = [\"sh-port\", \"sh-port\"]",
 			[]string{at(`scheduler_flags: "sh-port" is there twice: want each once`)}},
+		{"order unknown", "order = \"name\"", []string{at(`order: "name" is unknown: want file or address`)}},
+		{"order type", "order = 1", []string{at(`order: 1 is of the wrong type: want file or address`)}},
 		{"flag of a faulty scheduler", "scheduler = \"best\"\nscheduler_flags = [\"mh-port\"]",
 			[]string{at(`scheduler: "best" is unknown: want ` + schedulers)}},
 
@@ -122,6 +124,10 @@ func TestSchedulingAccepts(t *testing.T) {
 			func(s config.Service) bool {
 				return s.Flags == config.SchedulerFlags{Fallback: true}
 			}},
+		"order by address": {goodService + "scheduler = \"sh\"\norder = \"address\"",
+			func(s config.Service) bool { return s.ByAddress }},
+		"order of the file": {goodService + "scheduler = \"sh\"\norder = \"file\"",
+			func(s config.Service) bool { return !s.ByAddress }},
 		"thresholds": {goodService + "[[service.realserver]]\naddress = \"10.0.0.1\"\nupper = 7\nlower = " +
 			"7\n[[service.realserver]]\naddress = \"10.0.0.2\"\nupper = 2147483647",
 			func(s config.Service) bool {

@@ -80,6 +80,10 @@ func readSyncInterface(t *table) string {
 func readSyncPeers(t *table) []netip.Addr {
 	list, _ := t.array("peers", `an array of the other directors' addresses such as ["10.0.2.3"]`)
 	peers := t.addresses("peers", list)
+	if len(peers) > connsync.MaxDirectors {
+		t.faultAt("peers", "has %d addresses: want at most %d, this director's own included", len(peers),
+			connsync.MaxDirectors)
+	}
 	if i := slices.IndexFunc(peers, func(a netip.Addr) bool { return a.Is4() != peers[0].Is4() }); i > 0 {
 		t.faultAt("peers", "%v and %v are of different families: want addresses of one family", peers[0], peers[i])
 	}

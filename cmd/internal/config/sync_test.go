@@ -1,6 +1,7 @@
 package config_test
 
 import (
+	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -54,10 +55,22 @@ func TestSyncFaults(t *testing.T) {
 	key, short := keyFile(t, 32), keyFile(t, 31)
 	const wantKey = "want the absolute path of a file of 32 bytes or more, the same on all directors, which the " +
 		"program's user may read"
+	many := func(n int) string {
+		var list []string
+		for i := range n {
+			list = append(list, fmt.Sprintf("\"10.0.2.%d\"", i+1))
+		}
+		return "peers = [" + strings.Join(list, ", ") + "]\nkey = \"" + key + "\"\n"
+	}
+	if _, err := config.ParseDirector("x.toml", []byte("[sync]\n"+many(16)+goodService)); err != nil {
+		t.Errorf("16 directors: %v", err)
+	}
 	for name, c := range map[string]struct {
 		text string
 		want []string
 	}{
+		"too many": {many(17), []string{
+			"sync: peers: has 17 addresses: want at most 16, this director's own included"}},
 		"nothing": {"", []string{
 			"sync: key: missing: mode \"vstun\" needs it: " + wantKey + " (head -c 32 /dev/urandom)",
 			"sync: interface: missing: want the name of the device for multicast, or peers"}},

@@ -59,6 +59,10 @@ func TestWarnings(t *testing.T) {
 			`8314) and offers no STARTTLS: want tls = "tls"`}},
 		{"flags of none", served + `scheduler_flags = ["sh-port"]`, []string{`x.toml:7: service "web": ` +
 			`scheduler_flags: scheduler wlc has no flags and ignores them: leave them out, or use sh or mh`}},
+		{"order of none", served + `order = "address"`, []string{`x.toml:7: service "web": order: scheduler wlc does ` +
+			`not hash and takes the realservers as the file has them: leave it out, or use dh, sh or mh`}},
+		{"order of mh", served + `scheduler = "mh"` + "\n" + `order = "address"`, nil},
+		{"order of the file", served + `order = "file"`, nil},
 		{"flags of sh", served + `scheduler = "sh"` + "\n" + `scheduler_flags = ["sh-port", "sh-fallback"]`, nil},
 		{"no flags", served + `scheduler_flags = []`, nil},
 		{"port of ipip", served + "\nencap_port = 6081", []string{`x.toml:8: service "web": encap_port: only gue ` +

@@ -172,6 +172,7 @@ func (l difference) services(was, is *config.Service) {
 	l.compare("port", api.Ports(names(was.Ports)), api.Ports(names(is.Ports)))
 	l.compare("scheduler", was.Scheduler, is.Scheduler)
 	l.compare("scheduler_flags", flagNames(was.Scheduler, was.Flags), flagNames(is.Scheduler, is.Flags))
+	l.compare("order", orderName(was.ByAddress), orderName(is.ByAddress))
 	l.compare("persistence", persistenceName(was.Persistence), persistenceName(is.Persistence))
 	l.compare("one_packet", was.OnePacket, is.OnePacket)
 	l.compare("encap_port", was.EncapPort, is.EncapPort)
@@ -254,6 +255,14 @@ func unknownName(hash bool) string {
 // flagNames writes the flags of a scheduler as the configuration does.
 func flagNames(scheduler string, f config.SchedulerFlags) string {
 	return none(strings.Join(flagList(scheduler, f.Port, f.Fallback), ","))
+}
+
+// orderName writes the order of realservers as the configuration does.
+func orderName(byAddress bool) string {
+	if byAddress {
+		return "address"
+	}
+	return "file"
 }
 
 // flagList names the flags that are set, as the scheduler's if it has any.

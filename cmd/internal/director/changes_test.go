@@ -64,7 +64,7 @@ func TestChanges(t *testing.T) {
 		{"every key", func(_ *config.Director, web *config.Service) {
 			web.VIPs = append(web.VIPs, other)
 			web.Protocol, web.Ports, web.Scheduler = "udp", []config.PortRange{{}}, "sh"
-			web.Flags = config.SchedulerFlags{Port: true, Fallback: true}
+			web.Flags, web.ByAddress = config.SchedulerFlags{Port: true, Fallback: true}, true
 			web.Persistence = config.Persistence{Timeout: 5 * time.Minute, Netmask: 24, Netmask6: 128}
 			web.OnePacket, web.EncapPort = true, 7000
 		}, []string{
@@ -73,6 +73,7 @@ func TestChanges(t *testing.T) {
 			`service "web": port 80 -> 0`,
 			`service "web": scheduler wlc -> sh`,
 			`service "web": scheduler_flags none -> sh-port,sh-fallback`,
+			`service "web": order file -> address`,
 			`service "web": persistence none -> 5m0s netmask 24 netmask6 128`,
 			`service "web": one_packet false -> true`,
 			`service "web": encap_port 6080 -> 7000`,

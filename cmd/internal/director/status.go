@@ -186,6 +186,9 @@ func leaving(all []balancer.Leaving) (st api.Leaving) {
 func serviceStatus(s *balancer.ServiceStatus) api.Service {
 	svc := api.Service{Name: s.Name, Protocol: packet.ProtoName(s.Protocol), Scheduler: s.Scheduler,
 		SchedulerFlags: flagList(s.Scheduler, s.Flags.Port, s.Flags.Fallback), OnePacket: s.OnePacket}
+	if row, _ := balancer.LookupScheduler(s.Scheduler); row.Hash && s.ByAddress {
+		svc.Order = orderName(true)
+	}
 	if p := s.Persistence; p.Timeout > 0 {
 		svc.Persistence = &api.Persistence{Timeout: p.Timeout.Seconds(), Netmask: p.Mask4, Netmask6: p.Mask6}
 	}

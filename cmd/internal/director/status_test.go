@@ -19,14 +19,14 @@ func TestServiceStatus(t *testing.T) {
 	got := serviceStatus(&balancer.ServiceStatus{
 		Service: balancer.Service{Name: "web", VIPs: []netip.Addr{vip}, Protocol: packet.ProtoUDP,
 			Ports: []balancer.PortRange{{}}, Scheduler: "sh",
-			Flags: balancer.Flags{Port: true}, Persistence: balancer.Persistence{Timeout: time.Minute, Mask4: 24,
-				Mask6: 128}, OnePacket: true},
+			Flags: balancer.Flags{Port: true}, ByAddress: true, Persistence: balancer.Persistence{Timeout: time.Minute,
+				Mask4: 24, Mask6: 128}, OnePacket: true},
 		Realservers: []balancer.RealserverStatus{{Realserver: balancer.Realserver{Address: rs, Upper: 10, Lower: 5},
 			Active: 1, Inactive: 2, Connections: 3, Packets: 4, Bytes: 5}, {Realserver: balancer.Realserver{Address: rs,
 			Config: method.Config{Kind: method.NAT, Port: 8080}}}},
 	})
 	want := api.Service{Name: "web", VIPs: []string{"198.51.100.80"}, Protocol: "udp", Ports: []string{"0"},
-		Scheduler: "sh", SchedulerFlags: []string{"sh-port"},
+		Scheduler: "sh", SchedulerFlags: []string{"sh-port"}, Order: "address",
 		Persistence: &api.Persistence{Timeout: 60, Netmask: 24, Netmask6: 128}, OnePacket: true,
 		Realservers: []api.Realserver{{Address: "10.0.11.2", Forward: "tun", Encap: "ipip", Upper: 10, Lower: 5,
 			Active: 1, Inactive: 2, Connections: 3, Forwarded: api.Traffic{Packets: 4, Bytes: 5}},

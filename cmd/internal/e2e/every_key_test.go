@@ -274,6 +274,7 @@ func TestReloadOfEveryKeyOfDirector(t *testing.T) {
 		"service.port":            {"port = 8080"},
 		"service.scheduler":       {`scheduler = "rr"`},
 		"service.scheduler_flags": {`scheduler_flags = ["sh-port"]`},
+		"service.order":           {`order = "address"`},
 		"service.one_packet":      {`protocol = "udp"`, "one_packet = true"},
 		"service.forward":         {`forward = "dr"`, "encap = absent"},
 		"service.encap":           {`encap = "ipip"`},

@@ -54,7 +54,7 @@ func options(cfg *config.Director, syncing bool) balancer.Options {
 // service returns s as the balancer takes it.
 func service(s *config.Service, sources config.Sources, paths Paths) balancer.Service {
 	b := balancer.Service{Name: s.Name, VIPs: s.VIPs, Protocol: protocols[s.Protocol], Scheduler: s.Scheduler,
-		Flags: balancer.Flags(s.Flags),
+		Flags: balancer.Flags(s.Flags), ByAddress: s.ByAddress,
 		Persistence: balancer.Persistence{Timeout: s.Persistence.Timeout, Mask4: s.Persistence.Netmask,
 			Mask6: s.Persistence.Netmask6}, OnePacket: s.OnePacket}
 	for _, p := range s.Ports {

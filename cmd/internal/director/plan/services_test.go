@@ -22,14 +22,14 @@ func TestService(t *testing.T) {
 		netip.MustParseAddr("10.0.11.2")
 	got := service(&config.Service{Name: "phone", VIPs: []netip.Addr{vip}, Protocol: "sctp",
 		Ports: []config.PortRange{{}}, Scheduler: "mh",
-		Flags: config.SchedulerFlags{Fallback: true}, Persistence: config.Persistence{Timeout: time.Minute, Netmask: 24,
-			Netmask6: 64}, OnePacket: true,
+		Flags: config.SchedulerFlags{Fallback: true}, ByAddress: true, OnePacket: true,
+		Persistence: config.Persistence{Timeout: time.Minute, Netmask: 24, Netmask6: 64},
 		Realservers: []config.RealserverRef{{Address: rs, Weight: 3, Upper: 10, Lower: 5}}}, config.Sources{V4: source},
 		nil)
 	want := balancer.Service{Name: "phone", VIPs: []netip.Addr{vip}, Protocol: 132, Ports: []balancer.PortRange{{}},
 		Scheduler: "mh",
-		Flags:     balancer.Flags{Fallback: true}, Persistence: balancer.Persistence{Timeout: time.Minute, Mask4: 24,
-			Mask6: 64}, OnePacket: true,
+		Flags:     balancer.Flags{Fallback: true}, ByAddress: true, OnePacket: true,
+		Persistence: balancer.Persistence{Timeout: time.Minute, Mask4: 24, Mask6: 64},
 		Realservers: []balancer.Realserver{{Address: rs, Weight: 3, Upper: 10, Lower: 5,
 			Config: method.Config{Source: source, MTU: 1500}}}}
 	if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{})); diff != "" {
