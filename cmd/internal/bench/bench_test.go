@@ -176,7 +176,11 @@ func TestStepTimes(t *testing.T) {
 	}
 }
 
+// TestEveryVariantDelivers runs all measurements (`make long`). The other tests run parts of them.
 func TestEveryVariantDelivers(t *testing.T) {
+	if os.Getenv("VSTUN_FULL") == "" {
+		t.Skip("the whole bench runs with VSTUN_FULL=1")
+	}
 	o := options(t, "smoke")
 	withWireGuardGo(t, o)
 	r := measured(t, o)

@@ -203,7 +203,7 @@ type span struct {
 
 // TestDeathUnderLoad kills, under load, a web server, and then an agent, or the host, of a web server that lives. Each
 // is out in time, later requests do not fail, and it comes back. In the end the machine is in its former state. With
-// VSTUN_FULL=1 (`make long`) there are 250 requests a second and family, else 100.
+// VSTUN_FULL=1 (`make long`) there are 250 requests a second and family, else 50.
 func TestDeathUnderLoad(t *testing.T) {
 	t.Parallel()
 	for family, ipv6 := range map[string]bool{"IPv4": false, "IPv6": true} {
@@ -220,8 +220,8 @@ func testDeathUnderLoad(t *testing.T, m method, ipv6 bool) {
 	s := newMethodSite(t, m, ipv6, 2, nil)
 	before := s.observeAll()
 	servers := s.startChecked("", `type = "http", body = "web", `+quick)
-	clients := s.visit(long(250, 100, 50))                           // by each of two families
-	calm := long(3*time.Second, 2*time.Second, 500*time.Millisecond) // the load goes on
+	clients := s.visit(long(250, 50, 50))                          // by each of two families
+	calm := long(3*time.Second, time.Second, 500*time.Millisecond) // the load goes on
 	var spans []span
 	quiet := func(what string) {
 		from := time.Now()

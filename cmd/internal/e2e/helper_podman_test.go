@@ -129,9 +129,7 @@ func newPodmanForHosts(t *testing.T) *podman {
 	needMachine(t)
 	needTool(t, "sysctl", "procps")
 	needTool(t, "ip", "iproute2")
-	if !full() {
-		t.Skip("SKIPPED: TestImage makes the image already: set VSTUN_FULL=1")
-	}
+	needFull(t, "TestImage makes the image already")
 	return newPodman(t)
 }
 

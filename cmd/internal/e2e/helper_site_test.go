@@ -53,6 +53,14 @@ func slowWithRace(t *testing.T) {
 	}
 }
 
+// needFull skips a test for a reason, unless VSTUN_FULL=1 is set.
+func needFull(t *testing.T, why string) {
+	t.Helper()
+	if !full() {
+		t.Skipf("SKIPPED: %s: set VSTUN_FULL=1", why)
+	}
+}
+
 // site is a lab with our programs. Everything that its methods start ends with the test.
 type site struct {
 	*lab.Lab

@@ -82,9 +82,7 @@ func TestVersions(t *testing.T) {
 // same. It compares them with what they have to contain. With VSTUN_RELEASE_COLD=1 the second release begins without
 // anything that has been compiled, which takes some minutes more.
 func TestRelease(t *testing.T) {
-	if !full() {
-		t.Skip("SKIPPED: takes minutes: set VSTUN_FULL=1")
-	}
+	needFull(t, "takes minutes")
 	temp := t.TempDir()
 	first, second := filepath.Join(temp, "1"), filepath.Join(temp, "another", "second")
 	clone(t, first)

@@ -97,9 +97,7 @@ func (p *pair) startPair(more string) {
 // needQuiet skips a test that measures times, unless make ha runs it: a busy machine makes them longer.
 func needQuiet(t *testing.T) {
 	t.Helper()
-	if !full() {
-		t.Skip("SKIPPED: measures times: set VSTUN_FULL=1")
-	}
+	needFull(t, "measures times")
 }
 
 // TestVRRPFailoverTime: after a kill of the master, the next new connection that is answered begins soon, with 100 ms
