@@ -54,6 +54,8 @@ var mayImport = map[string][]string{
 	"routing/query":             {"routing/kernel"},
 	"routing/neigh":             {"routing/kernel"},
 	"routing/vrrp":              {},
+	"routing/announce":          {},
+	"routing/announce/bgp":      {"routing/announce"},
 	"routing/kernel":            {},
 	"routing/kernel/kerneltest": {"routing/kernel", "testdata/testkit"},
 }
@@ -72,6 +74,7 @@ var onlyBelow = map[string][]string{
 	"github.com/prometheus/client_golang/prometheus/promhttp":   {"cmd/internal/metrics"},
 	"os/signal":                         {"cmd"},
 	"github.com/vishvananda/netlink":    {"routing", "encap/bpf", "cmd/internal/lab"},
+	"github.com/osrg/gobgp/v4/api":      {"routing/announce/bgp"},
 	"golang.zx2c4.com/wireguard/device": {"encap/wireguard"},
 	"golang.zx2c4.com/wireguard/conn":   {"encap/wireguard"},
 	"golang.zx2c4.com/wireguard/tun":    {"encap/wireguard"},
@@ -97,6 +100,9 @@ var onlyBelow = map[string][]string{
 	"github.com/gdamore/tcell/v2":       {"cmd/internal/cli/top"},
 	"C":                                 {},
 
+	"github.com/osrg/gobgp/v4/pkg/apiutil":    {"routing/announce/bgp"},
+	"github.com/osrg/gobgp/v4/pkg/packet/bgp": {"routing/announce/bgp"},
+	"github.com/osrg/gobgp/v4/pkg/server":     {"routing/announce/bgp"},
 	"github.com/coreos/go-systemd/v22/daemon": {"cmd/internal/daemon"},
 	"github.com/wneessen/go-mail":             {"balancer/health/notify"},
 	"github.com/wneessen/go-mail/smtp":        {"balancer/health/notify"},
@@ -164,6 +170,19 @@ func under(pkg string, folders []string) bool {
 		}
 	}
 	return false
+}
+
+// TestRealserverWithoutBGP wants no BGP in the agent, which announces nothing.
+func TestRealserverWithoutBGP(t *testing.T) {
+	out, err := exec.Command("go", "list", "-deps", "vstun/cmd/realserver").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name := range strings.Lines(string(out)) {
+		if strings.HasPrefix(name, "github.com/osrg/gobgp") || strings.HasPrefix(name, "vstun/routing/announce/bgp") {
+			t.Errorf("cmd/realserver imports %s", name)
+		}
+	}
 }
 
 // TestTour wants every package in the tour of the code, and no other there.
