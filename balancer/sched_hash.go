@@ -1,11 +1,10 @@
 package balancer
 
 import (
-	"encoding/binary"
-	"net/netip"
 	"slices"
 
 	"vstun/balancer/conntab"
+	"vstun/balancer/maglev"
 	"vstun/encap/packet"
 )
 
@@ -14,18 +13,6 @@ var hashed = []Scheduler{
 		make: func(k kind) scheduler { return &dh{byAddress: k.byAddress} }},
 	{Name: "sh", Choice: "the hash of the client", Flags: true, Hash: true,
 		make: func(k kind) scheduler { return &sh{flags: k.Flags, byAddress: k.byAddress} }},
-}
-
-// fold returns an address in the form that the hashes take: an IPv4 address as a number, an IPv6 address as the XOR of
-// its four words.
-func fold(a netip.Addr) uint32 {
-	if a.Is4() {
-		b := a.As4()
-		return binary.BigEndian.Uint32(b[:])
-	}
-	b := a.As16()
-	return binary.BigEndian.Uint32(b[0:]) ^ binary.BigEndian.Uint32(b[4:]) ^
-		binary.BigEndian.Uint32(b[8:]) ^ binary.BigEndian.Uint32(b[12:])
 }
 
 // tableOrder returns the indexes of list in the order in which a hash scheduler fills its table: that of the list, or
@@ -77,7 +64,7 @@ func (s *dh) pick(list []*Dest, p *packet.Info, _ conntab.Ticks) *Dest {
 	if s.table == nil {
 		return nil
 	}
-	if d := list[s.table[bucket(fold(p.Flow.Dst))]]; d.available() {
+	if d := list[s.table[bucket(maglev.Fold(p.Flow.Dst))]]; d.available() {
 		return d
 	}
 	return nil
@@ -105,7 +92,7 @@ func (s *sh) pick(list []*Dest, p *packet.Info, _ conntab.Ticks) *Dest {
 	if s.table == nil {
 		return nil
 	}
-	key := fold(p.Flow.Src)
+	key := maglev.Fold(p.Flow.Src)
 	if s.flags.Port {
 		key += uint32(p.Flow.SrcPort)
 	}

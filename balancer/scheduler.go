@@ -22,7 +22,7 @@ type Scheduler struct {
 }
 
 // schedulers are all schedulers. Each family has its rows in its own file.
-var schedulers = slices.Concat(roundRobin, leastLoaded, ranked, hashed, maglev, local, random)
+var schedulers = slices.Concat(roundRobin, leastLoaded, ranked, hashed, maglevs, local, random)
 
 // Schedulers returns the names of all schedulers, sorted.
 func Schedulers() (names []string) {

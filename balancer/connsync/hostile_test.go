@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"vstun/balancer/conntab"
+	"vstun/balancer/envelope"
 )
 
 // TestHostileDatagrams: forged, replayed, changed and truncated datagrams, a million of them with VSTUN_FULL=1. The
@@ -32,7 +33,7 @@ func TestHostileDatagrams(t *testing.T) {
 			w.run(5 * second)
 			before, entries := two.Status(), two.table.Len()
 			r := rand.New(rand.NewPCG(3, 4))
-			forged := newSealer([]byte("another key of 32 bytes or more.."))
+			forged := envelope.New([]byte("another key of 32 bytes or more.."), protocol)
 			for i := range n {
 				b := append([]byte(nil), (*recorded)[r.IntN(len(*recorded))]...)
 				switch i % 4 {
@@ -43,8 +44,8 @@ func TestHostileDatagrams(t *testing.T) {
 					b = b[:r.IntN(len(b))]
 				case 3:
 					if mode == "vstun" {
-						b = forged.seal(append(forged.head(nil, 0, records, int(b[7]), one.session, 1<<40+uint64(i)),
-							b[envelopeHead:len(b)-macSize]...))
+						b = forged.Seal(append(forged.Head(nil, 0, records, int(b[7]), one.session, 1<<40+uint64(i)),
+							b[envelope.HeadSize:len(b)-envelope.MACSize]...))
 					} else {
 						for range 1 + r.IntN(20) {
 							b[r.IntN(len(b))] = byte(r.Uint32())

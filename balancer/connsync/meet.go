@@ -8,13 +8,14 @@ import (
 	"slices"
 
 	"vstun/balancer/conntab"
+	"vstun/balancer/envelope"
 )
 
 // meet processes a datagram of a session that is no peer yet.
-func (s *Sync) meet(e *envelope, from netip.Addr, now conntab.Ticks) {
+func (s *Sync) meet(e *envelope.Envelope, from netip.Addr, now conntab.Ticks) {
 	switch {
-	case e.kind == answer && len(e.body) == 16 && binary.BigEndian.Uint64(e.body) == s.session &&
-		slices.Contains(s.nonces[:], binary.BigEndian.Uint64(e.body[8:])):
+	case e.Kind == answer && len(e.Body) == 16 && binary.BigEndian.Uint64(e.Body) == s.session &&
+		slices.Contains(s.nonces[:], binary.BigEndian.Uint64(e.Body[8:])):
 		if len(s.peers) >= maxPeers {
 			p := s.mostSilent(now)
 			if p.alive(now) {
@@ -23,14 +24,14 @@ func (s *Sync) meet(e *envelope, from netip.Addr, now conntab.Ticks) {
 			}
 			s.forget(p)
 		}
-		id := peerID{session: e.session}
+		id := peerID{session: e.Session}
 		s.met++
-		s.peers[id] = &peer{id: id, met: s.met, addr: from, heard: now, stream: stream{next: e.seq + 1}, wanted: true}
+		s.peers[id] = &peer{id: id, met: s.met, addr: from, heard: now, stream: stream{next: e.Seq + 1}, wanted: true}
 		s.asked = true // for its table
 		return
-	case e.kind == hello && len(e.body) >= 8:
-		if s.mayAnswer(e.session, now) {
-			s.sendAnswer(e.session, binary.BigEndian.Uint64(e.body))
+	case e.Kind == hello && len(e.Body) >= 8:
+		if s.mayAnswer(e.Session, now) {
+			s.sendAnswer(e.Session, binary.BigEndian.Uint64(e.Body))
 		}
 	default:
 		s.refuse(Unverified, from, now)
@@ -99,7 +100,7 @@ func (s *Sync) sendHello(now conntab.Ticks) {
 	s.hello, s.asked = now, false
 	if now-s.challenged >= helloEvery { // an answer may take that long
 		s.challenged = now
-		s.nonces[1], s.nonces[0] = s.nonces[0], random()
+		s.nonces[1], s.nonces[0] = s.nonces[0], envelope.Random()
 	}
 	body := binary.BigEndian.AppendUint64(make([]byte, 0, 128), s.nonces[0])
 	for _, p := range s.list() {
@@ -129,7 +130,7 @@ func (s *Sync) renew(now, elapsed conntab.Ticks) {
 		return
 	}
 	s.out.flush()
-	s.session, s.known, s.asked = random(), now, true
+	s.session, s.known, s.asked = envelope.Random(), now, true
 	s.out.seq = 0
 	clear(s.out.sent)
 	for _, p := range s.peers {

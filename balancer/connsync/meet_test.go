@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"vstun/balancer/conntab"
+	"vstun/balancer/envelope"
 	"vstun/encap/packet"
 )
 
@@ -98,7 +99,7 @@ func TestAnswerFromPeersAddress(t *testing.T) {
 	three := w.start(4096, key)
 	w.spoil = func(list [][]byte) [][]byte {
 		for _, b := range list {
-			if e := parseEnvelope(b); e.session == three.session && e.kind == answer {
+			if e := envelope.Parse(b); e.Session == three.session && e.Kind == answer {
 				one.take(bytes.Clone(b), two.addr, w.now)
 			}
 		}
@@ -177,7 +178,7 @@ func TestSessionStays(t *testing.T) {
 	}
 	one, deaf := w.directors[0], w.directors[2]
 	w.spoil = func(list [][]byte) [][]byte {
-		return slices.DeleteFunc(list, func(b []byte) bool { return parseEnvelope(b).session == one.session })
+		return slices.DeleteFunc(list, func(b []byte) bool { return envelope.Parse(b).Session == one.session })
 	}
 	w.run(20 * second) // none hears one, which hears all
 	sessions[0] = one.session

@@ -8,6 +8,7 @@ import (
 	"slices"
 
 	"vstun/balancer/conntab"
+	"vstun/balancer/envelope"
 )
 
 // peerID identifies a peer: in the mode VSTUN by its session, in the mode IPVS by its address.
@@ -109,7 +110,7 @@ func (s *Sync) forgetPeers(now conntab.Ticks) {
 // forget removes a peer. A recorded answer of it does not make it a peer again: challenges begin anew.
 func (s *Sync) forget(p *peer) {
 	delete(s.peers, p.id)
-	s.nonces = [2]uint64{random(), random()}
+	s.nonces = [2]uint64{envelope.Random(), envelope.Random()}
 	s.challenged -= helloEvery
 }
 
@@ -145,19 +146,19 @@ func (p *peer) count(b []byte, n int) {
 // takeEnvelope processes a datagram of the mode VSTUN. A session becomes a peer when it answers a challenge: its
 // datagrams cannot be recordings of an earlier time.
 func (s *Sync) takeEnvelope(b []byte, from netip.Addr, now conntab.Ticks) {
-	e, fault := s.sealer.open(b)
+	e, fault := opened(s.sealer, b)
 	switch {
 	case fault != Accepted:
 		s.refuse(fault, from, now)
 		return
-	case e.session == s.session:
+	case e.Session == s.session:
 		s.refuse(Replayed, from, now) // of this director itself
 		return
-	case s.otherID(e.id):
+	case s.otherID(e.ID):
 		s.refuse(OtherID, from, now)
 		return
 	}
-	p := s.peers[peerID{session: e.session}]
+	p := s.peers[peerID{session: e.Session}]
 	if p == nil {
 		s.meet(&e, from, now)
 		return
@@ -169,10 +170,10 @@ func (s *Sync) takeEnvelope(b []byte, from netip.Addr, now conntab.Ticks) {
 	p.heard, p.addr = now, from
 	// These wait for no other datagram: else two peers that both miss some would wait for each other.
 	switch {
-	case e.kind == hello:
-		s.takeHello(p, e.body, now)
-	case e.kind == resend && len(e.body) == 18 && binary.BigEndian.Uint64(e.body) == s.session:
-		s.out.sendAgain(binary.BigEndian.Uint64(e.body[8:]), int(binary.BigEndian.Uint16(e.body[16:])))
+	case e.Kind == hello:
+		s.takeHello(p, e.Body, now)
+	case e.Kind == resend && len(e.Body) == 18 && binary.BigEndian.Uint64(e.Body) == s.session:
+		s.out.sendAgain(binary.BigEndian.Uint64(e.Body[8:]), int(binary.BigEndian.Uint16(e.Body[16:])))
 	}
 	s.deliver(p, now)
 }
@@ -184,14 +185,14 @@ func (s *Sync) deliver(p *peer, now conntab.Ticks) {
 		if !ok {
 			return
 		}
-		e := parseEnvelope(b)
+		e := envelope.Parse(b)
 		n := 0
-		switch e.kind {
+		switch e.Kind {
 		case records:
-			n = s.takeRecords(e.body, e.count, conntab.Ordered, now)
+			n = s.takeRecords(e.Body, e.Count, conntab.Ordered, now)
 		case bulkEnd:
-			if len(e.body) == 16 && binary.BigEndian.Uint64(e.body) == s.session {
-				p.takeBulkEnd(binary.BigEndian.Uint64(e.body[8:]), now)
+			if len(e.Body) == 16 && binary.BigEndian.Uint64(e.Body) == s.session {
+				p.takeBulkEnd(binary.BigEndian.Uint64(e.Body[8:]), now)
 			}
 		}
 		p.count(b, n)

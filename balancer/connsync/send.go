@@ -6,6 +6,7 @@ import (
 
 	"vstun/balancer"
 	"vstun/balancer/conntab"
+	"vstun/balancer/envelope"
 	"vstun/encap/packet"
 )
 
@@ -38,7 +39,7 @@ func (o *outgoing) init(s *Sync) {
 // overhead is the number of bytes of a datagram beside its records.
 func (o *outgoing) overhead() int {
 	if o.sync.sealer != nil {
-		return envelopeSize
+		return envelope.Size
 	}
 	return headerSize
 }
@@ -77,8 +78,8 @@ func (o *outgoing) send(k kind, body []byte, count int) {
 		return
 	}
 	o.seq++
-	b := s.sealer.head(o.sent[o.seq%kept][:0], s.cfg.ID, k, count, s.session, o.seq)
-	b = s.sealer.seal(append(b, body...))
+	b := s.sealer.Head(o.sent[o.seq%kept][:0], s.cfg.ID, k, count, s.session, o.seq)
+	b = s.sealer.Seal(append(b, body...))
 	o.sent[o.seq%kept] = b
 	o.transmit(b)
 }

@@ -1,6 +1,9 @@
 package connsync
 
-import "vstun/balancer/conntab"
+import (
+	"vstun/balancer/conntab"
+	"vstun/balancer/envelope"
+)
 
 // window is the number of sequence numbers from the next one on that are taken. Lower ones are replays or too late.
 const window = kept
@@ -28,29 +31,29 @@ type stream struct {
 
 // push takes the datagram b with the envelope e. It returns false for one that came before or comes too late. b is kept
 // until the next pop, and copied if it must wait for others.
-func (s *stream) push(e *envelope, b []byte, now conntab.Ticks) bool {
-	if _, twice := s.pending[e.seq]; twice || e.seq < s.next {
+func (s *stream) push(e *envelope.Envelope, b []byte, now conntab.Ticks) bool {
+	if _, twice := s.pending[e.Seq]; twice || e.Seq < s.next {
 		return false
 	}
 	if s.pending == nil {
 		s.pending = map[uint64][]byte{}
 	}
-	if e.seq-s.next >= window {
-		s.skipped += e.seq - s.next
-		s.next, s.newest = e.seq, e.seq-1
+	if e.Seq-s.next >= window {
+		s.skipped += e.Seq - s.next
+		s.next, s.newest = e.Seq, e.Seq-1
 		clear(s.pending)
 	}
 	switch {
-	case e.seq == s.next:
+	case e.Seq == s.next:
 		if len(s.pending) > 0 && s.asked != s.gap {
 			s.recovered++
 		}
-		s.pending[e.seq] = b
+		s.pending[e.Seq] = b
 		return true
 	case len(s.pending) == 0:
 		s.gap, s.asked = now, now
 	}
-	s.pending[e.seq] = append([]byte(nil), b...)
+	s.pending[e.Seq] = append([]byte(nil), b...)
 	return true
 }
 

@@ -11,6 +11,7 @@ import (
 
 	"vstun/balancer"
 	"vstun/balancer/conntab"
+	"vstun/balancer/envelope"
 )
 
 // Config is the settings of a Sync.
@@ -66,8 +67,8 @@ type Sync struct {
 	closing  sync.Once
 	closed   error // of the link's Close
 
-	mu      sync.Mutex // guards the fields below
-	sealer  *sealer    // nil: mode IPVS
+	mu      sync.Mutex       // guards the fields below
+	sealer  *envelope.Sealer // nil: mode IPVS
 	session uint64
 	out     outgoing
 	changes changes
@@ -105,12 +106,13 @@ func New(cfg Config, link Link, table *conntab.Table, b *balancer.Balancer, cloc
 	}
 	cfg.Size = min(cfg.Size, MaxSize)
 	s := &Sync{cfg: cfg, link: link, table: table, balancer: b, now: clock, ready: make(chan struct{}),
-		wake: make(chan struct{}, 1), peers: map[peerID]*peer{}, senders: map[netip.Addr]sender{}, session: random(),
+		wake: make(chan struct{}, 1), peers: map[peerID]*peer{}, senders: map[netip.Addr]sender{},
+		session:  envelope.Random(),
 		answered: map[uint64]conntab.Ticks{},
 		feed:     table.OwnChanges(feedSize, conntab.Assured, conntab.Moved, conntab.Repeated)}
 	s.start(clock())
 	if cfg.Key != nil {
-		s.sealer = newSealer(cfg.Key)
+		s.sealer = envelope.New(cfg.Key, protocol)
 	}
 	s.changes.init()
 	s.refresh.walker = table.NewWalker()

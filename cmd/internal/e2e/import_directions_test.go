@@ -31,15 +31,20 @@ var mayImport = map[string][]string{
 	"encap/wireguard": {
 		"encap/egress", "encap/packet", "encap/packet/drop", "encap/packet/stats", "encap/wire",
 	},
-	"tundev":           {"encap/packet", "encap/packet/drop", "encap/wire/pollfd"},
-	"tundev/tap":       {"encap/egress", "encap/packet", "encap/packet/drop", "encap/packet/stats", "tundev"},
-	"balancer/conntab": {"encap/packet"},
-	"balancer/keep":    {},
-	"balancer/method":  {"encap", "encap/egress", "encap/packet"},
-	"balancer":         {"balancer/conntab", "balancer/method", "encap", "encap/packet", "encap/packet/drop"},
-	"balancer/connsync": {
-		"balancer", "balancer/conntab", "balancer/method", "encap/packet",
+	"tundev":            {"encap/packet", "encap/packet/drop", "encap/wire/pollfd"},
+	"tundev/tap":        {"encap/egress", "encap/packet", "encap/packet/drop", "encap/packet/stats", "tundev"},
+	"balancer/conntab":  {"encap/packet"},
+	"balancer/keep":     {},
+	"balancer/method":   {"encap", "encap/egress", "encap/packet"},
+	"balancer/maglev":   {},
+	"balancer/envelope": {},
+	"balancer": {
+		"balancer/conntab", "balancer/maglev", "balancer/method", "encap", "encap/packet", "encap/packet/drop",
 	},
+	"balancer/connsync": {
+		"balancer", "balancer/conntab", "balancer/envelope", "balancer/method", "encap/packet",
+	},
+	"balancer/secondchance": {"balancer/envelope", "balancer/maglev", "encap"},
 	"balancer/fastpath": {
 		"balancer", "balancer/conntab", "balancer/method", "encap/bpf", "encap/packet",
 	},
