@@ -35,23 +35,36 @@ const maxRefusal = 16 << 20
 // Get requests path on the control socket at socket and decodes the JSON answer into into.
 // The error is one line: the program does not run, the caller may not use the socket, or the program's own error.
 func Get(ctx context.Context, socket, path string, into any) error {
-	return exchange(ctx, http.MethodGet, socket, path, 0, into)
+	return exchange(ctx, request{method: http.MethodGet, socket: socket, path: path}, into)
 }
 
 // Post is Get with the method POST. takes is the expected time of the work, and extends the timeout.
 func Post(ctx context.Context, socket, path string, takes time.Duration, into any) error {
-	return exchange(ctx, http.MethodPost, socket, path, takes, into)
+	return exchange(ctx, request{method: http.MethodPost, socket: socket, path: path, takes: takes}, into)
 }
 
-func exchange(ctx context.Context, method, socket, path string, takes time.Duration, into any) error {
-	ctx, cancel := context.WithTimeout(ctx, takes+Patience)
+// Put is Post with the method PUT and a body. ifMatch is the header If-Match; "": none.
+func Put(ctx context.Context, socket, path string, body []byte, ifMatch string, takes time.Duration, into any) error {
+	return exchange(ctx, request{http.MethodPut, socket, path, body, ifMatch, takes}, into)
+}
+
+// request is a request of a client.
+type request struct {
+	method, socket, path string
+	body                 []byte
+	ifMatch              string        // "": none
+	takes                time.Duration // expected time of the work
+}
+
+func exchange(ctx context.Context, r request, into any) error {
+	ctx, cancel := context.WithTimeout(ctx, r.takes+Patience)
 	defer cancel()
-	resp, err := do(ctx, method, socket, path, takes)
+	resp, err := do(ctx, r)
 	if err != nil {
 		return err
 	}
 	defer resp.Body.Close()
-	return decode(socket, path, json.NewDecoder(resp.Body), into)
+	return decode(r.socket, r.path, json.NewDecoder(resp.Body), into)
 }
 
 func decode(socket, path string, d *json.Decoder, into any) error {
@@ -64,7 +77,7 @@ func decode(socket, path string, d *json.Decoder, into any) error {
 // Open requests path and returns a response with status 200. takes is the expected time until the header, and extends
 // its timeout. The body has no timeout. The caller closes the body.
 func Open(ctx context.Context, socket, path string, takes time.Duration) (*http.Response, error) {
-	return do(ctx, http.MethodGet, socket, path, takes)
+	return do(ctx, request{method: http.MethodGet, socket: socket, path: path, takes: takes})
 }
 
 // Summary decodes the summary of a Stream into into. resp is the answer to path; its body has been read to its end.
@@ -96,30 +109,33 @@ func EachLine(ctx context.Context, socket, path string, fn func(line []byte) err
 }
 
 // do sends one request over the socket, and returns a response with status 200.
-func do(ctx context.Context, method, socket, path string, takes time.Duration) (*http.Response, error) {
+func do(ctx context.Context, r request) (*http.Response, error) {
 	client := http.Client{Transport: &http.Transport{
 		DisableKeepAlives:     true,
-		ResponseHeaderTimeout: takes + Patience,
+		ResponseHeaderTimeout: r.takes + Patience,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			var d net.Dialer
-			return d.DialContext(ctx, "unix", socket)
+			return d.DialContext(ctx, "unix", r.socket)
 		},
 	}}
-	req, err := http.NewRequestWithContext(ctx, method, "http://control"+path, nil)
+	req, err := http.NewRequestWithContext(ctx, r.method, "http://control"+r.path, bytes.NewReader(r.body))
 	if err != nil {
 		return nil, err
 	}
+	if r.ifMatch != "" {
+		req.Header.Set("If-Match", r.ifMatch)
+	}
 	resp, err := client.Do(req)
 	if fault := (net.Error)(nil); errors.As(err, &fault) && fault.Timeout() {
-		return nil, fmt.Errorf("%s: %w: it hangs, or is stopped: %w", socket, ErrSilent, unwrapURL(err))
+		return nil, fmt.Errorf("%s: %w: it hangs, or is stopped: %w", r.socket, ErrSilent, unwrapURL(err))
 	}
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w: is the program running, and may you use its socket?", socket, unwrapURL(err))
+		return nil, fmt.Errorf("%s: %w: is the program running, and may you use its socket?", r.socket, unwrapURL(err))
 	}
 	if resp.StatusCode != http.StatusOK {
 		defer resp.Body.Close()
 		text, _ := io.ReadAll(io.LimitReader(resp.Body, maxRefusal))
-		return nil, &RefusedError{socket, path, resp.StatusCode, strings.TrimSpace(string(text))}
+		return nil, &RefusedError{r.socket, r.path, resp.StatusCode, strings.TrimSpace(string(text))}
 	}
 	return resp, nil
 }

@@ -18,24 +18,33 @@ func defaultDeadlines() deadlines { return deadlines{read: 5 * time.Second, writ
 func withDeadlines(next http.Handler, d deadlines) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		rc := http.NewResponseController(w)
-		if r.ContentLength != 0 { // No request here needs a body, but the server would wait for this one.
-			_ = rc.SetReadDeadline(time.Now().Add(d.read)) // can't fail: every connection is a Unix socket's
+		dw := &deadlineWriter{w, rc, d}
+		if r.ContentLength != 0 { // If the handler reads no body, the server waits for it behind the answer.
+			dw.expectBody()
 		}
-		next.ServeHTTP(&deadlineWriter{w, rc, d.write}, r)
+		next.ServeHTTP(dw, r)
 	})
 }
 
 // deadlineWriter sets a new deadline for every write.
 type deadlineWriter struct {
 	http.ResponseWriter
-	rc    *http.ResponseController
-	limit time.Duration
+	rc     *http.ResponseController
+	limits deadlines
 }
 
 func (w *deadlineWriter) Write(p []byte) (int, error) {
-	_ = w.rc.SetWriteDeadline(time.Now().Add(w.limit))
+	_ = w.rc.SetWriteDeadline(time.Now().Add(w.limits.write))
 	return w.ResponseWriter.Write(p)
 }
+
+// expectBody begins the time that the client has for its body.
+func (w *deadlineWriter) expectBody() {
+	_ = w.rc.SetReadDeadline(time.Now().Add(w.limits.read)) // can't fail: every connection is a Unix socket's
+}
+
+// hasBody ends that time: the work for the answer may take longer.
+func (w *deadlineWriter) hasBody() { _ = w.rc.SetReadDeadline(time.Time{}) }
 
 // Unwrap is for http.ResponseController.
 func (w *deadlineWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }

@@ -15,14 +15,10 @@ func JSON(fn func(url.Values) (any, error)) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		v, err := fn(r.URL.Query())
 		if err != nil {
-			http.Error(w, err.Error(), http.StatusUnprocessableEntity)
+			refuse(w, err)
 			return
 		}
-		w.Header().Set("Content-Type", "application/json")
-		enc := json.NewEncoder(w)
-		enc.SetIndent("", "  ")
-		enc.SetEscapeHTML(false)
-		_ = enc.Encode(v) // an error means that the client has gone
+		answer(w, v)
 	})
 }
 
@@ -43,7 +39,7 @@ func JSONLines(rows func(url.Values) (iter.Seq[any], error)) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		seq, err := rows(r.URL.Query())
 		if err != nil {
-			http.Error(w, err.Error(), http.StatusUnprocessableEntity)
+			refuse(w, err)
 			return
 		}
 		w.Header().Set("Content-Type", "application/jsonl")
@@ -77,7 +73,7 @@ func Stream(
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		write, err := open(r.URL.Query())
 		if err != nil {
-			http.Error(w, err.Error(), http.StatusUnprocessableEntity)
+			refuse(w, err)
 			return
 		}
 		w.Header().Set("Content-Type", contentType)

@@ -86,7 +86,8 @@ func (s *Server) Run(ctx context.Context) error {
 	srv := http.Server{Handler: withDeadlines(s.mux, s.limits),
 		ReadHeaderTimeout: s.limits.read, IdleTimeout: s.limits.read,
 		ConnState:   conns.State,
-		BaseContext: func(net.Listener) context.Context { return ctx }}
+		BaseContext: func(net.Listener) context.Context { return ctx },
+		ConnContext: withClient}
 	stop := context.AfterFunc(ctx, func() { srv.Close() })
 	defer stop()
 	err := srv.Serve(s.listener)

@@ -16,20 +16,22 @@ import (
 func printChanges(out io.Writer, r api.Reload, err error, asJSON bool) error {
 	err = plain(err)
 	if asJSON {
-		r.Changes = append([]api.Change{}, r.Changes...) // never null
-		if err != nil {
-			r.Errors = strings.Split(err.Error(), "\n")
-		}
+		r.Complete(err)
 		return errors.Join(err, PrintJSON(out, r))
 	}
 	if err != nil {
 		return err
 	}
-	lines := []string{"nothing changed"}
-	for i, c := range r.Changes {
+	return printTexts(out, r.Changes, "nothing changed")
+}
+
+// printTexts writes a line for each change, or the line none.
+func printTexts(out io.Writer, changes []api.Change, none string) error {
+	lines := []string{none}
+	for i, c := range changes {
 		lines = append(lines[:i], c.Text)
 	}
-	_, err = fmt.Fprintln(out, strings.Join(lines, "\n"))
+	_, err := fmt.Fprintln(out, strings.Join(lines, "\n"))
 	return err
 }
 

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"net/http"
 	"net/url"
+	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -63,10 +64,12 @@ func setWeight(c *cobra.Command, socket string, q url.Values, weight string, out
 	return printChanges(out, r, err, asJSON)
 }
 
+// ownErrors are the statuses with which a running program refuses a request that it understands.
+var ownErrors = []int{http.StatusUnprocessableEntity, http.StatusPreconditionFailed, http.StatusForbidden}
+
 // plain returns the running program's own error, without socket and path, if err is one.
 func plain(err error) error {
-	if refused := (*api.RefusedError)(nil); errors.As(err, &refused) &&
-		refused.Status == http.StatusUnprocessableEntity {
+	if refused := (*api.RefusedError)(nil); errors.As(err, &refused) && slices.Contains(ownErrors, refused.Status) {
 		return errors.New(refused.Text)
 	}
 	return err

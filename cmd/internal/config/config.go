@@ -14,6 +14,8 @@
 package config
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -58,6 +60,7 @@ type Director struct {
 	Tunnels     []PointToPoint // in the file's order
 	Warnings    []string       // keys without their apparent effect, one line each in the form of Errors
 	Places      Places         // of values in VRRP and Sync, and of VIPs
+	Digest      string         // of the text, as Digest returns it
 }
 
 // LocalTUN returns the name of the TUN device for the host's own packets to VIPs. The name begins with TUN and differs
@@ -271,9 +274,15 @@ type Realserver struct {
 	Warnings []string       // keys without their apparent effect, one line each in the form of Errors
 }
 
+// Digest returns a text's SHA-256, in hexadecimal digits.
+func Digest(text []byte) string {
+	sum := sha256.Sum256(text)
+	return hex.EncodeToString(sum[:])
+}
+
 // LoadDirector reads and validates director.toml. Once the file can be read, an error is of type *Errors.
 func LoadDirector(path string) (*Director, error) {
-	text, err := readFile(path)
+	text, err := Read(path)
 	if err != nil {
 		return nil, err
 	}
@@ -282,7 +291,7 @@ func LoadDirector(path string) (*Director, error) {
 
 // LoadRealserver reads and validates realserver.toml. Once the file can be read, an error is of type *Errors.
 func LoadRealserver(path string) (*Realserver, error) {
-	text, err := readFile(path)
+	text, err := Read(path)
 	if err != nil {
 		return nil, err
 	}
@@ -297,14 +306,14 @@ type Errors []string
 // Error joins the lines by newlines.
 func (e *Errors) Error() string { return strings.Join(*e, "\n") }
 
-// maxFileSize is far above any real configuration. It bounds the memory for a slip such as -c /dev/zero.
-const maxFileSize = 16 << 20
+// MaxFileSize is far above any real configuration. It bounds the memory for a slip such as -c /dev/zero.
+const MaxFileSize = 16 << 20
 
 // readTimeout is the time that a FIFO or a terminal may take to reach its end.
 const readTimeout = 2 * time.Second
 
-// readFile reads a configuration file.
-func readFile(path string) ([]byte, error) {
+// Read reads the text of a configuration file, which need not be valid.
+func Read(path string) ([]byte, error) {
 	text, err := readBounded(path)
 	switch {
 	case errors.Is(err, os.ErrPermission):
@@ -328,12 +337,12 @@ func readBounded(path string) ([]byte, error) {
 	}
 	defer func() { _ = file.Close() }()
 	_ = file.SetReadDeadline(time.Now().Add(readTimeout)) // fails for a regular file, which needs no deadline
-	text, err := io.ReadAll(io.LimitReader(file, maxFileSize+1))
+	text, err := io.ReadAll(io.LimitReader(file, MaxFileSize+1))
 	if err != nil {
 		return nil, err
 	}
-	if len(text) > maxFileSize {
-		return nil, fmt.Errorf("%s: is larger than %d MiB", path, maxFileSize>>20)
+	if len(text) > MaxFileSize {
+		return nil, fmt.Errorf("%s: is larger than %d MiB", path, MaxFileSize>>20)
 	}
 	return text, nil
 }

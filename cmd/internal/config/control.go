@@ -4,7 +4,7 @@ package config
 // faults of other keys: commands need the socket of a file with faults, too. An error that is no *Errors means that the
 // file cannot be read.
 func ControlSocket(path, program string) (string, error) {
-	text, err := readFile(path)
+	text, err := Read(path)
 	if err != nil {
 		return "", err
 	}
@@ -22,7 +22,7 @@ func ControlSocket(path, program string) (string, error) {
 // faults of other keys. control is the path of the control socket. If c.KeepBeside, c.Keep is beside it. c has no other
 // value.
 func KeptTable(path, control string) (c Connections, err error) {
-	text, err := readFile(path)
+	text, err := Read(path)
 	if err != nil {
 		return c, err
 	}

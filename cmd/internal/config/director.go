@@ -60,7 +60,7 @@ func ParseDirector(name string, text []byte) (*Director, error) {
 	if len(root.file.faults) > 0 {
 		return nil, &root.file.faults
 	}
-	d.Warnings, d.Places = root.file.warnings, root.file.places
+	d.Warnings, d.Places, d.Digest = root.file.warnings, root.file.places, Digest(text)
 	return d, nil
 }
 

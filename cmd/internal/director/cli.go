@@ -40,6 +40,7 @@ func Command() *cobra.Command {
 		return c
 	}
 	socket := &cli.Socket{Config: func() (string, error) { return controlSocket(file) }}
+	changing := &cli.Socket{Config: func() (string, error) { return reloadSocket(file) }}
 	root.AddCommand(
 		withFile(&cobra.Command{Use: "run", Short: "Run in the foreground until SIGTERM or SIGINT; SIGHUP reloads " +
 			"the configuration", Args: cobra.NoArgs,
@@ -50,14 +51,8 @@ func Command() *cobra.Command {
 		withFile(top.Command(socket)),
 		withFile(cli.ConnectionsCommand(states(), socket)),
 		withFile(cli.PeersCommand(socket)),
-		withFile(cli.ReloadCommand(&cli.Socket{Config: func() (string, error) {
-			path, err := controlSocket(file)
-			if faults := (*config.Errors)(nil); errors.As(err, &faults) {
-				// as the running director would report them, with the exit status of a failed reload
-				return "", faults
-			}
-			return path, err
-		}})),
+		withFile(cli.ReloadCommand(changing)),
+		withFile(cli.ApplyCommand(changing)),
 		withFile(doctor.Command("Find what keeps the director from doing its job, here and on the path to the "+
 			"realservers", func(ctx context.Context) (*doctor.Report, error) {
 			cfg, err := load(file)
@@ -124,6 +119,16 @@ func controlSocket(file string) (string, error) {
 		return "", cli.UsageError{Err: err}
 	}
 	return path, nil
+}
+
+// reloadSocket is controlSocket for a file that may have faults. They are reported as the running director would, with
+// the exit status of a failed reload.
+func reloadSocket(file string) (string, error) {
+	path, err := controlSocket(file)
+	if faults := (*config.Errors)(nil); errors.As(err, &faults) {
+		return "", faults
+	}
+	return path, err
 }
 
 func run(ctx context.Context, file string) error {

@@ -25,6 +25,7 @@ import (
 	"vstun/cmd/internal/metrics"
 	"vstun/cmd/internal/ping"
 	"vstun/cmd/internal/reload"
+	"vstun/cmd/internal/replace"
 	"vstun/routing"
 )
 
@@ -166,6 +167,7 @@ func (d *director) confine(file string, cfg *config.Director) {
 		d.log.Warn("cannot drop all capabilities", "refused", err)
 	}
 	daemon.WarnUnreadable(d.log, "the configuration file", file)
+	replace.Clean(file)
 	for _, f := range keyFiles(cfg) {
 		daemon.WarnUnreadable(d.log, f.key+" of "+f.label, f.path)
 	}
@@ -351,6 +353,8 @@ func (d *director) serveControl() {
 		changed, err := d.reload()
 		return api.Reload{Changes: changed}, err
 	}))
+	d.control.Handle("GET /configuration", api.Text("application/toml", d.configuration))
+	d.control.Handle("PUT /configuration", api.Uploads(config.MaxFileSize, d.putConfiguration))
 	d.control.Handle("POST /weight", api.JSON(d.setWeight))
 	d.control.Handle("POST /standby", api.JSON(d.standby))
 	d.control.Handle("POST /active", api.JSON(d.activate))

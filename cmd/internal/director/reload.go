@@ -8,6 +8,7 @@ import (
 
 	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/config"
+	"vstun/cmd/internal/director/plan"
 	"vstun/cmd/internal/reload"
 	"vstun/cmd/internal/tunnel"
 )
@@ -27,14 +28,20 @@ func (d *director) reload() ([]api.Change, error) {
 		if err != nil {
 			return reload.Result{}, err
 		}
-		return reload.Result{
-			Changes: slices.Concat(changes(was.inputs.Config, cfg),
-				tunnel.Changes(was.inputs.Config.Tunnels, cfg.Tunnels, &was.inputs.Config.WireGuard, &cfg.WireGuard),
-				droppedWeights(was.inputs.Weights, is.inputs.Weights)),
-			Summary:  []any{"services", len(cfg.Services)},
-			Warnings: slices.Concat(cfg.Warnings, deviceWarnings(cfg, is.inputs.Devices)),
-		}, nil
+		return result(was.inputs, is.inputs), nil
 	})
+}
+
+// result returns the changes between two inputs of the plan, with other configurations.
+func result(was, is plan.Inputs) reload.Result {
+	before, now := was.Config, is.Config
+	return reload.Result{
+		Changes: slices.Concat(changes(before, now),
+			tunnel.Changes(before.Tunnels, now.Tunnels, &before.WireGuard, &now.WireGuard),
+			droppedWeights(was.Weights, is.Weights)),
+		Summary:  []any{"services", len(now.Services)},
+		Warnings: slices.Concat(now.Warnings, deviceWarnings(now, is.Devices)),
+	}
 }
 
 // configure puts cfg in force, and returns the states before and after. On an error nothing has changed.

@@ -46,7 +46,7 @@ func undoCommand(file *string, socket *cli.Socket) *cobra.Command {
 			case unit.InStopPost() && startsAgain(c.Context(), out, warnings):
 				return undoFormer(out, control)
 			}
-			return undo(out, control, leftTable(*file, control))
+			return undo(out, control, leftTable(*file, control), foreign(*file))
 		}}
 	return socket.Flag(c)
 }
@@ -65,6 +65,13 @@ func leftTable(file, control string) string {
 		kept = config.Connections{KeepBeside: true}
 	}
 	return keptTable(&kept, control)
+}
+
+// foreign reports whether the configuration file belongs to another user than root. That user may be a director which
+// has been taken over: root must remove no file that it names.
+func foreign(file string) bool {
+	var st unix.Stat_t
+	return unix.Stat(file, &st) == nil && st.Uid != 0
 }
 
 // systemdAnswers bounds the time in which systemd answers.
@@ -104,10 +111,14 @@ func askUnit(ctx context.Context) (unit.State, error) {
 }
 
 // undo undoes the changes of the director with this control socket, which must have ended, and removes its connection
-// table, if table is not "".
-func undo(out io.Writer, control, table string) error {
+// table, if table is not "". With foreign, root removes no table that is not beside the control socket.
+func undo(out io.Writer, control, table string, foreign bool) error {
 	path := journalPath(control)
 	err := becomeOwner(filepath.Dir(path))
+	if table != "" && filepath.Dir(table) != filepath.Dir(path) && foreign && os.Geteuid() == 0 {
+		fmt.Fprintf(out, "%s stays: the configuration file is not root's: remove the table by hand\n", table)
+		table = ""
+	}
 	if errors.Is(err, fs.ErrNotExist) {
 		_, err := fmt.Fprintf(out, "nothing to undo: there is no %s\n", filepath.Dir(path))
 		return errors.Join(err, removeTable(out, table))

@@ -52,7 +52,7 @@ func TestUndoWithoutJournal(t *testing.T) {
 	for range 2 { // the second time there is nothing
 		var out strings.Builder
 		want := "nothing to undo: there is no " + journal + "\n"
-		if err := undo(&out, filepath.Join(dir, "d.sock"), ""); err != nil || out.String() != want {
+		if err := undo(&out, filepath.Join(dir, "d.sock"), "", false); err != nil || out.String() != want {
 			t.Errorf("%q, %v", out.String(), err)
 		}
 		if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
@@ -63,11 +63,47 @@ func TestUndoWithoutJournal(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := undo(&strings.Builder{}, filepath.Join(dir, "d.sock"), ""); err == nil ||
+	if err := undo(&strings.Builder{}, filepath.Join(dir, "d.sock"), "", false); err == nil ||
 		!strings.Contains(err.Error(), "a director runs") {
 		t.Errorf("while a director runs: %v", err)
 	}
 	if err := m.Close(); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestUndoForeignTable: root removes a table anywhere if the configuration file is its own, else only one beside the
+// control socket.
+func TestUndoForeignTable(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("SKIPPED: not root")
+	}
+	testkit.NewNamespace(t)
+	for _, isForeign := range []bool{false, true} {
+		dir, other := t.TempDir(), t.TempDir()
+		t.Chdir(dir)
+		file := filepath.Join(dir, "d.toml")
+		tables := []string{filepath.Join(dir, "d.table"), filepath.Join(other, "victim")}
+		for _, path := range append(tables, file) {
+			if err := os.WriteFile(path, nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if isForeign {
+			if err := os.Chown(file, 61234, 61234); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for i, table := range tables {
+			var out strings.Builder
+			if err := undo(&out, filepath.Join(dir, "d.sock"), table, foreign(file)); err != nil {
+				t.Error(err)
+			}
+			_, missing := os.Lstat(table)
+			if stays := isForeign && i == 1; stays != (missing == nil) || stays != strings.Contains(out.String(),
+				"remove the table by hand") {
+				t.Errorf("foreign %v: %s: %v; %q", isForeign, table, missing, out.String())
+			}
+		}
 	}
 }

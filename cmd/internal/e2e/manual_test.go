@@ -73,7 +73,7 @@ func parseConfig(program, text string) (any, error) {
 	}
 	c, err := config.ParseDirector(program+".toml", []byte(text))
 	if c != nil {
-		c.Warnings, c.Places = nil, nil
+		c.Warnings, c.Places, c.Digest = nil, nil, ""
 	}
 	return c, err
 }

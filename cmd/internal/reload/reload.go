@@ -3,9 +3,11 @@
 package reload
 
 import (
+	"context"
 	"errors"
 	"log/slog"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -49,32 +51,53 @@ const LoggedChanges = 100
 // Reload calls apply, which reads the file and puts it in force, and returns the changes. If apply fails, it must have
 // changed nothing. Reload logs the changes or the error.
 func (r *Reloader) Reload(apply func() (Result, error)) ([]api.Change, error) {
+	return r.change(kind{name: "reload", done: "reloaded", level: slog.LevelError, ofFile: true}, apply)
+}
+
+// Apply is Reload for a configuration that a client has sent. If apply fails, the status stays as it is: the fault is
+// not in the file.
+func (r *Reloader) Apply(client string, apply func() (Result, error)) ([]api.Change, error) {
+	return r.change(kind{name: "apply", done: "applied", level: slog.LevelWarn, about: []any{"client", client}}, apply)
+}
+
+// kind is a kind of changes.
+type kind struct {
+	name, done string     // in the log
+	level      slog.Level // of an error
+	about      []any      // attributes for the log
+	ofFile     bool       // an error is the file's
+}
+
+func (r *Reloader) change(k kind, apply func() (Result, error)) ([]api.Change, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	read := time.Now()
 	result, err := apply()
 	for _, ending := range []error{ErrEnding, routing.ErrClosed, os.ErrClosed} {
 		if errors.Is(err, ending) {
-			r.log.Info("reload given up: the " + r.program + " is ending")
+			r.log.Info(k.name + " given up: the " + r.program + " is ending")
 			return nil, errors.New("nothing changed: the " + r.program + " is ending")
 		}
 	}
 	if err != nil {
-		r.log.Error("reload: nothing changed", "file", r.file, "error", err)
-		r.last.Store(&api.Configuration{Read: r.last.Load().Read, Error: err.Error()})
+		r.log.Log(context.Background(), k.level, k.name+": nothing changed",
+			slices.Concat([]any{"file", r.file}, k.about, []any{"error", err})...)
+		if k.ofFile {
+			r.last.Store(&api.Configuration{Read: r.last.Load().Read, Error: err.Error()})
+		}
 		return nil, err
 	}
 	r.last.Store(&api.Configuration{Read: read})
 	for i, c := range result.Changes {
 		if i == LoggedChanges {
-			r.log.Info("reload: more changes, not logged", "changes", len(result.Changes)-i)
+			r.log.Info(k.name+": more changes, not logged", "changes", len(result.Changes)-i)
 			break
 		}
-		r.log.Info("reload: " + c.Text)
+		r.log.Info(k.name + ": " + c.Text)
 	}
 	daemon.LogWarnings(r.log, result.Warnings)
-	summary := append([]any{"file", r.file}, result.Summary...)
-	r.log.Info("reloaded", append(summary, "changes", len(result.Changes))...)
+	r.log.Info(k.done, slices.Concat([]any{"file", r.file}, k.about, result.Summary,
+		[]any{"changes", len(result.Changes)})...)
 	return result.Changes, nil
 }
 

@@ -68,6 +68,33 @@ func TestReload(t *testing.T) {
 	}
 }
 
+// TestApply: the log names the client. An error is no error of the file, and a success ends the file's.
+func TestApply(t *testing.T) {
+	var log bytes.Buffer
+	r := New("director", "x.toml", time.Now(), slog.New(slog.NewTextHandler(&log, nil)))
+	for _, c := range []struct {
+		failed, err error
+		want        string // of the status
+		log         string
+	}{
+		{nil, errors.New("a fault"), "",
+			`level=WARN msg="apply: nothing changed" file=x.toml client="uid 7, pid 9" error="a fault"`},
+		{errors.New("of the file"), errors.New("a fault"), "of the file", "apply: nothing changed"},
+		{errors.New("of the file"), nil, "", `msg=applied file=x.toml client="uid 7, pid 9" services=3 changes=1`},
+		{nil, fmt.Errorf("set: %w", routing.ErrClosed), "", "apply given up: the director is ending"},
+	} {
+		_, _ = r.Reload(func() (Result, error) { return Result{}, c.failed })
+		log.Reset()
+		changes, err := r.Apply("uid 7, pid 9", func() (Result, error) {
+			return Result{Changes: []api.Change{{Text: "a change"}}, Summary: []any{"services", 3}}, c.err
+		})
+		if (err == nil) != (c.err == nil) || (len(changes) == 1) != (err == nil) || r.Configuration().Error != c.want ||
+			!strings.Contains(log.String(), c.log) {
+			t.Errorf("%v: %v, %v; status has %+v; the log:\n%s", c.err, changes, err, r.Configuration(), log.String())
+		}
+	}
+}
+
 // TestReloadsAreMadeInTurn: no two reloads are made at once.
 func TestReloadsAreMadeInTurn(t *testing.T) {
 	r := New("director", "x.toml", time.Now(), slog.New(slog.DiscardHandler))
