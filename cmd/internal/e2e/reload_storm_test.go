@@ -22,7 +22,7 @@ func TestReloadStorm(t *testing.T) { byMethod(t, testReloadStorm) }
 
 func testReloadStorm(t *testing.T, m method, ipv6 bool) {
 	const talkers = 500
-	length := long(20*time.Second, 6*time.Second, 6*time.Second)
+	length := long(20*time.Second, 4*time.Second, 4*time.Second)
 	if m != tun || ipv6 {
 		length /= 2
 	}
