@@ -52,7 +52,11 @@ type Worker struct {
 	strangers      Addrs // outer sources that are refused
 	destinations   Addrs // inner destinations that are refused
 
-	policy   *Policy // of this batch
+	chances  atomic.Pointer[SecondChance] // nil: there are none
+	fromPeer atomic.Uint64                // packets that other realservers have sent on
+
+	policy   *Policy       // of this batch
+	chance   *SecondChance // of this batch
 	bufs     []packet.Buf
 	out      []*packet.Buf
 	accepted int // packets of out; each piece counts as one
@@ -94,6 +98,9 @@ func (w *Worker) Merged() uint64 { return w.merged.Load() }
 // Questions is the number of questions that the worker has sent to the channel of SendQuestions.
 func (w *Worker) Questions() uint64 { return w.questionsTaken.Load() }
 
+// FromPeers is the number of packets that other realservers have sent on.
+func (w *Worker) FromPeers() uint64 { return w.fromPeer.Load() }
+
 // Directors counts the packets of recent outer sources that are directors, without questions.
 func (w *Worker) Directors() *Addrs { return &w.directors }
 
@@ -128,6 +135,9 @@ func (w *Worker) Take(bufs []packet.Buf) error { return w.move(bufs) }
 func (w *Worker) move(bufs []packet.Buf) error {
 	w.batches.Begin(len(bufs))
 	w.policy = w.inForce.Load()
+	if w.chance = w.chances.Load(); w.chance != nil {
+		w.chance.begin()
+	}
 	var err error
 	for i := range bufs {
 		b := &bufs[i]
@@ -141,6 +151,9 @@ func (w *Worker) move(bufs []packet.Buf) error {
 		}
 	}
 	err = errors.Join(err, w.flush())
+	if w.chance != nil {
+		w.chance.end()
+	}
 	w.directors.publish()
 	w.strangers.publish()
 	w.destinations.publish()
@@ -180,7 +193,19 @@ func (w *Worker) inner(b *packet.Buf, t *arrival) (kept bool) {
 		}
 		w.destinations.add(t.refused, 1)
 	}
+	if t.fromPeer {
+		w.fromPeer.Add(1)
+		return w.enter(b, in, d)
+	}
 	w.directors.add(t.from, 1)
+	if w.chance != nil && d == drop.Accept {
+		if taken, d := w.chance.takes(b, in, t, w.policy.mss(b)); taken {
+			if d != drop.Accept {
+				w.tally.Drop(d)
+			}
+			return false
+		}
+	}
 	return w.enter(b, in, d)
 }
 
@@ -218,11 +243,7 @@ func (w *Worker) datagrams(b *packet.Buf) error {
 // flush.
 func (w *Worker) enter(b *packet.Buf, in inside, d drop.Reason) (kept bool) {
 	if d == drop.Accept && !in.fragment {
-		mss := w.policy.mss4
-		if packet.Version(b.Bytes()) == 6 {
-			mss = w.policy.mss6
-		}
-		d = offloaded(b, in, mss)
+		d = offloaded(b, in, w.policy.mss(b))
 	}
 	if d != drop.Accept {
 		w.tally.Drop(d)

@@ -12,6 +12,7 @@ import (
 // Rules are the tunnel packets that a Policy accepts.
 type Rules struct {
 	Directors     []netip.Prefix       // outer sources
+	Peers         []netip.Prefix       // outer sources of packets that other realservers have sent on
 	VIPs          []netip.Addr         // inner destinations
 	Decapsulators []encap.Decapsulator // one for each kind; GUE and FOU are one
 	Port          uint16               // UDP port of GUE and FOU
@@ -26,6 +27,7 @@ type Policy struct {
 	vips       map[netip.Addr]struct{}
 	directors  map[netip.Addr]struct{} // directors given as one address
 	prefixes   []netip.Prefix          // directors given as a prefix of several addresses
+	peers      []netip.Prefix          // other realservers
 	sealed     map[netip.Addr]struct{} // addresses of directors or prefixes that are refused
 	localAddrs map[netip.Addr]struct{} // this host's addresses, VIPs included
 	port       uint16
@@ -38,7 +40,8 @@ type Policy struct {
 // NewPolicy makes the policy of r.
 func NewPolicy(r Rules) *Policy {
 	p := &Policy{vips: map[netip.Addr]struct{}{}, directors: map[netip.Addr]struct{}{},
-		sealed: map[netip.Addr]struct{}{}, localAddrs: map[netip.Addr]struct{}{}, mss4: r.MSS4, mss6: r.MSS6}
+		sealed: map[netip.Addr]struct{}{}, localAddrs: map[netip.Addr]struct{}{}, mss4: r.MSS4, mss6: r.MSS6,
+		peers: r.Peers}
 	for _, v := range r.VIPs {
 		p.vips[v], p.localAddrs[v] = struct{}{}, struct{}{}
 	}
@@ -84,6 +87,25 @@ func (p *Policy) isDirector(a netip.Addr) bool {
 	return false
 }
 
+// isPeer reports whether a is another realserver's address.
+func (p *Policy) isPeer(a netip.Addr) bool {
+	for _, d := range p.peers {
+		if d.Contains(a) {
+			_, sealed := p.sealed[a]
+			return !sealed
+		}
+	}
+	return false
+}
+
+// mss is the MSS that this host's servers advertise to the sender of the packet in b.
+func (p *Policy) mss(b *packet.Buf) int {
+	if packet.Version(b.Bytes()) == 6 {
+		return p.mss6
+	}
+	return p.mss4
+}
+
 // answers reports whether a packet from src to dst can be an answer of this host's servers: from a VIP, to a client.
 func (p *Policy) answers(src, dst netip.Addr) bool {
 	_, vip := p.vips[src]
@@ -95,6 +117,7 @@ type arrival struct {
 	decap        *encap.Decapsulator
 	proto, class byte       // of the outer header
 	from         netip.Addr // outer source
+	fromPeer     bool       // that is another realserver's
 	refused      netip.Addr // inner destination, with drop.InnerDestination
 
 	// lastAccepted is the addresses of the last inner packet that the policy accepted. Nearly all datagrams that GRO
@@ -126,7 +149,8 @@ func (p *Policy) outer(b *packet.Buf) (t arrival, d drop.Reason) {
 	default:
 		return t, drop.Outer
 	}
-	if !p.isDirector(t.from) {
+	t.fromPeer = len(p.peers) > 0 && p.isPeer(t.from)
+	if !t.fromPeer && !p.isDirector(t.from) {
 		return t, drop.NotDirector
 	}
 	switch t.proto {

@@ -22,29 +22,31 @@ import (
 
 // agent is the running program.
 type agent struct {
-	file      string
-	log       *slog.Logger
-	level     slog.LevelVar
-	flush     func() // of the log
-	start     time.Time
-	control   *api.Server
-	http      *metrics.Server
-	network   *routing.Manager
-	device    *tundev.Device
-	receivers wire.Receivers
-	senders   []io.Closer                     // of answers
-	policy    atomic.Pointer[endpoint.Policy] // made from setup and own
-	sealed    sealed
-	pinger    *ping.Pinger
-	tunnels   *tunnel.Set // point-to-point
-	fast      fastPath
-	workers   []*endpoint.Worker
-	answers   []*endpoint.AnswerWorker
-	questions chan endpoint.Asked // of directors
-	directors heard               // packets by outer source
-	strangers heard               // refused packets by outer source
-	absent    heard               // refused packets by inner destination
-	reloader  *reload.Reloader
+	file          string
+	log           *slog.Logger
+	level         slog.LevelVar
+	flush         func() // of the log
+	start         time.Time
+	control       *api.Server
+	http          *metrics.Server
+	network       *routing.Manager
+	device        *tundev.Device
+	receivers     wire.Receivers
+	senders       []io.Closer                     // of answers
+	answerSenders []*wire.Sender                  // those of them that send by a raw socket, one for each queue
+	policy        atomic.Pointer[endpoint.Policy] // made from setup and own
+	sealed        sealed
+	pinger        *ping.Pinger
+	tunnels       *tunnel.Set // point-to-point
+	fast          fastPath
+	chances       chances // of packets of unknown connections
+	workers       []*endpoint.Worker
+	answers       []*endpoint.AnswerWorker
+	questions     chan endpoint.Asked // of directors
+	directors     heard               // packets by outer source
+	strangers     heard               // refused packets by outer source
+	absent        heard               // refused packets by inner destination
+	reloader      *reload.Reloader
 
 	mu     sync.Mutex // held by a reload, and by a refresh
 	setup  atomic.Pointer[setup]
@@ -63,6 +65,9 @@ type setup struct {
 func (a *agent) enforce(s *setup) {
 	rules := endpoint.Rules{Directors: s.cfg.Directors, VIPs: s.cfg.VIPs, Decapsulators: decapsulators(s.cfg),
 		Port: s.cfg.EncapPort, Sealed: peers(s.cfg), LocalAddrs: a.own, MSS4: s.mss4, MSS6: s.mss6}
+	if s.cfg.SecondChance.On {
+		rules.Peers = s.cfg.SecondChance.Peers
+	}
 	policy, inSealed := endpoint.NewPolicy(rules), endpoint.NewPolicy(sealedRules(rules, s.cfg))
 	a.fast.enforce(s.cfg, a.own, func() {
 		a.setup.Store(s)

@@ -45,6 +45,8 @@ const mostHeard = 256
 const (
 	offNoTunnel = "encap is empty: there is no tunnel"
 	offDown     = "the agent's device is down"
+
+	offSecondChance = "second_chance is on: the agent must see each packet"
 )
 
 // noFastPath is the log's line for a fast path that does not work.
@@ -103,7 +105,7 @@ func inPrefixes(cfg *config.Realserver, a netip.Addr) bool {
 
 // wanted returns the rules that the program should have. f.mu is held.
 func (f *fastPath) wanted() bpf.Rules {
-	if !f.tun.Up { // the kernel would drop the packets
+	if !f.tun.Up || f.cfg.SecondChance.On { // the kernel would drop the packets; a worker must see each packet
 		return bpf.Rules{}
 	}
 	r := bpf.Rules{Device: f.tun.Index, MTU: f.tun.MTU, VIPs: f.cfg.VIPs, Decapsulators: decapsulators(f.cfg),
@@ -211,6 +213,8 @@ func (f *fastPath) status(taken bpf.Taken) api.FastPath {
 	case st.On:
 	case len(f.cfg.Encaps) == 0:
 		st.Reason = offNoTunnel
+	case f.cfg.SecondChance.On:
+		st.Reason = offSecondChance
 	case !f.tun.Up:
 		st.Reason = offDown
 	default:

@@ -3,6 +3,7 @@ package agent
 import (
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"strings"
 	"time"
@@ -62,12 +63,7 @@ func open(file string, cfg *config.Realserver) (_ *agent, err error) {
 	if a.device, err = tundev.Open(cfg.TUN, tundev.Options{Queues: cfg.Queues, Plain: !cfg.Offload}); err != nil {
 		return nil, err
 	}
-	// From here on the kernel doesn't answer tunnel packets with "protocol unreachable"; they wait in the sockets.
-	if a.receivers, err = wire.NewReceivers(cfg.Queues, allSockets(cfg)...); err != nil {
-		return nil, err
-	}
-	// A reload may need these sockets, and has no right to open raw sockets.
-	if err := a.receivers.Spare(tunnel.SpareSockets()...); err != nil {
+	if err := a.openReceivers(cfg); err != nil {
 		return nil, err
 	}
 	if err := a.openTunnels(cfg); err != nil {
@@ -81,6 +77,9 @@ func open(file string, cfg *config.Realserver) (_ *agent, err error) {
 		return nil, err
 	}
 	a.fast.load(a.log, cfg)
+	if err := a.openChances(cfg); err != nil {
+		return nil, err
+	}
 	v4, v6, _ := mss(cfg, nil)
 	a.enforce(&setup{cfg, v4, v6})
 	if err := a.network.Set(network(cfg, v4, v6)); err != nil {
@@ -94,6 +93,15 @@ func open(file string, cfg *config.Realserver) (_ *agent, err error) {
 	a.dropPrivileges()
 	a.warnOf(cfg, file)
 	return a, nil
+}
+
+// openReceivers opens the sockets of tunnels. From here on the kernel doesn't answer tunnel packets with "protocol
+// unreachable"; they wait in the sockets. A reload may need spare ones, and has no right to open raw sockets.
+func (a *agent) openReceivers(cfg *config.Realserver) (err error) {
+	if a.receivers, err = wire.NewReceivers(cfg.Queues, allSockets(cfg)...); err != nil {
+		return err
+	}
+	return a.receivers.Spare(tunnel.SpareSockets()...)
 }
 
 // warnOf logs what cfg could be warned about. file is the configuration's file.
@@ -162,6 +170,22 @@ func (a *agent) openWorkers(cfg *config.Realserver) {
 	}
 }
 
+// openChances makes the workers of the sockets give second chances, if cfg has them, also after a reload. They send by
+// the sockets of the answer workers.
+func (a *agent) openChances(cfg *config.Realserver) error {
+	device, err := net.InterfaceByName(a.device.Name())
+	if err != nil {
+		return err
+	}
+	c := &a.chances
+	c.log, c.device, c.own = a.log, device.Index, a.own
+	for i := range a.receivers {
+		c.workers = append(c.workers, a.workers[i])
+		c.senders = append(c.senders, a.answerSenders[i].Share())
+	}
+	return c.set(cfg.SecondChance)
+}
+
 // openAnswers opens an answer worker for each queue of the device. Their sockets are of both families, whatever the
 // VIPs are.
 func (a *agent) openAnswers() error {
@@ -176,7 +200,7 @@ func (a *agent) openAnswers() error {
 		if err != nil {
 			return err
 		}
-		a.senders = append(a.senders, s)
+		a.senders, a.answerSenders = append(a.senders, s), append(a.answerSenders, s)
 		a.answers = append(a.answers, endpoint.NewAnswerWorker(q, s, q.Writer(), &a.policy, sent, port))
 	}
 	return nil
@@ -209,7 +233,7 @@ func (a *agent) close() error {
 	if a.pinger != nil {
 		errs = append(errs, a.pinger.Close())
 	}
-	errs = append(errs, a.closeIO())
+	errs = append(errs, a.closeIO(), a.chances.close())
 	if a.control != nil {
 		errs = append(errs, a.control.Close())
 	}

@@ -53,9 +53,9 @@ func needsIPv6(cfg *config.Realserver) string {
 			return fmt.Sprintf("VIP %s", vip)
 		}
 	}
-	for a := range directors(cfg) {
+	for a := range senders(cfg) {
 		if a.Is6() {
-			return fmt.Sprintf("director %s", a)
+			return fmt.Sprintf("director or peer %s", a)
 		}
 	}
 	return ""

@@ -87,6 +87,10 @@ func (a *agent) apply(cfg *config.Realserver) (err error) {
 		return errors.Join(err, a.sealed.set(&was.cfg.WireGuard),
 			a.tunnels.Apply(was.cfg.Tunnels, encapPort(was.cfg)), a.network.Set(before))
 	}
+	if err := a.chances.set(cfg.SecondChance); err != nil {
+		return errors.Join(err, a.sealed.set(&was.cfg.WireGuard),
+			a.tunnels.Apply(was.cfg.Tunnels, encapPort(was.cfg)), a.network.Set(before))
+	}
 	a.enforce(is)
 	if err := opened.Use(); err != nil {
 		return err // the agent is ending
@@ -153,6 +157,7 @@ func changes(was, is *config.Realserver) (all []api.Change) {
 				cmp.Or(strings.Join(is.Encaps, ","), "none"))})
 	}
 	sealedChanges(&all, &was.WireGuard, &is.WireGuard)
+	chanceChanges(&all, &was.SecondChance, &is.SecondChance)
 	all = append(all, tunnel.Changes(was.Tunnels, is.Tunnels, &was.WireGuard, &is.WireGuard)...)
 	compare("encap_port", was.EncapPort, is.EncapPort)
 	compare("encap_key", keyValue(was), keyValue(is))
@@ -184,12 +189,13 @@ func addrNames(addrs []netip.Addr) (names []string) {
 
 func directorNames(cfg *config.Realserver) (names []string) {
 	for _, d := range cfg.Directors {
-		names = append(names, directorName(d))
+		names = append(names, prefixName(d))
 	}
 	return names
 }
 
-func directorName(d netip.Prefix) string {
+// prefixName returns a host, or a network of several.
+func prefixName(d netip.Prefix) string {
 	if d.IsSingleIP() {
 		return d.Addr().String()
 	}

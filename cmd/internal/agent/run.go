@@ -111,6 +111,7 @@ func (a *agent) refresh() {
 	} else {
 		a.own = own
 	}
+	a.chances.follow(a.own)
 	is := *a.setup.Load()
 	defer func() { a.enforce(&is) }()
 	v4, v6, known := mss(is.cfg, a.sealed.endpoints())

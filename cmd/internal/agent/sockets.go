@@ -47,11 +47,28 @@ func directors(cfg *config.Realserver) iter.Seq[netip.Addr] {
 	}
 }
 
-// sockets returns the sockets that the tunnels of cfg need: over the directors' families, and with protocols 4 and 41
+// senders yields the address of each host, or of its prefix, whose tunnel packets cfg accepts: directors, and the other
+// realservers of second chances.
+func senders(cfg *config.Realserver) iter.Seq[netip.Addr] {
+	return func(yield func(netip.Addr) bool) {
+		for a := range directors(cfg) {
+			if !yield(a) {
+				return
+			}
+		}
+		for _, p := range cfg.SecondChance.Peers {
+			if cfg.SecondChance.On && !yield(p.Addr()) {
+				return
+			}
+		}
+	}
+}
+
+// sockets returns the sockets that the tunnels of cfg need: over the senders' families, and with protocols 4 and 41
 // for the VIPs' families.
 func sockets(cfg *config.Realserver) (all []wire.Socket) {
 	vip4, vip6 := hasFamilies(slices.Values(cfg.VIPs))
-	over4, over6 := hasFamilies(directors(cfg))
+	over4, over6 := hasFamilies(senders(cfg))
 	for _, six := range []bool{false, true} {
 		if six && !over6 || !six && !over4 {
 			continue

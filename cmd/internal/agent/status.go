@@ -46,6 +46,8 @@ func (a *agent) status() api.RealserverStatus {
 		}
 	}
 	a.sealed.read(&t)
+	a.chances.read(&t)
+	st.SecondChance = a.chances.status(now)
 	a.tunnels.Read(&t)
 	st.WireGuard = api.WireGuardOf(a.sealed.device, now)
 	st.Answers = api.Traffic{Packets: answers.OutPackets, Bytes: answers.OutBytes}

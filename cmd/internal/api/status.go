@@ -41,6 +41,7 @@ type DirectorStatus struct {
 	VRRP          []VRRP        `json:"vrrp,omitempty"`
 	Sync          *Sync         `json:"sync,omitempty"`      // none without [sync]
 	WireGuard     *WireGuard    `json:"wireguard,omitempty"` // none without [wireguard]
+	Tables        *Tables       `json:"tables,omitempty"`    // for second chances; none without [second_chance]
 	Tunnels       []Tunnel      `json:"tunnels,omitempty"`   // point-to-point tunnels
 	Configuration Configuration `json:"configuration"`
 	Mail          *Mail         `json:"mail,omitempty"` // notify.mail; nil: none
@@ -177,22 +178,23 @@ type Check struct {
 // RealserverStatus is what GET /status on a realserver agent's control socket returns, and what
 // `realserver status --json` prints.
 type RealserverStatus struct {
-	Program   string     `json:"program"` // "realserver"
-	Version   string     `json:"version"`
-	Pid       int        `json:"pid"`
-	Uptime    float64    `json:"uptime_seconds"`
-	TUN       string     `json:"tun"`
-	Queues    int        `json:"queues"`
-	Offloads  string     `json:"offloads"` // of the TUN device: "csum tso uso", or fewer
-	VIPs      []string   `json:"vips"`
-	OwnVIPs   bool       `json:"own_vips"` // the agent's device has the VIPs; else another program takes their packets
-	Directors []string   `json:"directors"`
-	Encap     []string   `json:"encap"`
-	EncapPort uint16     `json:"encap_port,omitempty"` // UDP port of gue and fou; 0: it has neither
-	WireGuard *WireGuard `json:"wireguard,omitempty"`  // none without [wireguard]
-	Tunnels   []Tunnel   `json:"tunnels,omitempty"`    // point-to-point tunnels
-	MSS       int        `json:"mss"`                  // that servers advertise over IPv4
-	MSS6      int        `json:"mss6"`                 // and over IPv6
+	Program      string        `json:"program"` // "realserver"
+	Version      string        `json:"version"`
+	Pid          int           `json:"pid"`
+	Uptime       float64       `json:"uptime_seconds"`
+	TUN          string        `json:"tun"`
+	Queues       int           `json:"queues"`
+	Offloads     string        `json:"offloads"` // of the TUN device: "csum tso uso", or fewer
+	VIPs         []string      `json:"vips"`
+	OwnVIPs      bool          `json:"own_vips"` // the agent's device has them; else another program has
+	Directors    []string      `json:"directors"`
+	Encap        []string      `json:"encap"`
+	EncapPort    uint16        `json:"encap_port,omitempty"`    // UDP port of gue and fou; 0: it has neither
+	WireGuard    *WireGuard    `json:"wireguard,omitempty"`     // none without [wireguard]
+	Tunnels      []Tunnel      `json:"tunnels,omitempty"`       // point-to-point tunnels
+	SecondChance *SecondChance `json:"second_chance,omitempty"` // none if it is off
+	MSS          int           `json:"mss"`                     // that servers advertise over IPv4
+	MSS6         int           `json:"mss6"`                    // and over IPv6
 
 	Configuration Configuration `json:"configuration"`
 

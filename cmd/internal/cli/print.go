@@ -63,6 +63,7 @@ func PrintDirector(out io.Writer, st *api.DirectorStatus) error {
 	if st.Sync != nil {
 		printSyncLine(w, st.Sync)
 	}
+	printTables(w, st.Tables)
 	printWireGuard(w, "realserver", st.WireGuard)
 	printTraffic(w, "in", st.In, "out", st.Out, st.Drops)
 	printFastPath(w, &st.FastPath)
@@ -110,6 +111,7 @@ func PrintRealserver(out io.Writer, st *api.RealserverStatus) error {
 	printWireGuard(w, "director", st.WireGuard)
 	printCounted(w, "not_director: from", st.RefusedSources)
 	printCounted(w, "inner_destination: for", st.RefusedDestinations)
+	printSecondChance(w, st.SecondChance)
 	printTunnels(w, st.Tunnels)
 	return w.Flush()
 }

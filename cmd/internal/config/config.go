@@ -61,6 +61,8 @@ type Director struct {
 	Warnings    []string       // keys without their apparent effect, one line each in the form of Errors
 	Places      Places         // of values in VRRP and Sync, and of VIPs
 	Digest      string         // of the text, as Digest returns it
+
+	SecondChance SecondChance // tables for agents
 }
 
 // LocalTUN returns the name of the TUN device for the host's own packets to VIPs. The name begins with TUN and differs
@@ -257,12 +259,13 @@ type Realserver struct {
 	ForeignVIPs bool
 	// Encaps are the tunnels to accept, each once, of Encaps; not both gue and fou, which share one port. An agent for
 	// VS/DR alone has none.
-	Encaps    []string
-	EncapPort uint16 // UDP port of gue and fou
-	Key       uint32 // of GRE, where HasKey is set
-	HasKey    bool   // GRE packets must have Key; else they must have no key
-	WireGuard WireGuard
-	Tunnels   []PointToPoint // in the file's order
+	Encaps       []string
+	EncapPort    uint16 // UDP port of gue and fou
+	Key          uint32 // of GRE, where HasKey is set
+	HasKey       bool   // GRE packets must have Key; else they must have no key
+	WireGuard    WireGuard
+	SecondChance SecondChance
+	Tunnels      []PointToPoint // in the file's order
 	// MSS is the largest value that SYN-ACKs may advertise, 88 to 65495 bytes; 0: the value that fits the tunnel; or
 	// MSSOff.
 	MSS      int

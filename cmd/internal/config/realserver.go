@@ -30,6 +30,7 @@ func ParseRealserver(name string, text []byte) (*Realserver, error) {
 	root.required("realserver", wantTable["realserver"])
 	t := root.table("realserver", wantTable["realserver"])
 	root.value("wireguard")
+	root.value("second_chance")
 	_, tunnels := root.value("tunnel")
 	if len(root.file.faults) > 0 { // a line for each missing key would hide this one
 		root.finish()
@@ -78,11 +79,8 @@ func ParseRealserver(name string, text []byte) (*Realserver, error) {
 		}
 		r.MSS = MSSOff
 	}
-	for _, vip := range r.VIPs {
-		if slices.Contains(r.Directors, netip.PrefixFrom(vip, vip.BitLen())) {
-			t.faultAt("directors", "\"%v\" is one of the vips: want the directors' own addresses", vip)
-		}
-	}
+	r.refuseVIPs(t)
+	r.SecondChance = readAgentChance(root, r)
 	t.finish()
 	root.finish()
 
@@ -91,6 +89,15 @@ func ParseRealserver(name string, text []byte) (*Realserver, error) {
 	}
 	r.Warnings = root.file.warnings
 	return r, nil
+}
+
+// refuseVIPs refuses directors that are VIPs.
+func (r *Realserver) refuseVIPs(t *table) {
+	for _, vip := range r.VIPs {
+		if slices.Contains(r.Directors, netip.PrefixFrom(vip, vip.BitLen())) {
+			t.faultAt("directors", "\"%v\" is one of the vips: want the directors' own addresses", vip)
+		}
+	}
 }
 
 // readVIPs reads the VIPs. A host that has [[tunnel]] tables may have none.

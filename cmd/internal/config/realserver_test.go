@@ -107,7 +107,7 @@ func TestRealserverFaults(t *testing.T) {
 		{"empty", "", []string{`realserver: missing: want a [realserver] table with vips and directors`}},
 		{"a director's file", goodService, []string{
 			`realserver: missing: want a [realserver] table with vips and directors`,
-			`service: unknown key: want realserver, wireguard or tunnel`,
+			`service: unknown key: want realserver, wireguard, second_chance or tunnel`,
 		}},
 		{"an array of tables", "[[realserver]]", []string{`realserver: an array of tables is of the wrong type: ` +
 			`want a [realserver] table with vips and directors`}},
@@ -204,7 +204,7 @@ func TestRealserverFaults(t *testing.T) {
 					`as ` +
 					`"/run/vstun/NAME.sock"`,
 				`realserver: log: "" is unknown: want debug, info, warn or error`,
-				`extra: unknown key: want realserver, wireguard or tunnel`,
+				`extra: unknown key: want realserver, wireguard, second_chance or tunnel`,
 			}},
 	} {
 		t.Run(c.name, func(t *testing.T) {

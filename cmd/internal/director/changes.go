@@ -34,6 +34,7 @@ func changes(was, is *config.Director) []api.Change {
 	l.in("connections").connections(&was.Connections, &is.Connections)
 	l.vrrp(was.VRRP, is.VRRP)
 	l.wireguard(&was.WireGuard, &is.WireGuard)
+	l.secondChance(&was.SecondChance, &is.SecondChance)
 	l.notify(&was.Notify, &is.Notify)
 	l.compare("metrics", metrics.Name(was.Metrics), metrics.Name(is.Metrics))
 	former := make(map[string]*config.Service, len(was.Services))

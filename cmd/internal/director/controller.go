@@ -33,6 +33,7 @@ type controller struct {
 	network network
 	lan     *lan
 	roles   *roles
+	tables  *tables // for agents
 	ask     questions
 	// neighbours are kept resolved for VS/DR.
 	neighbours neighbours
@@ -72,7 +73,7 @@ type state struct {
 func newController(log *slog.Logger, plane *dataPlane, checks *checks, network network, neighbours neighbours,
 	lan *lan) *controller {
 	return &controller{log: log, plane: plane, checks: checks, network: network, neighbours: neighbours, lan: lan,
-		roles: &roles{}, ask: newQuestions(plane, lan), notify: func(...notify.Event) {},
+		roles: &roles{}, tables: &tables{}, ask: newQuestions(plane, lan), notify: func(...notify.Event) {},
 		note: func(*plan.Inputs) {}, look: func([]query.Device) {}, requests: make(chan func()),
 		ended: make(chan struct{}), failures: map[string]string{}}
 }
@@ -318,6 +319,7 @@ func (c *controller) converge(in plan.Inputs) (err error) {
 		grace: newGrace(c.plane.loops())})
 	c.note(&c.state().inputs)
 	c.plane.fast.follow(c.state())
+	c.tables.follow(c.state())
 	if reconfigured { // the balancer and the state have the paths of new checks now
 		c.checks.monitor.Begin()
 	}

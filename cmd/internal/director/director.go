@@ -44,6 +44,7 @@ type director struct {
 	lan        lan
 	roles      roles
 	sync       peerSync
+	tables     tables // for second chances
 	checks     checks
 	controller *controller
 	reloader   *reload.Reloader
@@ -147,6 +148,8 @@ func (d *director) wire(cfg *config.Director) {
 	d.checks.notifier = notify.New(func(err error) { d.log.Error("notification failed", "error", err) })
 	d.checks.notifier.Set(cfg.Notify)
 	d.controller.notify, d.roles.notify = d.checks.notifier.Send, d.checks.notifier.Send
+	d.tables.open(d.log)
+	d.controller.tables = &d.tables
 	d.controller.roles, d.roles.rejoined = &d.roles, d.sync.rejoin
 	d.controller.handed, d.controller.look = d.handover.adopted, d.sync.followDevices
 	d.roles.give, d.roles.lost = d.sync.giveTable, d.sync.switched
@@ -274,6 +277,7 @@ func (d *director) runControl(ctx context.Context, hangup func(fn func()) daemon
 		p.fast.run,
 		p.sealed.run,
 		d.plane.tunnels.run,
+		d.tables.run,
 		d.neighbours.Run,
 		func(ctx context.Context) error {
 			defer close(succeeded)
@@ -368,6 +372,7 @@ func (d *director) serveControl() {
 // close undoes open, also if open has failed half-way. cfg is the configuration. Routes go before the device, so that
 // the kernel never answers for a VIP. If the process leaves its devices and changes, they stay.
 func (d *director) close(cfg *config.Director) error {
+	d.tables.close()
 	errs := []error{d.roles.close(), d.lan.close(), d.sync.close()}
 	if d.network != nil {
 		errs = append(errs, d.handover.endNetwork(d.network))

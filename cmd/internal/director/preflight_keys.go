@@ -28,6 +28,9 @@ func keyFiles(cfg *config.Director) (all []keyFile) {
 	if cfg.Sync.Key != "" {
 		all = append(all, keyFile{"sync", "key", cfg.Sync.KeyFile})
 	}
+	if cfg.SecondChance.On {
+		all = append(all, keyFile{"second_chance", "key", cfg.SecondChance.KeyFile})
+	}
 	if cfg.WireGuard.On {
 		all = append(all, keyFile{"wireguard", "private_key", cfg.WireGuard.KeyFile})
 	}

@@ -50,6 +50,7 @@ func (d *director) status() api.DirectorStatus {
 	st.Waiting = p.shared.Waiting()
 	st.Leaving = leaving(p.balancer.Leaving())
 	st.Sync = d.sync.status()
+	st.Tables = d.tables.status(time.Now())
 	st.WireGuard = api.WireGuardOf(p.sealed.device, time.Now())
 	state := d.controller.state()
 	st.Mail = mailStatus(state.Config.Notify.Mail, d.checks.notifier.Mail(), time.Now())

@@ -89,6 +89,7 @@ func (d *Director) Examine(ctx context.Context) (*Report, error) {
 				res.pointToPoint(st.Tunnels, tunnel.Overheads(d.Config.Tunnels))
 			}},
 			check{"sync", func(_ context.Context, res *result) { d.exchange(res, &st) }},
+			check{"second_chance", func(_ context.Context, res *result) { d.tables(res, &st) }},
 			check{"fast_path", func(_ context.Context, res *result) { res.directorFastPath(d.Config, &st.FastPath) }},
 			check{"drops", func(ctx context.Context, res *result) { res.directorDrops(ctx, d.Config.Control, &st) }})
 	}

@@ -95,6 +95,8 @@ func realserverAdvice() map[string]advice {
 			fix: "tcpdump -ni vs0", remarks: []string{
 				"let the server that sends them listen on the VIP, not on all addresses, or delete the route that " +
 					"leads there"}},
+		"unsettled": {why: "they are of unknown connections, and the tables for second chances have not come yet",
+			fix: "realserver doctor"},
 		"answer_loop": {why: "a rule or route leads answers that the agent sends back into its device",
 			fix:     "ip rule; ip route show table all dev vs0",
 			remarks: []string{"delete the one that is not the agent's"}},

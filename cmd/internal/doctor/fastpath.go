@@ -9,8 +9,8 @@ import (
 
 // realserverFastPath examines whether the agent's fast path takes packets.
 func (res *result) realserverFastPath(cfg *config.Realserver, st *api.FastPath) {
-	res.fastPath(st, !cfg.FastPath.Off && len(cfg.Encaps) > 0, "the sockets take all packets, which costs more",
-		"vstun-realserver")
+	wanted := !cfg.FastPath.Off && len(cfg.Encaps) > 0 && !cfg.SecondChance.On
+	res.fastPath(st, wanted, "the sockets take all packets, which costs more", "vstun-realserver")
 }
 
 // directorFastPath examines whether the director's fast path takes packets.

@@ -65,6 +65,7 @@ func (s *Realserver) Examine(ctx context.Context) (*Report, error) {
 			}},
 			check{"encap", func(ctx context.Context, res *result) { res.encaps(ctx, s) }},
 			check{"fast_path", func(_ context.Context, res *result) { res.realserverFastPath(s.Config, &st.FastPath) }},
+			check{"second_chance", func(_ context.Context, res *result) { res.secondChance(st.SecondChance) }},
 			check{"drops", func(ctx context.Context, res *result) { res.realserverDrops(ctx, s, &st) }})
 	}
 	r.run(ctx, checks...)

@@ -175,7 +175,7 @@ func TestReloadOfEveryKeyOfDirector(t *testing.T) {
 	}
 	tables := []string{"director", "connections", "connections.timeouts", "notify", "notify.mail", "service",
 		"service.persistence", "service.check", "service.realserver", "service.realserver.wireguard", "vrrp",
-		"vrrp.track", "sync", "wireguard", "tunnel", "tunnel.probe", "tunnel.wireguard"}
+		"vrrp.track", "sync", "second_chance", "wireguard", "tunnel", "tunnel.probe", "tunnel.wireguard"}
 	cert, key := filepath.Join(s.dir, "client.pem"), filepath.Join(s.dir, "client.key")
 	issueCertificate(t, "director", cert, key)
 	both := filepath.Join(s.dir, "both.pem")
@@ -204,6 +204,7 @@ func TestReloadOfEveryKeyOfDirector(t *testing.T) {
 	base["wireguard"], base["service.realserver.wireguard"] = s.everyWireGuardKey()
 	s.addTunnel(base, s.Director)
 	base["sync"] = []string{`interface = "eth0"`, fmt.Sprintf("key = %q", syncKey)}
+	base["second_chance"] = []string{fmt.Sprintf("key = %q", syncKey)}
 	p.configure(base.toml(tables...))
 	p.start()
 	p.mustChangeEach(base, tables, s.withTunnelKeys(map[string][]string{
@@ -267,6 +268,9 @@ func TestReloadOfEveryKeyOfDirector(t *testing.T) {
 		"sync.peers":     {`peers = ["10.0.2.9"]`},
 		"sync.id":        {"id = 7"},
 		"sync.key":       {fmt.Sprintf("key = %q", syncKey+"2")},
+
+		"second_chance.key":  {fmt.Sprintf("key = %q", syncKey+"2")},
+		"second_chance.port": {"port = 8850"},
 
 		"service.name":            {`name = "site"`},
 		"service.vip":             {`vip = "198.51.100.81"`},
@@ -433,7 +437,15 @@ func TestReloadOfEveryKeyOfAgent(t *testing.T) {
 	base["wireguard"], base["wireguard.peer"] = s.everyWireGuardKey()
 	base["wireguard.peer"] = append(base["wireguard.peer"], `address = "10.0.2.2"`)
 	s.addTunnel(base, s.Webs[0])
-	tables := []string{"realserver", "wireguard", "wireguard.peer", "tunnel", "tunnel.probe", "tunnel.wireguard"}
+	for _, name := range []string{"1.chance", "2.chance"} {
+		if err := os.WriteFile(filepath.Join(s.dir, name), []byte(strings.Repeat(name, 32)), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	chance := fmt.Sprintf("key = %q", filepath.Join(s.dir, "1.chance"))
+	base["second_chance"] = []string{"enabled = true", `peers = ["10.0.11.0/24"]`, chance}
+	tables := []string{"realserver", "second_chance", "wireguard", "wireguard.peer", "tunnel", "tunnel.probe",
+		"tunnel.wireguard"}
 	p.configure(base.toml(tables...))
 	p.start()
 	p.mustChangeEach(base, tables, s.withTunnelKeys(map[string][]string{
@@ -453,6 +465,11 @@ func TestReloadOfEveryKeyOfAgent(t *testing.T) {
 		"realserver.fast_path": {`fast_path = "auto"`},
 
 		"realserver.fast_path_devices": {`fast_path_devices = ["eth0"]`},
+
+		"second_chance.enabled": {"enabled = false"},
+		"second_chance.peers":   {`peers = ["10.0.12.0/24"]`},
+		"second_chance.key":     {fmt.Sprintf("key = %q", filepath.Join(s.dir, "2.chance"))},
+		"second_chance.port":    {"port = 8850"},
 
 		"wireguard.private_key":        {fmt.Sprintf("private_key = %q", filepath.Join(s.dir, "2.key"))},
 		"wireguard.listen":             {"listen = 51821"},

@@ -16,15 +16,16 @@ import (
 // mayImport has the packages of this module that each package may import. Those in cmd may import all. Another package
 // fails the test until it has a line here.
 var mayImport = map[string][]string{
-	"encap/packet/drop":  {},
-	"encap/packet/stats": {"encap/packet/drop"},
-	"encap/packet":       {"encap/packet/drop"},
-	"encap":              {"encap/packet", "encap/packet/drop"},
-	"encap/wire/pollfd":  {},
-	"encap/egress":       {"encap", "encap/packet", "encap/packet/drop", "encap/packet/stats"},
-	"encap/wire":         {"encap/egress", "encap/packet", "encap/wire/pollfd"},
-	"encap/query":        {"encap", "encap/packet"},
-	"encap/bpf":          {"encap", "encap/packet"},
+	"encap/packet/drop":   {},
+	"encap/packet/stats":  {"encap/packet/drop"},
+	"encap/packet":        {"encap/packet/drop"},
+	"encap":               {"encap/packet", "encap/packet/drop"},
+	"encap/wire/pollfd":   {},
+	"encap/egress":        {"encap", "encap/packet", "encap/packet/drop", "encap/packet/stats"},
+	"encap/wire":          {"encap/egress", "encap/packet", "encap/wire/pollfd"},
+	"encap/wire/sockdiag": {},
+	"encap/query":         {"encap", "encap/packet"},
+	"encap/bpf":           {"encap", "encap/packet"},
 	"encap/endpoint": {
 		"encap", "encap/egress", "encap/packet", "encap/packet/drop", "encap/packet/stats", "encap/query",
 	},

@@ -176,11 +176,12 @@ func (c *director) Describe(ch chan<- *prometheus.Desc) {
 	describe(ch, vrrpSeries)
 	describe(ch, syncSeries)
 	describe(ch, syncPeerSeries)
+	describe(ch, tablesSeries)
 	describe(ch, wireguardSeries)
 	describe(ch, tunnelSeries)
 	ch <- tunnelDrops
 	for _, d := range []*prometheus.Desc{buildDesc, directorDrops, directorBatches, fastPathRefused, serviceInfo,
-		current, vrrpRefused, syncRefused, syncTableAge, syncHeard} {
+		current, vrrpRefused, syncRefused, syncTableAge, syncHeard, tablesRefused, tablesCurrent} {
 		ch <- d
 	}
 }
@@ -206,6 +207,7 @@ func (c *director) Collect(ch chan<- prometheus.Metric) {
 		ch <- prometheus.MustNewConstMetric(fastPathRefused, counterValue, n, reason)
 	}
 	sendSync(ch, st.Sync)
+	sendTables(ch, st.Tables)
 	sendWireGuard(ch, st.WireGuard)
 	sendTunnels(ch, st.Tunnels)
 	for i := range st.Services {

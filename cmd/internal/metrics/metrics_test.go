@@ -102,6 +102,8 @@ func fullDirector() api.DirectorStatus {
 		Tunnels: []api.Tunnel{{Name: "site-b", State: "up", MTU: 1476, In: api.Traffic{Packets: 50, Bytes: 51},
 			Out: api.Traffic{Packets: 52, Bytes: 53}, Drops: map[string]uint64{"tunnel_key": 54}, Heard: &someAge,
 			Probe: &api.TunnelProbe{Sent: 55, Answered: 56, RoundTrip: 0.25}}, {Name: "site-c", State: "down"}},
+		Tables: &api.Tables{Version: 52, Sent: 53, TooLarge: []string{"big"}, Refused: map[string]uint64{"forged": 54},
+			Agents: []api.TablesAgent{{Address: "10.0.11.2", Current: true}}},
 		Sync: &api.Sync{Mode: "vstun", Ready: true, Unheard: []string{"10.0.2.5", "224.0.0.81"},
 			Sent:     api.SyncTraffic{Datagrams: 23, Records: 24, Bytes: 25},
 			Received: api.SyncTraffic{Datagrams: 26, Records: 27, Bytes: 28}, Lost: 29, Resent: 30, ChangesLost: 31,
@@ -130,8 +132,10 @@ func fullRealserver() api.RealserverStatus {
 		Configuration: api.Configuration{Read: time.UnixMilli(1_700_000_000_500), Error: "faulty"},
 		In:            api.Traffic{Packets: 1, Bytes: 2}, Out: api.Traffic{Packets: 3, Bytes: 4},
 		Drops: map[string]uint64{"not_director": 5}, Merged: 6, Overruns: 7, Questions: 8,
-		WireGuard:     &api.WireGuard{Peers: []api.WireGuardPeer{{Address: "10.99.0.1", In: 42, Handshake: &someAge}}},
-		Tunnels:       []api.Tunnel{{Name: "site-b", State: "down"}},
+		WireGuard: &api.WireGuard{Peers: []api.WireGuardPeer{{Address: "10.99.0.1", In: 42, Handshake: &someAge}}},
+		Tunnels:   []api.Tunnel{{Name: "site-b", State: "down"}},
+		SecondChance: &api.SecondChance{Forwarded: api.Traffic{Packets: 55}, Received: 56, Queries: 57, Unasked: 58,
+			Tables: 59, Refused: map[string]uint64{"replayed": 60}},
 		FastPath:      api.FastPath{On: true, Taken: api.Traffic{Packets: 11, Bytes: 12}},
 		FromDirectors: []api.Counted{{Address: "10.0.2.2", Packets: 9}, {Address: "fd00:0:2::2", Packets: 10}}}
 }

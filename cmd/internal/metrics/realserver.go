@@ -74,10 +74,12 @@ var (
 // Describe is for the registry.
 func (c *agent) Describe(ch chan<- *prometheus.Desc) {
 	describe(ch, agentSeries)
+	describe(ch, chanceSeries)
 	describe(ch, wireguardSeries)
 	describe(ch, tunnelSeries)
 	ch <- tunnelDrops
-	for _, d := range []*prometheus.Desc{buildDesc, agentDrops, agentBatches, agentFrom, agentMSS, agentVIP} {
+	for _, d := range []*prometheus.Desc{buildDesc, agentDrops, agentBatches, agentFrom, agentMSS, agentVIP,
+		chanceRefused} {
 		ch <- d
 	}
 }
@@ -99,6 +101,7 @@ func (c *agent) Collect(ch chan<- prometheus.Metric) {
 	}
 	sendDrops(ch, agentDrops, drop.Reason.Realserver, st.Drops)
 	sendBatches(ch, agentBatches, c.batches)
+	sendChance(ch, st.SecondChance)
 	sendWireGuard(ch, st.WireGuard)
 	sendTunnels(ch, st.Tunnels)
 }

@@ -55,6 +55,7 @@ const (
 	NotPeer          // for a point-to-point tunnel's UDP port, and not from its peer
 	NotAnswer        // read from the TUN device: its source is no VIP, or its destination cannot be a client
 	AnswerLoop       // an answer that the kernel has routed back to the agent, or one whose TTL is used up
+	Unsettled        // of a connection that the host does not have, while tables for its second chance may still come
 
 	// Packets that the kernel refuses.
 	SendError // no route, or no memory for it: the log has the last error
@@ -121,6 +122,7 @@ var reasons = [NumReasons]struct {
 	NotPeer:          {"not_peer", both},
 	NotAnswer:        {"not_answer", realserver},
 	AnswerLoop:       {"answer_loop", realserver},
+	Unsettled:        {"unsettled", realserver},
 	SendError:        {"send_error", all},
 	TUNError:         {"tun_error", ends},
 }

@@ -1,0 +1,133 @@
+package e2e
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"vstun/testdata/testkit"
+)
+
+// chanceSite is a site whose agents give second chances: a director without a table of connections, and mh.
+type chanceSite struct {
+	*site
+	encap string
+	key   string
+	on    bool
+}
+
+// newChanceSite builds the hosts. Without on, neither the director nor the agents have [second_chance].
+func newChanceSite(t *testing.T, webs int, encap string, ipv6, on bool) *chanceSite {
+	t.Helper()
+	s := &chanceSite{site: newSite(t, webs, nil), encap: encap, on: on}
+	s.speak(ipv6)
+	s.key = filepath.Join(s.dir, "chance.key")
+	if err := os.WriteFile(s.key, slices.Repeat([]byte("key "), 8), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s.director = s.prepare(s.Director, "director")
+	return s
+}
+
+// agent returns keys of realserver.toml.
+func (s *chanceSite) agent() string {
+	text := fmt.Sprintf("encap = %q\n", s.encap)
+	if s.on {
+		var peers []netip.Addr
+		for _, web := range s.Webs {
+			peers = append(peers, web.Addr)
+		}
+		text += fmt.Sprintf("[second_chance]\nenabled = true\npeers = [%s]\nkey = %q\n", quoted(peers), s.key)
+	}
+	return text
+}
+
+// configure gives the director realservers with these weights. A negative one leaves a realserver out.
+func (s *chanceSite) configure(ports string, weights ...int) {
+	more := "unknown_flows = \"hash\"\n[connections]\nmax = 10_000\nkeep = \"\""
+	if s.on {
+		more += fmt.Sprintf("\n[second_chance]\nkey = %q", s.key)
+	}
+	text := s.directorTOML(s.director.socket, more, service{"tcp", ports, "mh", weights})
+	s.director.configure(strings.ReplaceAll(text, `scheduler = "mh"`,
+		fmt.Sprintf("scheduler = \"mh\"\nscheduler_flags = [\"mh-port\"]\nencap = %q", s.encap)))
+}
+
+// haveTables waits until the agents have the director's tables.
+func (s *chanceSite) haveTables(agents int) {
+	s.t.Helper()
+	if !s.on {
+		return
+	}
+	testkit.Within(s.t, "the agents have the tables", 4*soon, func() bool {
+		t := s.director.balance().Tables
+		n := 0
+		if t != nil {
+			for _, a := range t.Agents {
+				if a.Current {
+					n++
+				}
+			}
+		}
+		return n == agents
+	})
+}
+
+// sentOn returns the packets that the agents have sent on to others, and those that they got from others.
+func (s *chanceSite) sentOn() (sent, received uint64) {
+	for _, a := range s.agents {
+		if c := a.intake().SecondChance; c != nil {
+			sent, received = sent+c.Forwarded.Packets, received+c.Received
+		}
+	}
+	return sent, received
+}
+
+// TestSecondChance kills a director while the realservers change: one is added, one is removed and runs on. The next
+// director has no connections. With second chances all downloads go on. Without them those break whose slots have
+// moved.
+func TestSecondChance(t *testing.T) {
+	for _, c := range []struct {
+		name, encap string
+		ipv6, on    bool
+	}{{"ipip", "ipip", false, true}, {"gre6", "gre", true, true}, {"without", "ipip", false, false}} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			s := newChanceSite(t, 4, c.encap, c.ipv6, c.on)
+			s.startAgents(s.agent())
+			for _, web := range s.Webs {
+				s.pacedDownloads(web, 80, 4096, 20*time.Millisecond)
+			}
+			s.configure("80", 1, 1, 1, -1)
+			s.director.start()
+			s.haveTables(3)
+			downloads := s.download(80, short(100, 30))
+			downloads.mustGoOn(t, "before", 1<<15)
+
+			s.configure("80", 1, 1, -1, 1)
+			s.director.kill()
+			s.director.start()
+			if !c.on {
+				n, why := downloads.broken()
+				t.Logf("without second chances %d of %d downloads are broken: %v", n, downloads.n, why)
+				if n == 0 {
+					t.Error("no download is broken: the test shows nothing")
+				}
+				return
+			}
+			downloads.mustGoOn(t, "after", 1<<16)
+			s.haveTables(3)
+			if sent, received := s.sentOn(); sent == 0 || received == 0 { // GRO may merge packets on the way
+				t.Errorf("%d packets sent on, %d received", sent, received)
+			}
+			s.configure("80", -1, 1, -1, 1) // the director does not die
+			s.mustReload()
+			downloads.mustGoOn(t, "after a reload", 1<<16)
+		})
+	}
+}
