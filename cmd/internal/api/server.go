@@ -28,6 +28,7 @@ const (
 type Server struct {
 	listener net.Listener
 	mux      *http.ServeMux
+	patterns []string // of mux
 	limits   deadlines
 }
 
@@ -61,14 +62,20 @@ func Listen(socket string) (*Server, error) {
 		return nil, fmt.Errorf("control socket %s: %w", socket, errors.Unwrap(err))
 	}
 	s := &Server{listener: l, mux: http.NewServeMux(), limits: defaultDeadlines()}
-	s.mux.HandleFunc("GET /debug/pprof/", pprof.Index)
-	s.mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
-	s.mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
+	s.Handle("GET /debug/pprof/{name...}", http.HandlerFunc(pprof.Index))
+	s.Handle("GET /debug/pprof/profile", http.HandlerFunc(pprof.Profile))
+	s.Handle("GET /debug/pprof/trace", http.HandlerFunc(pprof.Trace))
 	return s, nil
 }
 
 // Handle lets h answer the requests that match pattern, as in http.ServeMux. It must be called before Run.
-func (s *Server) Handle(pattern string, h http.Handler) { s.mux.Handle(pattern, h) }
+func (s *Server) Handle(pattern string, h http.Handler) {
+	s.mux.Handle(pattern, h)
+	s.patterns = append(s.patterns, pattern)
+}
+
+// Patterns returns the patterns that have handlers.
+func (s *Server) Patterns() []string { return s.patterns }
 
 // CheckAlive requests /alive over the socket itself, as any client does. A removed socket file is not an error.
 func (s *Server) CheckAlive(ctx context.Context) error {

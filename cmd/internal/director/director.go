@@ -359,6 +359,7 @@ func (d *director) serveControl() {
 	}))
 	d.control.Handle("GET /configuration", api.Text("application/toml", d.configuration))
 	d.control.Handle("PUT /configuration", api.Uploads(config.MaxFileSize, d.putConfiguration))
+	d.control.Handle("GET /openapi.yaml", api.Text("application/yaml", openAPI))
 	d.control.Handle("POST /weight", api.JSON(d.setWeight))
 	d.control.Handle("POST /standby", api.JSON(d.standby))
 	d.control.Handle("POST /active", api.JSON(d.activate))
