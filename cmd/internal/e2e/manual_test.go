@@ -117,6 +117,8 @@ xxxxxxxxxx = 1
 xxxxxxxxxx = 1
 [sync]
 xxxxxxxxxx = 1
+[second_chance]
+xxxxxxxxxx = 1
 [wireguard]
 xxxxxxxxxx = 1
 [[service]]
@@ -142,6 +144,8 @@ xxxxxxxxxx = 1
 `,
 	"realserver": `xxxxxxxxxx = 1
 [realserver]
+xxxxxxxxxx = 1
+[second_chance]
 xxxxxxxxxx = 1
 [wireguard]
 xxxxxxxxxx = 1
@@ -238,6 +242,8 @@ func TestManualDefaults(t *testing.T) {
 		"service.realserver.wireguard": {fmt.Sprintf("public_key = %q", public)},
 		"wireguard.peer":               {fmt.Sprintf("public_key = %q", public), `address = "10.0.2.2"`},
 
+		"second_chance": {fmt.Sprintf("key = %q", key)},
+
 		"sync":     {`interface = "eth0"`, fmt.Sprintf("key = %q", key)},
 		"director": {`log = "info"`}, "connections": {"sloppy_tcp = false"}, "notify": {`command = ["/bin/true"]`},
 		"notify.mail":        {`to = ["ops@example.com"]`, `from = "lb@example.com"`, `server = "192.0.2.25:587"`},
@@ -254,10 +260,11 @@ func TestManualDefaults(t *testing.T) {
 		"realserver": {`vips = "198.51.100.80"`, `directors = "10.0.2.2"`},
 	}
 	order := map[string][]string{
-		"realserver": {"realserver", "wireguard", "wireguard.peer", "tunnel", "tunnel.probe", "tunnel.wireguard"},
+		"realserver": {"realserver", "second_chance", "wireguard", "wireguard.peer", "tunnel", "tunnel.probe",
+			"tunnel.wireguard"},
 		"director": {"director", "connections", "connections.timeouts", "notify", "notify.mail", "service",
 			"service.persistence", "service.check", "service.realserver", "service.realserver.wireguard", "vrrp",
-			"vrrp.track", "sync", "wireguard", "tunnel", "tunnel.probe", "tunnel.wireguard"},
+			"vrrp.track", "sync", "second_chance", "wireguard", "tunnel", "tunnel.probe", "tunnel.wireguard"},
 	}
 	defaults, must := 0, 0
 	for program, tables := range order {
