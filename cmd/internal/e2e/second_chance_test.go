@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -10,6 +11,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/gopacket/layers"
+
+	"vstun/balancer/secondchance"
 	"vstun/testdata/testkit"
 )
 
@@ -129,5 +133,81 @@ func TestSecondChance(t *testing.T) {
 			s.mustReload()
 			downloads.mustGoOn(t, "after a reload", 1<<16)
 		})
+	}
+}
+
+// TestSecondChanceOnce gives two agents tables that contradict each other: each has the other one as the realserver of
+// all connections. A packet of an unknown connection is sent on once.
+func TestSecondChanceOnce(t *testing.T) {
+	t.Parallel()
+	s := newChanceSite(t, 2, "ipip", false, true)
+	s.startAgents(s.agent())
+	tables, err := s.Director.ListenPacket("udp", ":0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tables.Close()
+	for i, web := range s.Webs {
+		d := secondchance.NewDirector([]byte(strings.Repeat("key ", 8)))
+		table := &secondchance.Table{Service: "web", VIPs: []netip.Addr{s.VIP}, Ports: []secondchance.Ports{{}}}
+		for j, other := range s.Webs {
+			table.Members = append(table.Members, secondchance.Member{Via: secondchance.Via{Address: other.Addr},
+				Weight: uint32(i ^ j), Available: true})
+		}
+		gets := func(m *secondchance.Member) bool { return m.Address == web.Addr }
+		d.Set([]*secondchance.Table{table}, gets, time.Now())
+		send := func(to netip.Addr, b []byte) {
+			if _, err := tables.WriteTo(b, net.UDPAddrFromAddrPort(netip.AddrPortFrom(to, 8849))); err != nil {
+				t.Error(err)
+			}
+		}
+		testkit.Within(t, web.Name+" has its table", 4*soon, func() bool {
+			d.Send(time.Now(), send)
+			_ = tables.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+			b := make([]byte, 1<<16)
+			for n, _, err := tables.ReadFrom(b); err == nil; n, _, err = tables.ReadFrom(b) {
+				d.Take(b[:n], time.Now(), send)
+			}
+			return d.Status().Agents[0].Current
+		})
+	}
+	const packets = 20
+	raw := s.rawSender(s.Director)
+	for port := range packets {
+		raw.inject(build(t, ip4(s.Director.Addr, s.Webs[port%2].Addr, layers.IPProtocolIPv4),
+			ip4(s.Client.Addr, s.VIP, layers.IPProtocolTCP),
+			&layers.TCP{SrcPort: layers.TCPPort(20000 + port), DstPort: 80, ACK: true, Seq: 1, Ack: 1, Window: 1000}))
+	}
+	testkit.Within(t, "all packets have come to their second host", 4*soon, func() bool {
+		_, received := s.sentOn()
+		return received >= packets
+	})
+	if sent, received := s.sentOn(); sent != packets || received != packets {
+		t.Errorf("%d packets were sent on %d times, and received %d times", packets, sent, received)
+	}
+}
+
+// TestSecondChanceTranslated leaves out a realserver whose server the kernel does not find by a packet's addresses: its
+// firewall translates them. Its connections stay, since their SYN came there.
+func TestSecondChanceTranslated(t *testing.T) {
+	t.Parallel()
+	s := newChanceSite(t, 3, "ipip", false, true)
+	s.startAgents(s.agent())
+	for _, web := range s.Webs {
+		s.pacedDownloads(web, 8080, 4096, 20*time.Millisecond)
+		s.nft(web, "table ip t { chain c { type nat hook prerouting priority -100; "+
+			"iifname \"vs0\" tcp dport 80 redirect to :8080; }; }")
+	}
+	s.configure("80", 1, 1, -1)
+	s.director.start()
+	s.haveTables(2)
+	downloads := s.download(80, 30)
+	downloads.mustGoOn(t, "before", 1<<15)
+	s.configure("80", -1, 1, 1)
+	s.mustReload()
+	s.haveTables(2)
+	downloads.mustGoOn(t, "after", 1<<16)
+	if sent, _ := s.sentOn(); sent != 0 {
+		t.Errorf("%d packets were sent on", sent)
 	}
 }
