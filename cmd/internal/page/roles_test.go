@@ -26,9 +26,10 @@ func TestShowsRoles(t *testing.T) {
 	waitText(tab, "#roles tbody tr:nth-of-type(2)", "VI_2 eth1 fault 80 of 100 2 h eth1 has no link")
 	waitText(tab, "#notices li:last-of-type", "VI_2: eth1 has no link")
 	src.change(func(st *api.DirectorStatus) {
-		st.VRRP = st.VRRP[:1]
-		st.VRRP[0].OtherMaster = &api.OtherMaster{Address: "10.0.2.3", Refused: "password",
+		v := st.VRRP[0]
+		v.OtherMaster = &api.OtherMaster{Address: "10.0.2.3", Refused: "password",
 			Fix: "set the same password at both"}
+		st.VRRP = []api.VRRP{v}
 	})
 	waitText(tab, "#roles tbody", "VI_1 eth0 master, CONFLICT 150 2 h 10.0.2.3 is master, too: set the same "+
 		"password at both")
