@@ -120,5 +120,13 @@ func flowEntry(hash uint64, state flowState, now uint32) uint64 {
 	return hash&flowMark | uint64(state)<<flowTimeBits | uint64(now)&flowTimeMask
 }
 
-// flowAge returns the ticks from a time to now.
-func flowAge(since, now uint32) uint32 { return (now - since) & flowTimeMask }
+// flowAhead bounds the ticks by which another worker's time may be ahead: each notes the time once a batch.
+const flowAhead = uint32(time.Minute / flowTick)
+
+// flowAge returns the ticks from a time to now, 0 from one a little ahead of now.
+func flowAge(since, now uint32) uint32 {
+	if (since-now)&flowTimeMask < flowAhead {
+		return 0
+	}
+	return (now - since) & flowTimeMask
+}
