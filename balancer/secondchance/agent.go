@@ -2,6 +2,7 @@ package secondchance
 
 import (
 	"encoding/binary"
+	"maps"
 	"net/netip"
 	"slices"
 	"time"
@@ -85,21 +86,20 @@ func (a *Agent) Take(b []byte, from netip.AddrPort, own func(netip.Addr) bool,
 		a.faults[BadTable]++
 		return nil, false
 	}
-	if age == 0 {
-		answers = a.former(d, &e, t.Service, to, now)
-	}
 	content := string(e.Body[tableHead:])
 	begins := age == 0 && (d.current[t.Service] == nil || d.current[t.Service].content != content)
 	entry, changed := a.history.note(t, content, time.Duration(min(age, maxAge))*time.Second, begins, now)
 	if entry == nil {
 		a.faults[BadTable]++
-		return answers, false
-	}
-	if age == 0 {
-		d.current[t.Service] = entry
+		return nil, false
 	}
 	a.taken++
-	return append(answers, a.answer(&e, to, 0)), changed
+	answers = append(answers, a.answer(&e, to, 0)) // first: a director takes former tables in a session that it knows
+	if age == 0 {
+		d.current[t.Service] = entry
+		answers = append(answers, a.former(d, &e, t.Service, to, now)...)
+	}
+	return answers, changed
 }
 
 // verify returns the director of a session that is not known yet, nil if it has no challenge or a wrong nonce. It then
@@ -169,7 +169,14 @@ func (a *Agent) seal(kind uint8, body []byte) []byte {
 }
 
 // Forget removes old tables, and reports whether View has changed. It is called from time to time.
-func (a *Agent) Forget(now time.Time) bool { return a.history.forget(now) }
+func (a *Agent) Forget(now time.Time) (any bool) {
+	any = a.history.forget(now)
+	for _, d := range a.sessions {
+		maps.DeleteFunc(d.current, func(name string, _ *entry) bool { return a.history[name] == nil })
+		maps.DeleteFunc(d.asked, func(name string, _ bool) bool { return a.history[name] == nil })
+	}
+	return any
+}
 
 // View returns the choices of a host with the addresses for which own returns true.
 func (a *Agent) View(own func(netip.Addr) bool) *View { return a.history.view(own) }

@@ -35,6 +35,7 @@ type Director struct {
 type agent struct {
 	session  uint64 // of its last answer; 0: it has not answered
 	seq      uint64 // of its last answer
+	echo     uint64 // the highest number that it has answered: what another session of it answers is higher
 	nonce    uint64
 	heard    time.Time
 	resent   time.Time
@@ -77,18 +78,23 @@ func (d *Director) Set(tables []*Table, gets func(*Member) bool, now time.Time) 
 		for _, a := range list {
 			wanted[a] = true
 			if d.agents[a] == nil {
-				d.agents[a] = &agent{sent: map[string]uint64{}, answered: map[string]uint64{}}
+				d.agents[a] = &agent{echo: d.seq, sent: map[string]uint64{}, answered: map[string]uint64{}}
 			}
 		}
 	}
 	maps.DeleteFunc(d.agents, func(a netip.Addr, _ *agent) bool { return !wanted[a] })
+	for at, a := range d.agents {
+		gone := func(name string, _ uint64) bool { return !slices.Contains(members[name], at) }
+		maps.DeleteFunc(a.sent, gone)
+		maps.DeleteFunc(a.answered, gone)
+	}
 	return changed
 }
 
 // Send calls yield for each datagram that all agents get now: the tables in force, and the former ones.
 func (d *Director) Send(now time.Time, yield func(to netip.Addr, b []byte)) {
-	for _, t := range d.tables {
-		d.renew(t, now)
+	for name, content := range d.tables {
+		d.renew(name, content, now)
 	}
 	d.history.forget(now)
 	for _, to := range slices.SortedFunc(maps.Keys(d.agents), netip.Addr.Compare) {
@@ -97,8 +103,8 @@ func (d *Director) Send(now time.Time, yield func(to netip.Addr, b []byte)) {
 }
 
 // renew notes that the table with an encoding is still in force.
-func (d *Director) renew(content string, now time.Time) {
-	for _, s := range d.history {
+func (d *Director) renew(name, content string, now time.Time) {
+	if s := d.history[name]; s != nil {
 		for _, e := range s.entries {
 			if e.content == content {
 				e.last = now
@@ -107,25 +113,31 @@ func (d *Director) renew(content string, now time.Time) {
 	}
 }
 
-// sendTo is Send for one agent. The former tables come first: an agent that gets its first packets by the table in
-// force knows them.
+// sendTo is Send for one agent.
 func (d *Director) sendTo(to netip.Addr, now time.Time, yield func(to netip.Addr, b []byte)) {
-	a := d.agents[to]
 	for _, name := range slices.Sorted(maps.Keys(d.members)) {
-		s := d.history[name]
-		if s == nil || !slices.Contains(d.members[name], to) {
-			continue
+		if slices.Contains(d.members[name], to) {
+			d.sendService(name, to, now, yield)
 		}
-		for i := len(s.entries) - 1; i >= 0; i-- {
-			if e := s.entries[i]; e.content != d.tables[name] {
-				age := uint32(min(max(now.Sub(e.last), 0), Remember) / time.Second)
-				yield(to, d.seal(to, a, max(age, 1), e.content))
-			}
-		}
-		b := d.seal(to, a, 0, d.tables[name])
-		a.sent[name] = d.seq // yield may bring the answer
-		yield(to, b)
 	}
+}
+
+// sendService is Send for one agent and one of its services. The former tables come first: an agent that gets its first
+// packets by the table in force knows them.
+func (d *Director) sendService(name string, to netip.Addr, now time.Time, yield func(to netip.Addr, b []byte)) {
+	a, s := d.agents[to], d.history[name]
+	if s == nil {
+		return
+	}
+	for i := len(s.entries) - 1; i >= 0; i-- {
+		if e := s.entries[i]; e.content != d.tables[name] {
+			age := uint32(min(max(now.Sub(e.last), 0), Remember) / time.Second)
+			yield(to, d.seal(to, a, max(age, 1), e.content))
+		}
+	}
+	b := d.seal(to, a, 0, d.tables[name])
+	a.sent[name] = d.seq // yield may bring the answer
+	yield(to, b)
 }
 
 // seal returns a datagram with a table for an agent.
@@ -136,43 +148,45 @@ func (d *Director) seal(to netip.Addr, a *agent, age uint32, content string) []b
 	return d.sealer.Seal(appendTable(b, to, a.nonce, age, content))
 }
 
-// Take processes a datagram, and calls yield for each one that it causes. news reports that an agent has sent a former
-// table, which the others need.
-func (d *Director) Take(b []byte, now time.Time, yield func(to netip.Addr, b []byte)) (news bool) {
+// Take processes a datagram, and calls yield for each one that it causes. A former table that an agent has sent goes to
+// the others, which need it.
+func (d *Director) Take(b []byte, now time.Time, yield func(to netip.Addr, b []byte)) {
 	e, fault := opened(d.sealer, b)
 	if fault == Accepted {
 		switch {
 		case e.Kind == kindAnswer && len(e.Body) == answerSize:
 			fault = d.answer(&e, now, yield)
 		case e.Kind == kindFormer && len(e.Body) >= tableHead:
-			news, fault = d.former(&e, now)
+			fault = d.former(&e, now, yield)
 		default:
 			fault = BadHeader
 		}
 	}
 	d.faults[fault]++
-	return news
 }
 
-// agentOf returns the agent that has sent e. session is the one of this director that e names.
-func (d *Director) agentOf(e *envelope.Envelope, to netip.Addr, session uint64) (*agent, Fault) {
+// agentOf returns the agent that has sent e. session is the one of this director that e names, echo the number that it
+// answers, 0 for none. A session of an agent begins with an answer to a datagram after all that have been answered
+// before.
+func (d *Director) agentOf(e *envelope.Envelope, to netip.Addr, session, echo uint64) (*agent, Fault) {
 	a := d.agents[to]
-	if session != d.session || a == nil || e.Session == a.session && e.Seq <= a.seq {
+	if session != d.session || a == nil || e.Session == a.session && e.Seq <= a.seq ||
+		e.Session != a.session && echo <= a.echo {
 		return nil, Replayed
 	}
-	a.session, a.seq = e.Session, e.Seq
+	a.session, a.seq, a.echo = e.Session, e.Seq, max(a.echo, echo)
 	return a, Accepted
 }
 
 // answer processes an answer. An agent with a new challenge gets all tables.
 func (d *Director) answer(e *envelope.Envelope, now time.Time, yield func(to netip.Addr, b []byte)) Fault {
 	to := readAddr(e.Body[8:])
-	a, fault := d.agentOf(e, to, binary.BigEndian.Uint64(e.Body))
+	seq, nonce := binary.BigEndian.Uint64(e.Body[24:]), binary.BigEndian.Uint64(e.Body[32:])
+	a, fault := d.agentOf(e, to, binary.BigEndian.Uint64(e.Body), seq)
 	if fault != Accepted {
 		return fault
 	}
 	a.heard = now
-	seq, nonce := binary.BigEndian.Uint64(e.Body[24:]), binary.BigEndian.Uint64(e.Body[32:])
 	if nonce == 0 {
 		for name, sent := range a.sent {
 			if sent == seq {
@@ -188,18 +202,22 @@ func (d *Director) answer(e *envelope.Envelope, now time.Time, yield func(to net
 	return Accepted
 }
 
-// former processes a former table of an agent.
-func (d *Director) former(e *envelope.Envelope, now time.Time) (news bool, fault Fault) {
-	if _, fault := d.agentOf(e, readAddr(e.Body), binary.BigEndian.Uint64(e.Body[16:])); fault != Accepted {
-		return false, fault
+// former processes a former table of an agent. One that is new goes to all agents of its service.
+func (d *Director) former(e *envelope.Envelope, now time.Time, yield func(to netip.Addr, b []byte)) Fault {
+	if _, fault := d.agentOf(e, readAddr(e.Body), binary.BigEndian.Uint64(e.Body[16:]), 0); fault != Accepted {
+		return fault
 	}
 	t, err := parse(e.Body[tableHead:])
 	if err != nil || d.tables[t.Service] == "" { // a service that is no more
-		return false, BadTable
+		return BadTable
 	}
 	age := time.Duration(min(binary.BigEndian.Uint32(e.Body[24:]), maxAge)) * time.Second
-	_, news = d.history.note(t, string(e.Body[tableHead:]), age, false, now)
-	return news, Accepted
+	if _, news := d.history.note(t, string(e.Body[tableHead:]), age, false, now); news {
+		for _, to := range d.members[t.Service] {
+			d.sendService(t.Service, to, now, yield)
+		}
+	}
+	return Accepted
 }
 
 // DirectorStatus is what a director has sent and heard.

@@ -57,9 +57,7 @@ func (n *net) deliver(to netip.Addr, b []byte) {
 	}
 	answers, _ := n.agents[to].Take(b, from, own(to), n.now)
 	for _, a := range answers {
-		if n.director.Take(a, n.now, n.deliver) {
-			n.director.Send(n.now, n.deliver)
-		}
+		n.director.Take(a, n.now, n.deliver)
 	}
 }
 

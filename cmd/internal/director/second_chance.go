@@ -123,8 +123,8 @@ func (t *tables) receive(sender *secondchance.Director, socket *net.UDPConn) {
 			continue
 		}
 		t.mu.Lock()
-		if t.sender == sender && sender.Take(b[:n], time.Now(), t.send) {
-			sender.Send(time.Now(), t.send)
+		if t.sender == sender {
+			sender.Take(b[:n], time.Now(), t.send)
 		}
 		t.mu.Unlock()
 	}

@@ -1,0 +1,126 @@
+package secondchance
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+)
+
+// named returns t as another service.
+func (t *Table) named(name string) *Table {
+	t.Service = name
+	return t
+}
+
+// TestCurrentWithoutService: an agent is current that lacks no table but that of a service which is no more.
+func TestCurrentWithoutService(t *testing.T) {
+	n := newNet(t, 1)
+	n.set(tableOf(1))
+	n.director.Set([]*Table{tableOf(1), tableOf(1).named("gone")}, all, n.now)
+	n.director.Send(n.now, func(netip.Addr, []byte) {}) // lost
+	n.after(Every)
+	n.set(tableOf(1))
+	if st := n.director.Status(); !st.Agents[0].Current {
+		t.Error("an agent with all tables is not current")
+	}
+	if a := n.director.agents[host(1)]; len(a.sent) != 1 {
+		t.Errorf("%d services are remembered", len(a.sent))
+	}
+}
+
+// TestServicesComeAndGo: services that are no more leave nothing behind at an agent.
+func TestServicesComeAndGo(t *testing.T) {
+	n := newNet(t, 1)
+	for i := range 50 {
+		n.set(tableOf(1).named(fmt.Sprint("web", i)))
+		n.after(2 * Remember)
+		n.agents[host(1)].Forget(n.now)
+	}
+	for _, d := range n.agents[host(1)].sessions {
+		if len(d.current)+len(d.asked) > 2 {
+			t.Errorf("%d and %d services are remembered", len(d.current), len(d.asked))
+		}
+	}
+}
+
+// TestFormerOfManyServices: a former table of one service makes a director send no tables of others.
+func TestFormerOfManyServices(t *testing.T) {
+	const services = 100
+	n := newNet(t, 1, 2, 3)
+	tables := func(hosts ...int) (all []*Table) {
+		for i := range services {
+			all = append(all, tableOf(hosts...).named(fmt.Sprint("web", i)))
+		}
+		return all
+	}
+	n.director.Set(tables(1, 2), all, n.now)
+	n.director.Send(n.now, n.deliver)
+	n.after(time.Minute)
+	n.director, n.log = NewDirector(key), nil
+	n.director.Set(tables(1, 3), all, n.now)
+	n.director.Send(n.now, n.deliver)
+	for _, s := range n.agents[host(3)].Status().Services {
+		if len(s.Tables) != 2 {
+			t.Fatalf("the new realserver has %d tables of %s", len(s.Tables), s.Name)
+		}
+	}
+	if most := services * 2 * 6; len(n.log) > most {
+		t.Errorf("%d datagrams, want at most %d", len(n.log), most)
+	}
+}
+
+// TestReplayedAnswers: recorded answers of an agent that has restarted since, or whose realserver was away for a while,
+// change nothing.
+func TestReplayedAnswers(t *testing.T) {
+	n := newNet(t, 1, 2)
+	var recorded [][]byte
+	record := func(to netip.Addr, b []byte) {
+		answers, _ := n.agents[to].Take(b, from, own(to), n.now)
+		for _, a := range answers {
+			recorded = append(recorded, slices.Clone(a))
+			n.director.Take(a, n.now, n.deliver)
+		}
+	}
+	former := NewDirector(key) // gives the agents a former table
+	former.Set([]*Table{tableOf(1, 2, 3)}, all, n.now)
+	for range 2 {
+		former.Send(n.now, func(to netip.Addr, b []byte) {
+			if n.agents[to] != nil {
+				answers, _ := n.agents[to].Take(b, from, own(to), n.now)
+				for _, a := range answers {
+					former.Take(a, n.now, func(netip.Addr, []byte) {})
+				}
+			}
+		})
+	}
+	n.director.Set([]*Table{tableOf(1, 2)}, all, n.now)
+	for range 2 {
+		n.director.Send(n.now, record)
+	}
+	if len(n.director.history["web"].entries) != 2 {
+		t.Fatal("the director has no former table")
+	}
+	replay := func(what string) {
+		n.after(2 * Remember)
+		n.director.Send(n.now, n.deliver)
+		before := n.director.faults[Replayed]
+		for _, b := range recorded {
+			n.director.Take(b, n.now, n.deliver)
+		}
+		if got := n.director.faults[Replayed] - before; got != uint64(len(recorded)) {
+			t.Errorf("%s: %d of %d recordings are refused", what, got, len(recorded))
+		}
+		if len(n.director.history["web"].entries) != 1 {
+			t.Errorf("%s: a recording brings a table back", what)
+		}
+	}
+	n.agents[host(1)], n.agents[host(2)] = NewAgent(key), NewAgent(key)
+	n.director.Send(n.now, n.deliver)
+	replay("agents that have restarted")
+	n.set(tableOf(3))
+	n.director.history = history{}
+	n.director.Set([]*Table{tableOf(1, 2)}, all, n.now)
+	replay("realservers that are back")
+}
