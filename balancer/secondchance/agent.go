@@ -81,6 +81,9 @@ func (a *Agent) Take(b []byte, from netip.AddrPort, own func(netip.Addr) bool,
 		return nil, false
 	}
 	d.seq, d.heard, d.from = e.Seq, now, from
+	if len(e.Body) == tableHead {
+		return nil, false
+	}
 	t, err := parse(e.Body[tableHead:])
 	if err != nil {
 		a.faults[BadTable]++

@@ -10,8 +10,11 @@ import (
 	"vstun/balancer/envelope"
 )
 
-// Every is how often a director sends its tables when nothing changes.
-const Every = 10 * time.Second
+// Every is how often a director sends its tables when nothing changes, and CallEvery how often it calls agents.
+const (
+	Every     = 10 * time.Second
+	CallEvery = time.Second
+)
 
 // resendEvery is the time between two transfers of all tables to an agent that asks for them.
 const resendEvery = 100 * time.Millisecond
@@ -99,6 +102,13 @@ func (d *Director) Send(now time.Time, yield func(to netip.Addr, b []byte)) {
 	d.history.forget(now)
 	for _, to := range slices.SortedFunc(maps.Keys(d.agents), netip.Addr.Compare) {
 		d.sendTo(to, now, yield)
+	}
+}
+
+// Call calls yield for each datagram by which agents that have restarted find out that they lack all tables.
+func (d *Director) Call(yield func(to netip.Addr, b []byte)) {
+	for _, to := range slices.SortedFunc(maps.Keys(d.agents), netip.Addr.Compare) {
+		yield(to, d.seal(to, d.agents[to], 0, ""))
 	}
 }
 

@@ -124,3 +124,23 @@ func TestReplayedAnswers(t *testing.T) {
 	n.director.Set([]*Table{tableOf(1, 2)}, all, n.now)
 	replay("realservers that are back")
 }
+
+// TestRestartedAgent: an agent that has restarted has all tables after the next call.
+func TestRestartedAgent(t *testing.T) {
+	n := newNet(t, 1, 2)
+	n.set(tableOf(1))
+	n.set(tableOf(1, 2))
+	n.after(time.Second)
+	n.director.Call(n.deliver)
+	if st := n.agents[host(1)].Status(); len(st.Refused) > 1 || st.Refused["unverified"] == 0 {
+		t.Errorf("calls are refused: %v", st.Refused)
+	}
+	n.agents[host(1)] = NewAgent(key)
+	n.director.Call(n.deliver)
+	if st := n.agents[host(1)].Status(); len(st.Services) != 1 || len(st.Services[0].Tables) != 2 {
+		t.Errorf("the agent has %+v", st.Services)
+	}
+	if st := n.director.Status(); !st.Agents[0].Current || !st.Agents[1].Current {
+		t.Errorf("%+v", st.Agents)
+	}
+}

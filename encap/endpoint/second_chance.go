@@ -35,7 +35,7 @@ type Exit struct {
 // for which it holds such a connection's packets while tables may come.
 const (
 	queriesASecond = 20_000
-	holdFor        = uint32(time.Second / flowTick)
+	holdFor        = uint32(2 * time.Second / flowTick) // directors call restarted agents every second
 )
 
 // SecondChance sends packets of TCP connections that this host does not have on to the host that may have them: see
@@ -145,8 +145,11 @@ func (c *SecondChance) takes(b *packet.Buf, in inside, t *arrival, mss int) (tak
 			c.flows.put(hash, flowElsewhere, c.tick)
 		}
 		return true, c.send(b, in, t, to, mss)
-	case !unsettled || state == flowHeld && flowAge(since, c.tick) >= holdFor:
+	case !unsettled:
 		c.flows.put(hash, flowAbsent, c.tick)
+		return false, drop.Accept
+	case state == flowHeld && flowAge(since, c.tick) >= holdFor: // once: a server may have it that the kernel does not find
+		c.flows.put(hash, flowLocal, c.tick)
 		return false, drop.Accept
 	case state != flowHeld:
 		c.flows.put(hash, flowHeld, c.tick)

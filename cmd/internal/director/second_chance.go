@@ -91,21 +91,30 @@ func (t *tables) close() {
 	t.end()
 }
 
-// run sends the tables at each change, and every secondchance.Every, until ctx is cancelled.
+// run sends the tables at each change, and every secondchance.Every, until ctx is cancelled. Meanwhile it calls agents
+// that may have restarted.
 func (t *tables) run(ctx context.Context) error {
-	tick := time.NewTicker(secondchance.Every)
+	tick, call := time.NewTicker(secondchance.Every), time.NewTicker(secondchance.CallEvery)
 	defer tick.Stop()
+	defer call.Stop()
 	for {
+		send := true
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-t.wake:
 		case <-tick.C:
+		case <-call.C:
+			send = false
 		}
 		t.mu.Lock()
-		if t.sender != nil {
+		switch {
+		case t.sender == nil:
+		case send:
 			t.sender.Send(time.Now(), t.send)
 			t.warnTooLarge()
+		default:
+			t.sender.Call(t.send)
 		}
 		t.mu.Unlock()
 	}
