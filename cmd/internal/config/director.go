@@ -55,7 +55,7 @@ func ParseDirector(name string, text []byte) (*Director, error) {
 	d.VRRP = readVRRP(root, d.Services, d.TAP)
 	d.Notify = readNotify(root, d)
 	d.Sync = readSync(root)
-	d.SecondChance = readDirectorChance(root, d.Services)
+	d.SecondChance = readDirectorChance(root, d)
 	root.finish()
 
 	if len(root.file.faults) > 0 {

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"fmt"
 	"net/netip"
 	"path/filepath"
 	"slices"
@@ -22,7 +23,7 @@ type SecondChance struct {
 const wantSecondChance = "a [second_chance] table"
 
 // readDirectorChance reads the [second_chance] table of a director, which may be missing.
-func readDirectorChance(root *table, services []Service) (c SecondChance) {
+func readDirectorChance(root *table, d *Director) (c SecondChance) {
 	_, c.On = root.value("second_chance")
 	t := root.table("second_chance", wantSecondChance)
 	if !c.On || t.values == nil {
@@ -31,8 +32,14 @@ func readDirectorChance(root *table, services []Service) (c SecondChance) {
 	t.mark("key", "")
 	c.KeyFile, c.Key = readKeyFile(t, "the same here and on all agents")
 	c.Port = t.integer("port", 8849, 1, 65535, "1 to 65535")
-	if !slices.ContainsFunc(services, func(s Service) bool { return s.Protocol == "tcp" && s.Scheduler == "mh" }) {
-		t.warnAt("key", "no service for tcp has the scheduler mh, so that agents get no tables")
+	switch {
+	case !slices.ContainsFunc(d.Services, func(s Service) bool {
+		return s.Protocol == "tcp" && s.Scheduler == "mh" && s.Persistence.Timeout == 0
+	}):
+		t.warnAt("key", "no service for tcp has the scheduler mh and no persistence, so that agents get no tables")
+	case !d.HashUnknown && !d.Connections.SloppyTCP:
+		t.warnAt("key", `unknown_flows is not "hash": packets of connections that the director does not have get to `+
+			`no agent: set unknown_flows = "hash"`)
 	}
 	t.finish()
 	return c
@@ -62,6 +69,9 @@ func readAgentChance(root *table, r *Realserver) (c SecondChance) {
 	} else {
 		t.value("key")
 	}
+	if key := r.keyOfPort(c.Port); c.On && key != "" {
+		t.faultAt("port", "%d is %s: want a port of its own", c.Port, key)
+	}
 	for _, d := range r.Directors {
 		if d.IsSingleIP() && slices.ContainsFunc(c.Peers, func(p netip.Prefix) bool { return p.Contains(d.Addr()) }) {
 			t.warnAt("peers", "the director %v is one of them: its packets get no second chance", d.Addr())
@@ -69,6 +79,23 @@ func readAgentChance(root *table, r *Realserver) (c SecondChance) {
 	}
 	t.finish()
 	return c
+}
+
+// keyOfPort returns the key that has a UDP port of the agent, "" if none has it.
+func (r *Realserver) keyOfPort(port int) string {
+	udp := func(name string) bool { return has(name, encap.Kind.UDP) }
+	switch {
+	case slices.ContainsFunc(r.Encaps, udp) && int(r.EncapPort) == port:
+		return "encap_port"
+	case r.WireGuard.On && int(r.WireGuard.Listen) == port:
+		return "listen of [wireguard]"
+	}
+	for i := range r.Tunnels {
+		if p := &r.Tunnels[i]; p.Encap.UDP() && int(p.EncapPort) == port {
+			return fmt.Sprintf("encap_port of tunnel %q", p.Name)
+		}
+	}
+	return ""
 }
 
 func readChancePeers(t *table) (peers []netip.Prefix) {
