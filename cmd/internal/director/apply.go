@@ -171,11 +171,18 @@ func (d *director) putInForce(c *candidate) (r reload.Result, err error) {
 	}
 	if next != nil {
 		if err := d.rename(c, next); err != nil {
-			_, _, back := d.configure(was.inputs.Config)
-			return r, errors.Join(err, back)
+			return r, errors.Join(err, d.restore(was))
 		}
 	}
 	return result(was.inputs, is.inputs), nil
+}
+
+// restore puts a former state's configuration in force again, with the weights that operators had set.
+func (d *director) restore(was *state) error {
+	if _, _, err := d.configure(was.inputs.Config); err != nil {
+		return err
+	}
+	return d.controller.restoreWeights(was.inputs.Weights)
 }
 
 // rename makes next the configuration file, unless that has changed meanwhile.

@@ -2,6 +2,7 @@ package director
 
 import (
 	"errors"
+	"maps"
 	"net/http"
 	"net/url"
 	"os"
@@ -253,6 +254,24 @@ func TestPutThatCannotBeInForce(t *testing.T) {
 		t.Error(err)
 	}
 	a.mustBe(other, "rr")
+}
+
+// TestPutThatFailsKeepsWeights: an operator's weight holds behind a configuration that had to go again.
+func TestPutThatFailsKeepsWeights(t *testing.T) {
+	a := newApplying(t)
+	if _, err := a.setWeight(url.Values{"realserver": {"198.51.100.90"}, "weight": {"0"}}); err != nil {
+		t.Fatal(err)
+	}
+	set := a.controller.state().inputs.Weights
+	edited := "# by an editor\n" + applied
+	a.network.answerBy(func(routing.State) error { return os.WriteFile(a.file, []byte(edited), 0o640) })
+	other := strings.Replace(applied, "100.80\"", "100.81\"", 1) + "  weight = 3\n"
+	_, _, err := a.put(other, "", "")
+	mustFail(t, err, http.StatusPreconditionFailed, "changed meanwhile")
+	a.mustBe(edited, "wrr")
+	if got := a.controller.state().inputs.Weights; len(set) != 1 || !maps.Equal(got, set) {
+		t.Errorf("weights %v, want %v", got, set)
+	}
 }
 
 // TestAdded: faults that a host has already do not count.

@@ -3,6 +3,7 @@ package director
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/url"
 	"slices"
 	"strconv"
@@ -50,6 +51,20 @@ func (c *controller) setWeight(q url.Values, weight int) (changed []api.Change, 
 		}
 	})
 	return changed, errors.Join(ending, err)
+}
+
+// restoreWeights sets former weights again, which another configuration has dropped. Those set since then stay.
+func (c *controller) restoreWeights(former plan.Weights) (err error) {
+	ending := c.do(func() {
+		in := c.state().inputs
+		all := maps.Clone(former)
+		maps.Copy(all, in.Weights)
+		if len(all) > len(in.Weights) {
+			in.Weights = all
+			err = c.converge(in)
+		}
+	})
+	return errors.Join(ending, err)
 }
 
 // weightChanges returns the changes of the weights of ids, offsets included.
