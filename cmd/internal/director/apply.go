@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"unicode"
 
@@ -53,7 +55,11 @@ func (d *director) apply(u *api.Upload, edit func(present []byte) ([]byte, error
 		return d.checkSeen(u, &c)
 	}
 	answer := api.Applied{File: d.file}
-	if u.Query.Has("dry_run") {
+	dry, err := dryRun(u.Query)
+	if err != nil {
+		return nil, "", err
+	}
+	if dry {
 		if err := begin(); err != nil {
 			return nil, "", err
 		}
@@ -61,7 +67,6 @@ func (d *director) apply(u *api.Upload, edit func(present []byte) ([]byte, error
 		answer.Changes, answer.Warnings = r.Changes, r.Warnings
 		return answer, entityTag(c.present), err
 	}
-	var err error
 	answer.Changes, err = d.reloader.Apply(u.Client, func() (r reload.Result, err error) {
 		if err = begin(); err == nil {
 			r, err = d.putInForce(&c)
@@ -70,6 +75,19 @@ func (d *director) apply(u *api.Upload, edit func(present []byte) ([]byte, error
 		return r, err
 	})
 	return answer, entityTag(c.text), err
+}
+
+// dryRun reports whether a query has dry_run: without a value, or with true.
+func dryRun(q url.Values) (bool, error) {
+	value := q.Get("dry_run")
+	if value == "" {
+		return q.Has("dry_run"), nil
+	}
+	dry, err := strconv.ParseBool(value)
+	if err != nil {
+		return false, fmt.Errorf("dry_run: %q is unknown: want true or false", value)
+	}
+	return dry, nil
 }
 
 // printable replaces what cannot stand in a line.

@@ -274,6 +274,20 @@ func TestPutThatFailsKeepsWeights(t *testing.T) {
 	}
 }
 
+// TestDryRun: a value of dry_run counts.
+func TestDryRun(t *testing.T) {
+	for value, want := range map[string]bool{"": true, "=": true, "=true": true, "=1": true, "=false": false} {
+		a := newApplying(t)
+		if got, _, err := a.put(with("rr"), "", "dry_run"+value); err != nil || got.Written == want {
+			t.Errorf("dry_run%s: %+v, %v", value, got, err)
+		}
+	}
+	a := newApplying(t)
+	_, _, err := a.put(with("rr"), "", "dry_run=perhaps")
+	mustFail(t, err, http.StatusUnprocessableEntity, "want true or false")
+	a.mustBe(applied, "wrr")
+}
+
 // TestAdded: faults that a host has already do not count.
 func TestAdded(t *testing.T) {
 	a, b, c := errors.New("a"), errors.New("b"), errors.New("c")
