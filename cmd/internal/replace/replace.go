@@ -15,9 +15,9 @@ import (
 // Replacement is the new text of a file. It lies in a file of its own beside it until Commit.
 type Replacement struct{ path, temp string }
 
-// Prepare writes the new text of the file at path to the disk, with the file's owner, group and mode. Of a symbolic
-// link it replaces the file that the link leads to. An error is a reason why the file cannot be replaced; then nothing
-// is left. The caller calls Commit or Discard, and prepares no other text for the file until then.
+// Prepare writes the new text of the file at path to the disk, with the file's owner, group, mode and access list. Of a
+// symbolic link it replaces the file that the link leads to. An error is a reason why the file cannot be replaced; then
+// nothing is left. The caller calls Commit or Discard, and prepares no other text for the file until then.
 func Prepare(path string, text []byte) (*Replacement, error) {
 	target, err := filepath.EvalSymlinks(path)
 	if err != nil {
@@ -35,15 +35,18 @@ func Prepare(path string, text []byte) (*Replacement, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err = fill(f, text, info); err != nil {
+	if err = fill(f, text, target, info); err != nil {
 		return nil, errors.Join(err, r.Discard())
 	}
 	return r, nil
 }
 
-// fill makes f a file with this text, and with the owner, group and mode of info.
-func fill(f *os.File, text []byte, info *unix.Statx_t) error {
+// fill makes f a file with this text, and with the owner, group, mode and access list of the file at path, as in info.
+func fill(f *os.File, text []byte, path string, info *unix.Statx_t) error {
 	err := keepOwner(f, int(info.Uid), int(info.Gid))
+	if err == nil {
+		err = keepAccess(f, path)
+	}
 	if err == nil {
 		_, err = f.Write(text)
 	}
@@ -70,6 +73,26 @@ func keepOwner(f *os.File, uid, gid int) error {
 			"give a new file: %w", uid, gid, is.Uid, is.Gid, err)
 	}
 	return nil
+}
+
+// accessList is the name of a file's access control list; acl(5).
+const accessList = "system.posix_acl_access"
+
+// keepAccess gives f the access control list of the file at path, or none, even if the folder has a default one. With a
+// list, a mode has no rights of the group: they would become those of the list's mask.
+func keepAccess(f *os.File, path string) error {
+	list := make([]byte, 64<<10) // the largest that Linux has
+	n, err := unix.Lgetxattr(path, accessList, list)
+	switch {
+	case err == nil:
+		err = unix.Fsetxattr(int(f.Fd()), accessList, list[:n], 0)
+	case errors.Is(err, unix.ENODATA):
+		err = unix.Fremovexattr(int(f.Fd()), accessList)
+	}
+	if errors.Is(err, unix.ENODATA) || errors.Is(err, unix.ENOTSUP) {
+		return nil
+	}
+	return err
 }
 
 // replaceable returns what is known of a file that rename(2) can replace, or the reason why it can't.

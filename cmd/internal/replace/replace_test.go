@@ -1,10 +1,12 @@
 package replace
 
 import (
+	"bytes"
 	"errors"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -95,6 +97,76 @@ func TestReplace(t *testing.T) {
 	Clean(link)
 	mustList(t, dir, "x.toml")
 	mustList(t, links, "link.toml")
+}
+
+// TestAccessList: the access control list stays, and none comes from the folder: an owning group without rights gets
+// none.
+func TestAccessList(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "x.toml")
+	// acl(5): version, and for each entry tag, rights and user: owner rw, user 61236 r, group none, mask r, others none
+	list := []byte("\x02\x00\x00\x00" + "\x01\x00\x06\x00\xff\xff\xff\xff" + "\x02\x00\x04\x00\x34\xef\x00\x00" +
+		"\x04\x00\x00\x00\xff\xff\xff\xff" + "\x10\x00\x04\x00\xff\xff\xff\xff" + "\x20\x00\x00\x00\xff\xff\xff\xff")
+	write(t, file, "old", 0o600)
+	replace := func() {
+		t.Helper()
+		r, err := Prepare(file, []byte("new"))
+		if err == nil {
+			err = r.Commit()
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := unix.Setxattr(file, accessList, list, 0); err != nil {
+		t.Skipf("SKIPPED: needs a file system with access control lists: %v", err)
+	}
+	replace()
+	got := make([]byte, 1000)
+	if n, err := unix.Getxattr(file, accessList, got); err != nil || !bytes.Equal(got[:n], list) {
+		t.Errorf("the list is %x, %v, want %x", got[:max(n, 0)], err, list)
+	}
+	mustHave(t, file, "new", 0o640, uint32(os.Getuid()), uint32(os.Getgid()))
+	write(t, file, "old", 0o600)
+	if err := errors.Join(unix.Removexattr(file, accessList), os.Chmod(file, 0o640),
+		unix.Setxattr(dir, "system.posix_acl_default", list, 0)); err != nil {
+		t.Fatal(err)
+	}
+	replace()
+	if n, err := unix.Getxattr(file, accessList, got); !errors.Is(err, unix.ENODATA) {
+		t.Errorf("the list is %x, %v, want none", got[:max(n, 0)], err)
+	}
+	mustHave(t, file, "new", 0o640, uint32(os.Getuid()), uint32(os.Getgid()))
+}
+
+// TestFullDisk: the error says that the disk is full, the file stays, and nothing is left.
+func TestFullDisk(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("SKIPPED: needs root, to mount a file system")
+	}
+	dir := t.TempDir()
+	done := make(chan struct{})
+	go func() { // its thread, with a mount namespace of its own, ends with it
+		defer close(done)
+		runtime.LockOSThread()
+		if err := errors.Join(unix.Unshare(unix.CLONE_FS|unix.CLONE_NEWNS),
+			unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""),
+			unix.Mount("tmpfs", dir, "tmpfs", 0, "size=64k")); err != nil {
+			t.Error(err)
+			return
+		}
+		file := filepath.Join(dir, "x.toml")
+		if err := os.WriteFile(file, []byte("old"), 0o600); err != nil {
+			t.Error(err)
+			return
+		}
+		if _, err := Prepare(file, make([]byte, 1<<20)); !errors.Is(err, unix.ENOSPC) {
+			t.Errorf("%v, want that the disk is full", err)
+		}
+		mustHave(t, file, "old", 0o600, 0, 0)
+		mustList(t, dir, "x.toml")
+	}()
+	<-done
 }
 
 // TestIrreplaceable: the error names the reason, the file stays, and nothing is left.
