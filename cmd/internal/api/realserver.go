@@ -13,6 +13,7 @@ import (
 type Realserver struct {
 	Address       string  `json:"address"`
 	Port          uint16  `json:"port,omitempty"`      // its own, of nat; 0: it has the service's
+	Host          string  `json:"host,omitempty"`      // name whose address it is; "": the file has the address
 	Forward       string  `json:"forward"`             // "tun", "dr" or "nat"
 	Encap         string  `json:"encap,omitempty"`     // of tun
 	EncapKey      *uint32 `json:"encap_key,omitempty"` // of GRE; nil: none
@@ -36,6 +37,8 @@ type Realserver struct {
 
 	// Unreachable is the reason why packets cannot get to a realserver of VS/DR, which is then down.
 	Unreachable string `json:"unreachable,omitempty"`
+	// Standby is set while realservers of SRV records with a lower priority number have its connections.
+	Standby bool `json:"standby,omitempty"`
 }
 
 // Name returns the realserver's address, and its own port, where it has one: "10.0.11.2:8080".

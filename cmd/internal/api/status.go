@@ -32,6 +32,7 @@ type DirectorStatus struct {
 	Waiting     int         `json:"waiting"`
 	Connections Connections `json:"connections"`
 	Services    []Service   `json:"services"`
+	Names       []Name      `json:"names,omitempty"` // that give realservers
 	FastPath    FastPath    `json:"fast_path"`
 	Checks      Checks      `json:"checks"`
 	Leaving     Leaving     `json:"leaving"`

@@ -132,8 +132,14 @@ func remark(r *api.Realserver) string {
 	if r.Weight == 0 {
 		remarks = append(remarks, "draining")
 	}
+	if r.Standby {
+		remarks = append(remarks, "standby")
+	}
 	if r.Configured != nil {
 		remarks = append(remarks, fmt.Sprintf("(configured: %d)", *r.Configured))
+	}
+	if r.Host != "" {
+		remarks = append(remarks, "of "+r.Host)
 	}
 	return strings.Join(remarks, " ")
 }

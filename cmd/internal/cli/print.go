@@ -48,6 +48,7 @@ func PrintDirector(out io.Writer, st *api.DirectorStatus) error {
 		fact{fmt.Sprintf("%d of %s", st.Connections.Count, words.Count(st.Connections.Max, "connection")), 4}))
 	printConfiguration(w, st.Configuration)
 	printServices(w, st.Services, st.Announced, width)
+	printNames(w, st.Names)
 	printConflicts(w, st.Announced)
 	printRoles(w, st.VRRP)
 	if len(st.Leaving.List) > 0 {

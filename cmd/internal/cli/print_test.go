@@ -201,3 +201,38 @@ func TestStatusCommand(t *testing.T) {
 		t.Error("an unknown kind of profile is accepted")
 	}
 }
+
+// TestPrintNames prints names, and what is refused of their answers.
+func TestPrintNames(t *testing.T) {
+	age := 12.0
+	st := api.DirectorStatus{Services: []api.Service{{Name: "web", VIPs: []string{"198.51.100.80"}, Protocol: "tcp",
+		Ports: []string{"80"}, Scheduler: "rr", Realservers: []api.Realserver{
+			{Address: "10.0.11.2", Forward: "dr", Weight: 3, Host: "web1.test"},
+			{Address: "10.0.12.2", Forward: "dr", Weight: 3, Host: "web2.test", Standby: true}}}},
+		Names: []api.Name{
+			{Name: "_http._tcp.test", Type: "srv", Services: []string{"web", "shop"}, Answered: &age, Cut: 4,
+				Targets: []api.NameTarget{{Host: "web1.test", Addresses: []string{"10.0.11.2", "127.0.0.1"}}},
+				Refused: []api.NameRefused{{Service: "web", Address: "127.0.0.1", Reason: "it is a loopback address"}}},
+			{Name: "a.test", Type: "address", Services: []string{"web"}, Answered: &age, Error: "SERVFAIL", Failing: 60,
+				Targets: []api.NameTarget{{Addresses: []string{"10.0.11.2"}}}},
+			{Name: "b.test", Type: "address", Services: []string{"web"}, Error: "SERVFAIL", Failing: 60},
+		}}
+	var out bytes.Buffer
+	if err := PrintDirector(&out, &st); err != nil {
+		t.Fatal(err)
+	}
+	var lines []string
+	for line := range strings.Lines(out.String()) {
+		lines = append(lines, strings.Join(strings.Fields(line), " "))
+	}
+	for _, want := range []string{"-> 10.0.11.2 Route 3 0 0 0 0 0 of web1.test",
+		"-> 10.0.12.2 Route 3 0 0 0 0 0 standby of web2.test",
+		"name _http._tcp.test srv web, shop 2 addresses, 4 left out, answered 12s ago",
+		"refused: 127.0.0.1 web it is a loopback address",
+		"name a.test address web 1 address, answered 12s ago, FAILS for 1m0s: SERVFAIL",
+		"name b.test address web no answer yet, FAILS for 1m0s: SERVFAIL"} {
+		if !slices.Contains(lines, want) {
+			t.Errorf("no line %q in\n%s", want, strings.Join(lines, "\n"))
+		}
+	}
+}

@@ -125,8 +125,9 @@ func (r *checkReader) readVia(t *table, c, base *Check) {
 
 // checkVia refuses via = "tunnel" where it has no effect, in a service whose realservers all have the method nat.
 func (r *checkReader) checkVia(s *Service) {
-	others := slices.ContainsFunc(s.Realservers, func(rs RealserverRef) bool { return rs.Forward != method.NAT })
-	if r.table.values["via"] == "tunnel" && !others && (s.Forward == method.NAT || len(s.Realservers) > 0) {
+	all := s.everyRef()
+	others := slices.ContainsFunc(all, func(rs RealserverRef) bool { return rs.Forward != method.NAT })
+	if r.table.values["via"] == "tunnel" && !others && (s.Forward == method.NAT || len(all) > 0) {
 		r.table.faultAt("via", wantDirect)
 	}
 }

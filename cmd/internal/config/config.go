@@ -163,7 +163,10 @@ type Service struct {
 	OnePacket   bool            // UDP only: each packet is scheduled by itself
 	Check       *Check          // default check of the realservers; nil: none
 	Forward     method.Kind     // default of RealserverRef.Forward
-	Realservers []RealserverRef // in the file's order, each ID once; may be empty
+	Realservers []RealserverRef // with addresses, in the file's order, each ID once; may be empty
+	Named       []RealserverRef // with names instead, in the file's order
+	Resolve     Resolve         // of Named and Found; the zero value if there are none
+	Found       RealserverRef   // realserver of each of Resolve.SRV's records, except for address, port and weight
 	EncapPort   uint16          // UDP destination port of realservers whose Encap is "gue" or "fou"
 	Quorum      int             // weight of up realservers from which the service is up, at least 1
 	Hysteresis  int             // less than Quorum
@@ -197,6 +200,7 @@ type PortRange = balancer.PortRange
 // RealserverRef is one [[service.realserver]]: a realserver in a service.
 type RealserverRef struct {
 	Address netip.Addr // never a VIP of any service
+	Host    string     // name whose address it is, as it is written; "": the file has the address
 	Forward method.Kind
 	Port    uint16 // of NAT: the realserver's port; 0: the service's
 	Tunnel         // of TUN
@@ -204,6 +208,9 @@ type RealserverRef struct {
 	Weight  int    // 0 to 65535; 0 drains it
 	Upper   int    // number of connections at which it gets no new ones; 0: no bound
 	Lower   int    // it gets new ones again below this number, at most Upper; 0: three quarters of Upper
+
+	// Standby is 0, or the rank of a realserver that gets no new connections while one with a lower rank is up.
+	Standby int
 
 	DrainOnFailure bool // a failure sets its weight to 0; else a failure removes it from the service
 }

@@ -450,9 +450,10 @@ func TestDirectorFaults(t *testing.T) {
 		{"realserver type", web("realserver = 1"), []string{`service "web": realserver: 1 is of the wrong type: ` +
 			`want [[service.realserver]] tables`}},
 		{"realserver empty", realserver(""), []string{`service "web": realserver[1]: address: missing: want the ` +
-			`realserver's IPv4 or IPv6 address`}},
+			`realserver's IPv4 or IPv6 address, or its name`}},
 		{"realserver address", realserver(`address = "10.0.0.300"`), []string{`service "web": realserver[1]: ` +
-			`address: "10.0.0.300" is not an address: ` + wantAddr}},
+			`address: "10.0.0.300" is neither an address nor a name: want an IPv4 or IPv6 address, or a name such as ` +
+			`"web1.example.com"`}},
 		{"realserver link-local", realserver(`address = "fe80::1"`), []string{`service "web": realserver "fe80::1": ` +
 			`address: "fe80::1" is a link-local address: want a unicast address`}},
 		{"key out of range", realserver("address = \"10.0.0.1\"\nencap = \"gre\"\nencap_key = 4294967296"), []string{

@@ -128,8 +128,8 @@ func (r *serviceReader) readSorry(t *table, s *Service, tunnel Tunnel) {
 	s.Sorry = rs
 }
 
-// joinSorry makes the sorry server one of the realservers if it gets its packets where that one does.
-func joinSorry(s *Service) {
+// JoinSorry makes the sorry server one of the realservers if it gets its packets where that one does.
+func (s *Service) JoinSorry() {
 	if !s.HasSorry() {
 		return
 	}

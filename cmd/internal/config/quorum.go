@@ -25,7 +25,7 @@ func readOnFailure(t *table, absent bool) (drain bool) {
 // checkQuorum refuses a quorum above the sum of the realservers' weights, unless a realserver has weight 0 or a check
 // that may raise its weight.
 func checkQuorum(t *table, s *Service) {
-	sum, open := 0, false
+	sum, open := 0, s.HasNames()
 	for _, rs := range s.Realservers {
 		sum += rs.Weight
 		open = open || rs.Weight == 0 || rs.Check != nil && rs.Check.Row().Weighs
@@ -38,10 +38,11 @@ func checkQuorum(t *table, s *Service) {
 // warnUnserved warns of a service that has no sorry server and no realserver with a weight or with a check that may
 // raise it.
 func warnUnserved(t *table, s *Service) {
+	realservers := s.everyRef()
 	weighs := func(r RealserverRef) bool { return r.Weight > 0 || r.Check != nil && r.Check.Row().Weighs }
 	switch {
-	case s.HasSorry() || slices.ContainsFunc(s.Realservers, weighs):
-	case len(s.Realservers) == 0:
+	case s.HasSorry() || slices.ContainsFunc(realservers, weighs):
+	case len(realservers) == 0:
 		t.warnAt("realserver", "missing: the service refuses all clients: want [[service.realserver]] tables")
 	default:
 		t.warnAt("realserver", "all have weight 0: the service refuses new clients: give one a weight, or name a "+

@@ -115,8 +115,10 @@ func (r *serviceReader) service(root *table, position int, written row) Service 
 	r.readSorry(t, &s, tunnel)
 	checks := newCheckReader(t, &s)
 	s.Check = checks.check
-	s.Realservers = r.readRealservers(t, &s, tunnel, checks)
-	joinSorry(&s)
+	readResolve(t, &s)
+	r.readRealservers(t, &s, tunnel, checks)
+	r.finishResolve(t, &s, tunnel, checks.check)
+	s.JoinSorry()
 	checkTunnels(t, tunnel, &s)
 	checks.checkVia(&s)
 	checkQuorum(t, &s)
@@ -208,18 +210,11 @@ func (r *serviceReader) claimPorts(t *table, at listener, ports []PortRange) {
 }
 
 // readRealservers reads the realservers of s; tunnel is the default of their tunnels.
-func (r *serviceReader) readRealservers(service *table, s *Service, tunnel Tunnel,
-	checks *checkReader) []RealserverRef {
-	var list []RealserverRef
-	seen := map[netip.AddrPort]bool{} // IDs and endpoints
-	inherits := false                 // a realserver has the service's method
+func (r *serviceReader) readRealservers(service *table, s *Service, tunnel Tunnel, checks *checkReader) {
+	seen := endpoints{}
+	inherits := false // a realserver has the service's method
 	for i, row := range service.tables("realserver", "[[service.realserver]] tables") {
-		label := fmt.Sprintf("realserver[%d]", i+1)
-		if id, ok := writtenID(row.values); ok && !seen[id] {
-			label = "realserver " + show(words.Realserver(id))
-		}
-
-		t := service.child(label, row.values, row.at)
+		t := service.child(seen.label(i, row.values), row.values, row.at)
 		rs := RealserverRef{Weight: 1, Forward: readForward(t, s.Forward)}
 		if _, own := row.values["forward"]; own {
 			r.checkMethod(t, "forward", rs.Forward)
@@ -227,31 +222,80 @@ func (r *serviceReader) readRealservers(service *table, s *Service, tunnel Tunne
 			inherits = true
 		}
 		rs.Port = readRealserverPort(t, s, rs.Forward)
-		if v, ok := t.required("address", "the realserver's IPv4 or IPv6 address"); ok {
-			if rs.Address, ok = t.realserver("address", v, rs.Forward); ok {
-				if seen[rs.ID()] || seen[s.Endpoint(&rs)] {
-					t.faultAt("address", "%s is there twice: want a realserver once in a service",
-						show(words.Realserver(rs.ID())))
-				}
-				seen[rs.ID()], seen[s.Endpoint(&rs)] = true, true
-				r.realservers = append(r.realservers, located{t, "address", rs.Address})
-				checkFamily(t, "address", s, &rs)
-			}
+		if v, ok := t.required("address", "the realserver's IPv4 or IPv6 address, or its name"); ok {
+			r.readAddress(t, v, s, &rs, seen)
 		}
 		rs.Weight = t.integer("weight", 1, 0, 65535, "0 (drains it) to 65535")
 		rs.Upper, rs.Lower = readThresholds(t)
 		rs.Tunnel = tunnel.readFor(t, rs.Forward)
-		if sealed(rs.Encap) {
+		if rs.Host != "" {
+			checkNamed(t, "address", s, &rs)
+		} else if sealed(rs.Encap) {
 			r.sealed = append(r.sealed, located{t, "address", rs.Address})
 		}
 		r.readRealserverPeer(t, &rs)
 		rs.Check = checks.readFor(t, rs.Forward)
 		rs.DrainOnFailure = readOnFailure(t, s.DrainOnFailure)
 		t.finish()
-		list = append(list, rs)
+		if rs.Host != "" {
+			s.Named = append(s.Named, rs)
+		} else {
+			s.Realservers = append(s.Realservers, rs)
+		}
 	}
 	if inherits {
 		r.checkMethod(service, "forward", s.Forward)
 	}
-	return list
+}
+
+// endpoints are the names, IDs and endpoints of the realservers of a service so far.
+type endpoints map[string]bool
+
+// label returns the label of the realserver at an index, with these values: its address or name, unless another one
+// has it.
+func (e endpoints) label(index int, values map[string]any) string {
+	if id, ok := writtenID(values); ok && !e[id.String()] {
+		return "realserver " + show(words.Realserver(id))
+	}
+	if name, ok := writtenName(values); ok {
+		return "realserver " + show(name)
+	}
+	return fmt.Sprintf("realserver[%d]", index+1)
+}
+
+// add adds the names of a realserver. It reports whether one of them is there already.
+func (e endpoints) add(names ...string) (twice bool) {
+	for _, n := range names {
+		twice = twice || e[n]
+	}
+	for _, n := range names {
+		e[n] = true
+	}
+	return twice
+}
+
+// readAddress reads the address or the name of rs, a realserver of s.
+func (r *serviceReader) readAddress(t *table, v any, s *Service, rs *RealserverRef, seen endpoints) {
+	const twice = "%s is there twice: want a realserver once in a service"
+	if name, ok := writtenName(t.values); ok {
+		rs.Host = name
+		if seen.add(sameName(rs)) {
+			t.faultAt("address", twice, show(rs.Name()))
+		}
+		return
+	}
+	text, ok := v.(string)
+	if _, err := netip.ParseAddr(text); ok && err != nil {
+		t.faultAt("address", "%s is neither an address nor a name: want an IPv4 or IPv6 address, or a name such as "+
+			"\"web1.example.com\"", show(text))
+		return
+	}
+	if rs.Address, ok = t.realserver("address", v, rs.Forward); !ok {
+		return
+	}
+	if seen.add(rs.ID().String(), s.Endpoint(rs).String()) {
+		t.faultAt("address", twice, show(rs.Name()))
+	}
+	r.realservers = append(r.realservers, located{t, "address", rs.Address})
+	checkFamily(t, "address", s, rs)
 }

@@ -197,7 +197,7 @@ func (d *director) putInForce(c *candidate) (r reload.Result, err error) {
 
 // restore puts a former state's configuration in force again, with the weights that operators had set.
 func (d *director) restore(was *state) error {
-	if _, _, err := d.configure(was.inputs.Config); err != nil {
+	if _, _, err := d.configure(was.inputs.File); err != nil {
 		return err
 	}
 	return d.controller.restoreWeights(was.inputs.Weights)

@@ -3,7 +3,7 @@ package director
 import (
 	"fmt"
 	"log/slog"
-	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -50,7 +50,7 @@ func changes(was, is *config.Director) []api.Change {
 		} else {
 			l.of(s.Name, "").note("", nil, fmt.Sprintf("%s %s port %s, scheduler %s, %s", s.Protocol, names(s.VIPs),
 				names(s.Ports), s.Scheduler,
-				words.Count(len(s.Realservers), "realserver")))
+				realserverCount(s)))
 		}
 	}
 	for i := range was.Services {
@@ -59,6 +59,15 @@ func changes(was, is *config.Director) []api.Change {
 		}
 	}
 	return all
+}
+
+// realserverCount writes how many realservers a service has in the file.
+func realserverCount(s *config.Service) string {
+	text := words.Count(len(s.Realservers)+len(s.Named), "realserver")
+	if s.Resolve.SRV != "" {
+		text += ", more by " + s.Resolve.SRV
+	}
+	return text
 }
 
 // difference collects the changes of the director, of a service or of a realserver.
@@ -182,17 +191,38 @@ func (l difference) services(was, is *config.Service) {
 	l.sorry(was, is)
 	l.compare("on_failure", failureName(was.DrainOnFailure), failureName(is.DrainOnFailure))
 	l.check(was.Check, is.Check)
+	l.in("resolve").resolve(was, is)
+	if was.Resolve.SRV != "" && is.Resolve.SRV != "" { // otherwise the realservers' own changes have it
+		l.compare("forward", was.Found.Forward, is.Found.Forward)
+		l.tunnel(was.Found.Tunnel, is.Found.Tunnel)
+	}
 	l.realservers(was, is)
 }
 
-func (l difference) realservers(was, is *config.Service) {
-	former := make(map[netip.AddrPort]config.RealserverRef, len(was.Realservers))
-	for _, r := range was.Realservers {
-		former[r.ID()] = r
+// resolve compares how names are resolved.
+func (l difference) resolve(was, is *config.Service) {
+	server := func(s *config.Service) string {
+		if s.Resolve.Server.IsValid() {
+			return s.Resolve.Server.String()
+		}
+		return "of resolv.conf"
 	}
-	for _, r := range is.Realservers {
-		l := l.of(is.Name, words.Realserver(r.ID()))
-		if old, stays := former[r.ID()]; stays {
+	l.compare("srv", none(was.Resolve.SRV), none(is.Resolve.SRV))
+	if was.HasNames() && is.HasNames() {
+		l.compare("interval", was.Resolve.Interval, is.Resolve.Interval)
+		l.compare("server", server(was), server(is))
+		l.compare("family", was.Resolve.Family, is.Resolve.Family)
+	}
+}
+
+func (l difference) realservers(was, is *config.Service) {
+	former := make(map[string]config.RealserverRef, len(was.Realservers))
+	for _, r := range slices.Concat(was.Realservers, was.Named) {
+		former[r.Name()] = r
+	}
+	for _, r := range slices.Concat(is.Realservers, is.Named) {
+		l := l.of(is.Name, r.Name())
+		if old, stays := former[r.Name()]; stays {
 			l.compare("forward", old.Forward, r.Forward)
 			l.compare("weight", old.Weight, r.Weight)
 			l.compare("upper", old.Upper, r.Upper)
@@ -205,15 +235,14 @@ func (l difference) realservers(was, is *config.Service) {
 			if old.Check != was.Check || r.Check != is.Check { // else the service's own change has it already
 				l.check(old.Check, r.Check)
 			}
-			delete(former, r.ID())
+			delete(former, r.Name())
 		} else {
 			l.note("", nil, fmt.Sprintf("weight %d", r.Weight))
 		}
 	}
-	for _, r := range was.Realservers {
-		if _, left := former[r.ID()]; left {
-			name := words.Realserver(r.ID())
-			l.of(is.Name, name).note("", name, nil)
+	for _, r := range slices.Concat(was.Realservers, was.Named) {
+		if _, left := former[r.Name()]; left {
+			l.of(is.Name, r.Name()).note("", r.Name(), nil)
 		}
 	}
 }

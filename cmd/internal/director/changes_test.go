@@ -92,6 +92,14 @@ func TestChanges(t *testing.T) {
 			`service "web": realserver 10.0.11.3: added: weight 7`,
 			`service "web": realserver 10.0.11.1: removed`,
 		}},
+		{"names", func(_ *config.Director, web *config.Service) {
+			web.Named = []config.RealserverRef{{Host: "a.test", Weight: 2}, {Host: "b.test", Port: 8080, Weight: 1}}
+			web.Resolve = config.Resolve{SRV: "_http._tcp.test", Interval: time.Minute, Family: config.FamilyAny}
+		}, []string{
+			`service "web": resolve: srv none -> _http._tcp.test`,
+			`service "web": realserver a.test: added: weight 2`,
+			`service "web": realserver b.test:8080: added: weight 1`,
+		}},
 		{"on_failure of a service", func(_ *config.Director, web *config.Service) {
 			web.DrainOnFailure, web.Realservers[0].DrainOnFailure, web.Realservers[1].DrainOnFailure = true, true, true
 		}, []string{`service "web": on_failure remove -> drain`}},
@@ -186,5 +194,37 @@ func TestChangesOfChecks(t *testing.T) {
 		if diff := cmp.Diff(c.want, texts(got)); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", name, diff)
 		}
+	}
+}
+
+// TestChangesOfNames: changes of how names are resolved, and of realservers with names.
+func TestChangesOfNames(t *testing.T) {
+	cfg := func(change func(web *config.Service)) *config.Director {
+		c := running()
+		web := &c.Services[0]
+		web.Named = []config.RealserverRef{{Host: "a.test", Weight: 2}, {Host: "b.test", Weight: 1}}
+		web.Resolve = config.Resolve{SRV: "_http._tcp.test", Interval: time.Minute, Family: config.FamilyAny}
+		web.Found = config.RealserverRef{Host: "_http._tcp.test", Tunnel: config.Tunnel{Encap: "ipip"}}
+		change(web)
+		return c
+	}
+	got := texts(changes(cfg(func(*config.Service) {}), cfg(func(web *config.Service) {
+		web.Named = web.Named[:1]
+		web.Named[0].Weight = 7
+		web.Resolve = config.Resolve{SRV: "_https._tcp.test", Interval: time.Second, Family: config.FamilyV6,
+			Server: netip.MustParseAddrPort("10.0.2.53:53")}
+		web.Found.Encap = "gre"
+	})))
+	want := []string{
+		`service "web": resolve: srv _http._tcp.test -> _https._tcp.test`,
+		`service "web": resolve: interval 1m0s -> 1s`,
+		`service "web": resolve: server of resolv.conf -> 10.0.2.53:53`,
+		`service "web": resolve: family any -> ipv6`,
+		`service "web": encap ipip -> gre`,
+		`service "web": realserver a.test: weight 2 -> 7`,
+		`service "web": realserver b.test: removed`,
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"vstun/balancer"
 	"vstun/balancer/health"
 	"vstun/balancer/health/notify"
+	"vstun/balancer/resolve"
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/director/plan"
 	"vstun/cmd/internal/reload"
@@ -23,7 +24,7 @@ import (
 // controller owns the director's state. One goroutine, run, changes an input, plans, applies the plan, and then reports
 // what has happened:
 //
-//	reload, weights, health, paths, neighbours, devices → plan.Inputs → plan.Plan → apply → state, events
+//	reload, names, weights, health, paths, neighbours, devices → plan.Inputs → plan.Plan → apply → state, events
 //
 // Everything else reads the state, which is replaced in one step.
 type controller struct {
@@ -37,6 +38,7 @@ type controller struct {
 	ask     questions
 	// neighbours are kept resolved for VS/DR.
 	neighbours neighbours
+	names      *resolve.Resolver            // keeps the answers for names
 	notify     func(events ...notify.Event) // notifies
 	note       func(in *plan.Inputs)        // of inputs in force, for the next process
 	look       func(devices []query.Device) // at the present devices
@@ -47,11 +49,15 @@ type controller struct {
 	current  atomic.Pointer[state]
 
 	// The following belong to run, and to start before it.
-	unreported []health.Change      // that are not in force yet
-	failures   map[string]string    // the last error by activity, see logFailure
-	places     map[netip.Addr]place // of realservers of VS/DR
-	incomplete bool                 // the peers' connections are not here yet
-	takeover   <-chan time.Time     // the end of takingOver; nil: this director has got no role just now
+	unreported []health.Change        // that are not in force yet
+	failures   map[string]string      // the last error by activity, see logFailure
+	places     map[netip.Addr]place   // of realservers of VS/DR
+	failing    map[resolve.Query]bool // names that cannot be resolved
+	cut        map[resolve.Query]bool // names with too many addresses
+	// namesRefused is set while the newest answers could not be applied.
+	namesRefused bool
+	incomplete   bool             // the peers' connections are not here yet
+	takeover     <-chan time.Time // the end of takingOver; nil: this director has got no role just now
 }
 
 // network is the part of a routing.Manager that the controller needs.
@@ -75,12 +81,15 @@ func newController(log *slog.Logger, plane *dataPlane, checks *checks, network n
 	return &controller{log: log, plane: plane, checks: checks, network: network, neighbours: neighbours, lan: lan,
 		roles: &roles{}, tables: &tables{}, ask: newQuestions(plane, lan), notify: func(...notify.Event) {},
 		note: func(*plan.Inputs) {}, look: func([]query.Device) {}, requests: make(chan func()),
-		ended: make(chan struct{}), failures: map[string]string{}}
+		ended: make(chan struct{}), failures: map[string]string{}, names: resolve.New()}
 }
 
 // start puts the first configuration in force. former are inputs of a former process: the weights that operators have
 // set, and what its connections may need, that the configuration does not have. The next trim removes the rest.
 func (c *controller) start(cfg *config.Director, former plan.Inputs) error {
+	c.names.Remember(former.Answers)
+	c.awaitNames(cfg)
+	former.Answers = c.names.Answers()
 	in := former.Reconfigured(cfg)
 	c.incomplete = cfg.Sync.On
 	in.Rules = c.ask.rules()
@@ -105,6 +114,9 @@ func (c *controller) start(cfg *config.Director, former plan.Inputs) error {
 		return err
 	}
 	c.roles.set(c.state())
+	c.askNames()
+	c.logNames()
+	c.logAnswers(nil)
 	return nil
 }
 
@@ -150,7 +162,7 @@ func (c *controller) run(ctx context.Context) error {
 	defer close(c.ended)
 	ticker := time.NewTicker(pathsEvery)
 	defer ticker.Stop()
-	var pathsPause, devicesPause, neighboursPause <-chan time.Time // nil: there is none
+	var pathsPause, devicesPause, neighboursPause, namesPause <-chan time.Time // nil: there is none
 	for {
 		due, tooBig, changed := ticker.C, c.plane.shared.TooBig, c.network.Changed()
 		if pathsPause != nil {
@@ -164,9 +176,17 @@ func (c *controller) run(ctx context.Context) error {
 		if neighboursPause != nil {
 			neighbours = nil
 		}
+		names := c.names.Changed()
+		if namesPause != nil {
+			names = nil
+		}
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-names:
+			namesPause = c.followNames()
+		case <-namesPause:
+			namesPause = nil
 		case fn := <-c.requests:
 			fn()
 		case <-due:
@@ -246,9 +266,13 @@ func (c *controller) answerUnknown() {
 
 // configure puts cfg in force, and returns the states before and after. On an error nothing has changed.
 func (c *controller) configure(cfg *config.Director) (was, is *state, err error) {
+	c.awaitNames(cfg)
 	ending := c.do(func() {
+		defer c.askNames()
 		was = c.state()
-		in := was.inputs.Reconfigured(cfg)
+		in := was.inputs
+		in.Answers = c.names.Answers()
+		in = in.Reconfigured(cfg)
 		in.Rules = c.ask.rules()
 		c.resolvePaths(&in)
 		c.awaitNeighbours(&in, firstAnswer)
@@ -269,6 +293,9 @@ func (c *controller) configure(cfg *config.Director) (was, is *state, err error)
 // they would keep a CPU busy without the pause.
 func (c *controller) refresh() (pause <-chan time.Time) {
 	begin := time.Now()
+	if c.namesRefused {
+		c.followNames()
+	}
 	in := c.state().inputs
 	c.resolvePaths(&in)
 	c.resolveNeighbours(&in)

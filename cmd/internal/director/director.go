@@ -279,6 +279,7 @@ func (d *director) runControl(ctx context.Context, hangup func(fn func()) daemon
 		d.plane.tunnels.run,
 		d.tables.run,
 		d.neighbours.Run,
+		d.controller.names.Run,
 		func(ctx context.Context) error {
 			defer close(succeeded)
 			return d.roles.run(ctx, sync.OnceFunc(func() { close(leaving) }))
@@ -381,6 +382,9 @@ func (d *director) close(cfg *config.Director) error {
 	errs = append(errs, d.plane.fast.close(), d.plane.close(), d.handover.close(cfg))
 	if d.neighbours != nil {
 		errs = append(errs, d.neighbours.Close())
+	}
+	if d.controller != nil {
+		d.controller.names.Close()
 	}
 	if d.checks.pinger != nil {
 		errs = append(errs, d.checks.pinger.Close())

@@ -58,6 +58,7 @@ type keptInputs struct {
 	Health  []keptHealth `json:"health"`
 	VIPs    []netip.Addr `json:"vips"` // retired ones included
 	NAT     []keptServer `json:"nat"`
+	Names   []keptAnswer `json:"names"`
 }
 
 // keptServer is a plan.NATServer.
@@ -197,7 +198,7 @@ func (m *memory) recall() (in plan.Inputs, states []health.State) {
 	if text := m.former.Blob(inputsBlob); text == nil || json.Unmarshal(text, &k) != nil {
 		return in, nil
 	}
-	in.Weights, in.RetiredVIPs = plan.Weights{}, k.VIPs
+	in.Weights, in.RetiredVIPs, in.Answers = plan.Weights{}, k.VIPs, recalledAnswers(k.Names)
 	for _, n := range k.NAT {
 		in.RetiredNAT = append(in.RetiredNAT, plan.NATServer{Address: n.Address, Protocol: n.Protocol,
 			Ports: config.PortRange{First: n.First, Last: n.Last}})
@@ -222,7 +223,7 @@ func (m *memory) note(in *plan.Inputs) {
 	if m.file == nil || m.noted != nil && sameKept(m.noted, in) {
 		return
 	}
-	k := keptInputs{VIPs: in.AllVIPs()}
+	k := keptInputs{VIPs: in.AllVIPs(), Names: keptAnswers(in.Answers)}
 	for _, n := range in.AllNATServers() {
 		k.NAT = append(k.NAT, keptServer{n.Address, n.Protocol, n.Ports.First, n.Ports.Last})
 	}

@@ -32,9 +32,9 @@ func (d *director) reload() ([]api.Change, error) {
 	})
 }
 
-// result returns the changes between two inputs of the plan, with other configurations.
+// result returns the changes between the files of two inputs of the plan.
 func result(was, is plan.Inputs) reload.Result {
-	before, now := was.Config, is.Config
+	before, now := was.File, is.File
 	return reload.Result{
 		Changes: slices.Concat(changes(before, now),
 			tunnel.Changes(before.Tunnels, now.Tunnels, &before.WireGuard, &now.WireGuard),

@@ -40,6 +40,7 @@ func (d *director) status() api.DirectorStatus {
 	}
 	st.In, st.Out, st.Drops = t.In, t.Out, t.Drops
 	st.Services = d.servicesStatus(time.Now())
+	st.Names = d.controller.namesStatus(time.Now())
 	p.balancer.Save() // a later process never shows less
 	st.Resets = t.Resets
 	st.Overruns = p.overruns()
@@ -145,6 +146,8 @@ func (st *state) noteHealth(svc *api.Service, s *config.Service, b *balancer.Ser
 		if r.Weight = plan.Weight(c.Weight, found); r.Weight != c.Weight { // the balancer's weight is 0 after a failure
 			r.Configured = &c.Weight
 		}
+		r.Host = c.Host
+		r.Standby = c.Standby > 0 && b.Realservers[i].Weight == 0 && !b.Realservers[i].Down && r.Weight > 0
 		if c.Check == nil {
 			continue
 		}

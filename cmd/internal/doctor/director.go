@@ -43,6 +43,7 @@ func (d *Director) Examine(ctx context.Context) (*Report, error) {
 	if running && silence == nil {
 		known = &st
 	}
+	d, names := d.resolved(ctx, known)
 	r := newReport("director", d.File, running)
 	v4, v6 := d.families()
 	checks := []check{
@@ -54,14 +55,9 @@ func (d *Director) Examine(ctx context.Context) (*Report, error) {
 		{"rp_filter", func(ctx context.Context, res *result) { res.directorFilters(ctx, d.Config.TUN, v4, &st) }},
 		{"neighbours", func(_ context.Context, res *result) { res.neighbours(d.Config, d.vips(), known) }},
 		{"ip_vs", func(_ context.Context, res *result) { res.kernelServices(d.vips()) }},
+		{"names", func(_ context.Context, res *result) { res.names(names) }},
 		{"routes", func(_ context.Context, res *result) { res.realserverRoutes(d.Config) }},
-		{"descriptors", func(_ context.Context, res *result) {
-			c, err := st.Checks, error(nil)
-			if !running || silence != nil {
-				c, err = d.Checks()
-			}
-			res.descriptors(c, err)
-		}},
+		{"descriptors", func(_ context.Context, res *result) { res.descriptors(d.descriptors(known)) }},
 	}
 	if running {
 		checks = append(checks,
@@ -102,6 +98,14 @@ func (d *Director) Examine(ctx context.Context) (*Report, error) {
 	}
 	r.run(ctx, probes...)
 	return r.finish(), nil
+}
+
+// descriptors returns the descriptors that the checks need and have: of the running director, unless known is nil.
+func (d *Director) descriptors(known *api.DirectorStatus) (api.Checks, error) {
+	if known == nil {
+		return d.Checks()
+	}
+	return known.Checks, nil
 }
 
 // status gets the status of the program with this control socket, and reports whether the program runs. silence is the

@@ -166,16 +166,18 @@ func TestReloadOfEveryKeyOfDirector(t *testing.T) {
 		"director":    {fmt.Sprintf("control = %q", p.socket), `fast_path = "off"`},
 		"notify.mail": {`to = "ops@example.com"`, `from = "lb@example.com"`, `server = "127.0.0.1:25"`},
 		"service": {`name = "web"`, `vip = "198.51.100.80"`, `protocol = "tcp"`, `port = 80`, `scheduler = "sh"`,
-			`encap = "wireguard"`, `sorry_server = "10.0.2.9"`, `sorry_forward = "dr"`},
+			`sorry_server = "10.0.2.9"`, `sorry_forward = "dr"`},
+		"service.resolve":    {`srv = "_http._tcp.test"`, `server = "127.0.0.1"`},
 		"service.check":      {`type = "http"`},
-		"service.realserver": {`address = "10.0.11.2"`, "weight = 5"},
+		"service.realserver": {`address = "10.0.11.2"`, "weight = 5", `forward = "tun"`, `encap = "wireguard"`},
 		"vrrp": {`name = "VI_1"`, `interface = "eth0"`, "router_id = 51", `addresses = ["198.51.100.80"]`,
 			fmt.Sprintf("key = %q", hmacKey)},
 		"vrrp.track": {`interface = "eth1"`},
 	}
 	tables := []string{"director", "connections", "connections.timeouts", "notify", "notify.mail", "service",
-		"service.persistence", "service.check", "service.realserver", "service.realserver.wireguard", "vrrp",
-		"vrrp.track", "sync", "second_chance", "wireguard", "tunnel", "tunnel.probe", "tunnel.wireguard"}
+		"service.persistence", "service.check", "service.resolve", "service.realserver",
+		"service.realserver.wireguard", "vrrp", "vrrp.track", "sync", "second_chance", "wireguard", "tunnel",
+		"tunnel.probe", "tunnel.wireguard"}
 	cert, key := filepath.Join(s.dir, "client.pem"), filepath.Join(s.dir, "client.key")
 	issueCertificate(t, "director", cert, key)
 	both := filepath.Join(s.dir, "both.pem")
@@ -280,8 +282,8 @@ func TestReloadOfEveryKeyOfDirector(t *testing.T) {
 		"service.scheduler_flags": {`scheduler_flags = ["sh-port"]`},
 		"service.order":           {`order = "address"`},
 		"service.one_packet":      {`protocol = "udp"`, "one_packet = true"},
-		"service.forward":         {`forward = "dr"`, "encap = absent"},
-		"service.encap":           {`encap = "ipip"`},
+		"service.forward":         {`forward = "dr"`},
+		"service.encap":           {`encap = "gre"`},
 		"service.encap_port":      {`encap = "gue"`, "encap_port = 6081"},
 		"service.encap_key":       {`encap = "gre"`, "encap_key = 7"},
 		"service.encap_checksum":  {`encap = "gre"`, "encap_checksum = true"},
@@ -319,6 +321,11 @@ func TestReloadOfEveryKeyOfDirector(t *testing.T) {
 		"service.persistence.timeout":  {`timeout = "1m"`},
 		"service.persistence.netmask":  {"netmask = 24"},
 		"service.persistence.netmask6": {"netmask6 = 64"},
+
+		"service.resolve.srv":      {`srv = "_https._tcp.test"`},
+		"service.resolve.interval": {`interval = "5s"`},
+		"service.resolve.server":   {`server = "127.0.0.1:5353"`},
+		"service.resolve.family":   {`family = "ipv4"`},
 
 		"service.check.type":       {`type = "tcp"`},
 		"service.check.via":        {`via = "direct"`},
@@ -361,8 +368,8 @@ func TestReloadOfEveryKeyOfDirector(t *testing.T) {
 		"service.realserver.wireguard.keepalive": {`keepalive = "25s"`},
 
 		"service.realserver.address":        {`address = "10.0.12.2"`},
-		"service.realserver.forward":        {`forward = "nat"`},
-		"service.realserver.port":           {`forward = "nat"`, "port = 8080"},
+		"service.realserver.forward":        {`forward = "nat"`, "encap = absent"},
+		"service.realserver.port":           {`forward = "nat"`, "encap = absent", "port = 8080"},
 		"service.realserver.weight":         {"weight = 7"},
 		"service.realserver.on_failure":     {`on_failure = "drain"`},
 		"service.realserver.encap":          {`encap = "ipip"`},

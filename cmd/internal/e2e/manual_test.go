@@ -125,6 +125,8 @@ xxxxxxxxxx = 1
 xxxxxxxxxx = 1
 [service.persistence]
 xxxxxxxxxx = 1
+[service.resolve]
+xxxxxxxxxx = 1
 [service.check]
 xxxxxxxxxx = 1
 [[service.realserver]]

@@ -179,6 +179,7 @@ func (c *director) Describe(ch chan<- *prometheus.Desc) {
 	describe(ch, tablesSeries)
 	describe(ch, wireguardSeries)
 	describe(ch, tunnelSeries)
+	describe(ch, nameSeries)
 	ch <- tunnelDrops
 	for _, d := range []*prometheus.Desc{buildDesc, directorDrops, directorBatches, fastPathRefused, serviceInfo,
 		current, vrrpRefused, syncRefused, syncTableAge, syncHeard, tablesRefused, tablesCurrent} {
@@ -210,6 +211,7 @@ func (c *director) Collect(ch chan<- prometheus.Metric) {
 	sendTables(ch, st.Tables)
 	sendWireGuard(ch, st.WireGuard)
 	sendTunnels(ch, st.Tunnels)
+	sendNames(ch, st.Names)
 	for i := range st.Services {
 		sendService(ch, &st.Services[i])
 	}

@@ -31,7 +31,10 @@ func (id RealserverID) String() string {
 
 // Inputs is everything that a plan depends on.
 type Inputs struct {
-	Config  *config.Director // as the file has it
+	File    *config.Director // as it is written
+	Answers Answers          // for the names of File
+	Config  *config.Director // File with the realservers of Answers
+	Refused []Refused        // answers that Config leaves out
 	Weights Weights
 	Health  []health.State // of all realservers that are monitored
 	Paths   Paths          // to Destinations, and to Retired
@@ -152,9 +155,10 @@ func Plan(in Inputs, before map[string]ServiceState) (Desired, []Event) {
 	return d, events
 }
 
-// Reconfigured returns in with the configuration cfg. It keeps the weights that still hold under cfg. VIPs, and
+// Reconfigured returns in with the configuration of file. It keeps the weights that still hold under cfg. VIPs, and
 // servers of VS/NAT, that are not configured any more become retired ones.
-func (in Inputs) Reconfigured(cfg *config.Director) Inputs {
+func (in Inputs) Reconfigured(file *config.Director) Inputs {
+	cfg, refused := Resolved(file, in.Answers)
 	vips := VIPs(cfg)
 	in.RetiredVIPs = slices.DeleteFunc(in.AllVIPs(),
 		func(vip netip.Addr) bool { return slices.Contains(vips, vip) })
@@ -163,7 +167,7 @@ func (in Inputs) Reconfigured(cfg *config.Director) Inputs {
 		_, found := slices.BinarySearchFunc(servers, n, NATServer.compare)
 		return found
 	})
-	in.Config, in.Weights = cfg, in.Weights.kept(cfg)
+	in.File, in.Config, in.Refused, in.Weights = file, cfg, refused, in.Weights.kept(cfg)
 	return in
 }
 

@@ -2,6 +2,7 @@ package plan
 
 import (
 	"fmt"
+	"math"
 	"slices"
 
 	"vstun/balancer"
@@ -104,14 +105,24 @@ func sorryServer(s *config.Service, sources config.Sources, paths Paths, inUse b
 func applyHealth(b *balancer.Service, s *config.Service, states map[RealserverID]health.State, neighbours Neighbours,
 	was *ServiceState) ServiceState {
 	var is ServiceState
-	down := make([]bool, len(s.Realservers))
+	down, unknown := make([]bool, len(s.Realservers)), false
+	for i := range s.Realservers {
+		st, monitored := states[RealserverID{s.Name, s.Realservers[i].ID()}]
+		b.Realservers[i].Weight = Weight(s.Realservers[i].Weight, st)
+		down[i], unknown = monitored && !st.Up, unknown || monitored && !st.Known
+	}
+	rank := activeRank(b, s, down)
 	least, most := 0, 0 // bounds of the weight that is up, whatever the unknown states are
 	for i := range s.Realservers {
 		r := &s.Realservers[i]
 		st, monitored := states[RealserverID{s.Name, r.ID()}]
-		weight := Weight(r.Weight, st)
-		b.Realservers[i].Weight = weight
-		down[i] = monitored && !st.Up
+		weight := b.Realservers[i].Weight
+		if r.Standby > rank {
+			if b.Realservers[i].Weight = 0; unknown { // the rank may be another one
+				most += weight
+			}
+			continue
+		}
 		if !down[i] {
 			is.UpWeight += weight
 		}
@@ -142,6 +153,17 @@ func applyHealth(b *balancer.Service, s *config.Service, states map[RealserverID
 		}
 	}
 	return is
+}
+
+// activeRank returns the least rank of a realserver that is up and has a weight. Those with a higher rank stand by.
+func activeRank(b *balancer.Service, s *config.Service, down []bool) int {
+	rank := math.MaxInt
+	for i := range s.Realservers {
+		if !down[i] && b.Realservers[i].Weight > 0 {
+			rank = min(rank, s.Realservers[i].Standby)
+		}
+	}
+	return rank
 }
 
 // event returns the event of s, if its state has changed. Its state before was *was; nil stands for a new service.
