@@ -41,6 +41,7 @@ type DirectorStatus struct {
 	Neighbours    Neighbours    `json:"neighbours"`
 	VRRP          []VRRP        `json:"vrrp,omitempty"`
 	Sync          *Sync         `json:"sync,omitempty"`      // none without [sync]
+	BGP           *BGP          `json:"bgp,omitempty"`       // none without [bgp]
 	WireGuard     *WireGuard    `json:"wireguard,omitempty"` // none without [wireguard]
 	Tables        *Tables       `json:"tables,omitempty"`    // for second chances; none without [second_chance]
 	Tunnels       []Tunnel      `json:"tunnels,omitempty"`   // point-to-point tunnels

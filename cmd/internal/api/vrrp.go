@@ -4,6 +4,7 @@ package api
 type Peers struct {
 	VRRP []VRRP `json:"vrrp"`
 	Sync *Sync  `json:"sync,omitempty"` // none without [sync]
+	BGP  *BGP   `json:"bgp,omitempty"`  // none without [bgp]
 }
 
 // VRRP is an instance of the election between directors.

@@ -18,8 +18,8 @@ import (
 // PeersCommand returns the command peers, which shows the director's roles and its peers.
 func PeersCommand(socket *Socket) *cobra.Command {
 	var asJSON bool
-	c := &cobra.Command{Use: "peers", Short: "Show the director's roles in VRRP, the other directors, and the " +
-		"exchange of connections with them",
+	c := &cobra.Command{Use: "peers", Short: "Show the director's roles in VRRP, its sessions of BGP, the other " +
+		"directors, and the exchange of connections with them",
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			path, err := socket.Path()
@@ -40,8 +40,8 @@ func PeersCommand(socket *Socket) *cobra.Command {
 func StandbyCommand(socket *Socket) *cobra.Command {
 	var asJSON bool
 	var linger time.Duration
-	c := &cobra.Command{Use: "standby", Short: "Give the director's roles to the other directors, until active or a " +
-		"restart; packets that still come are forwarded",
+	c := &cobra.Command{Use: "standby", Short: "Give the director's roles to the other directors, and withdraw its " +
+		"VIPs from routers, until active or a restart; packets that still come are forwarded",
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			p, err := postRole(c, socket, "/standby")
@@ -63,7 +63,8 @@ func StandbyCommand(socket *Socket) *cobra.Command {
 // ActiveCommand returns the command active, which ends a standby.
 func ActiveCommand(socket *Socket) *cobra.Command {
 	var asJSON bool
-	c := &cobra.Command{Use: "active", Short: "End a standby: take the roles from directors of a lower priority",
+	c := &cobra.Command{Use: "active", Short: "End a standby: take the roles from directors of a lower priority, and " +
+		"announce VIPs to routers again",
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			p, err := postRole(c, socket, "/active")
@@ -90,7 +91,11 @@ func printPeers(out io.Writer, p api.Peers, asJSON bool) error {
 	if asJSON {
 		return PrintJSON(out, p)
 	}
-	return errors.Join(printElection(out, p.VRRP), printSync(out, p.Sync))
+	var err error
+	if len(p.VRRP) > 0 || p.BGP == nil {
+		err = printElection(out, p.VRRP)
+	}
+	return errors.Join(err, printBGP(out, p.BGP), printSync(out, p.Sync))
 }
 
 // printElection writes the director's roles, with what they depend on and the peers.

@@ -51,6 +51,10 @@ func PrintDirector(out io.Writer, st *api.DirectorStatus) error {
 	printNames(w, st.Names)
 	printConflicts(w, st.Announced)
 	printRoles(w, st.VRRP)
+	if st.BGP != nil {
+		fmt.Fprintln(w)
+		printBGPLine(w, st.BGP)
+	}
 	if len(st.Leaving.List) > 0 {
 		fmt.Fprintf(w, "\nnot configured any more, but with connections:\n")
 	}

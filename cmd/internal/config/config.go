@@ -56,6 +56,7 @@ type Director struct {
 	VRRP        []VRRP    // in the file's order; none: this director is always active
 	Notify      Notify
 	Sync        Sync
+	BGP         BGP
 	WireGuard   WireGuard
 	Tunnels     []PointToPoint // in the file's order
 	Warnings    []string       // keys without their apparent effect, one line each in the form of Errors
@@ -174,6 +175,7 @@ type Service struct {
 	// Realservers, it is that realserver. Otherwise its weight is 1, and it is not checked.
 	Sorry          RealserverRef
 	DrainOnFailure bool // default of RealserverRef.DrainOnFailure
+	AnnounceAlways bool // its VIPs are announced to routers also without its quorum
 }
 
 // HasSorry reports whether the service has a sorry server.

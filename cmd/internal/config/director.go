@@ -56,6 +56,8 @@ func ParseDirector(name string, text []byte) (*Director, error) {
 	d.Notify = readNotify(root, d)
 	d.Sync = readSync(root)
 	d.SecondChance = readDirectorChance(root, d)
+	d.BGP = readBGP(root, d.Services)
+	warnAnnounceWhen(services, d)
 	root.finish()
 
 	if len(root.file.faults) > 0 {

@@ -243,9 +243,9 @@ func TestDirectorFaults(t *testing.T) {
 			`[[service]] table`}},
 		{"unknown table", web("[conections]"), []string{`conections: unknown key: did you mean connections?`}},
 		{"key without table", "queues = 1\n" + goodService, []string{`queues: unknown key: want director, ` +
-			`connections, wireguard, service, tunnel, vrrp, notify, sync or second_chance`}},
+			`connections, wireguard, service, tunnel, vrrp, notify, sync, second_chance or bgp`}},
 		{"strange key", "\"a\\nb\" = 1\n" + goodService, []string{`"a\nb": unknown key: want director, connections, ` +
-			`wireguard, service, tunnel, vrrp, notify, sync or second_chance`}},
+			`wireguard, service, tunnel, vrrp, notify, sync, second_chance or bgp`}},
 
 		// [director]
 		{"director as an array", "[[director]]\n" + goodService, []string{`director: an array of tables is of the ` +
@@ -540,8 +540,8 @@ port = 1
 		`service[2]: protocol: missing: want tcp, udp or sctp`,
 		`service "web": realserver "198.51.100.80": address: "198.51.100.80" is also a VIP of service "web": want `+
 			`the realserver's own address`,
-		`colour: unknown key: want director, connections, wireguard, service, tunnel, vrrp, notify, sync or `+
-			`second_chance`,
+		`colour: unknown key: want director, connections, wireguard, service, tunnel, vrrp, notify, sync, `+
+			`second_chance or bgp`,
 	)
 }
 

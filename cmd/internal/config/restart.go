@@ -26,6 +26,10 @@ func (d *Director) NeedsRestart(is *Director) []string {
 		{"sync.id", d.Sync.ID != is.Sync.ID},
 		{"sync.key", d.Sync.Key != is.Sync.Key},
 		{"sync.mode", d.Sync.Mode() != is.Sync.Mode()},
+		// Port 179 is privileged.
+		{"bgp.listen", is.BGP.Listen.IsValid() && d.BGP.Listen != is.BGP.Listen},
+		{"bgp.as", is.BGP.Listen.IsValid() && d.BGP.On() && d.BGP.AS != is.BGP.AS},
+		{"bgp.router_id", is.BGP.Listen.IsValid() && d.BGP.On() && d.BGP.RouterID != is.BGP.RouterID},
 	})
 }
 

@@ -21,6 +21,7 @@ type serviceReader struct {
 	realservers []located
 	sealed      []located   // those whose tunnel is WireGuard's
 	peers       *peerReader // of WireGuard
+	tables      []*table    // of the services
 	tap         bool        // the director has a TAP device
 }
 
@@ -112,6 +113,7 @@ func (r *serviceReader) service(root *table, position int, written row) Service 
 	s.EncapPort = readEncapPort(t)
 	tunnel := readTunnel(t)
 	r.readQuorum(t, &s)
+	s.AnnounceAlways = readAnnounceWhen(t)
 	r.readSorry(t, &s, tunnel)
 	checks := newCheckReader(t, &s)
 	s.Check = checks.check
@@ -125,6 +127,7 @@ func (r *serviceReader) service(root *table, position int, written row) Service 
 	warnUnserved(t, &s)
 	warnOnePacket(t, &s)
 	t.finish()
+	r.tables = append(r.tables, t)
 
 	for _, vip := range s.VIPs {
 		if _, ok := r.vips[vip]; !ok {

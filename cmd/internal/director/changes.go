@@ -3,6 +3,7 @@ package director
 import (
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -33,6 +34,7 @@ func changes(was, is *config.Director) []api.Change {
 	l.compare("log", levelName(was.Log), levelName(is.Log))
 	l.in("connections").connections(&was.Connections, &is.Connections)
 	l.vrrp(was.VRRP, is.VRRP)
+	l.bgp(&was.BGP, &is.BGP)
 	l.wireguard(&was.WireGuard, &is.WireGuard)
 	l.secondChance(&was.SecondChance, &is.SecondChance)
 	l.notify(&was.Notify, &is.Notify)
@@ -75,6 +77,7 @@ type difference struct {
 	list                *[]api.Change
 	service, realserver string
 	table               string // of the keys: "check"
+	whole               bool   // table has an address, whose dots separate no tables
 }
 
 // of returns a difference of a service, or of a realserver of it, with the same list.
@@ -85,6 +88,12 @@ func (l difference) of(service, realserver string) difference {
 // in returns a difference of the keys of a table, with the same list.
 func (l difference) in(table string) difference {
 	l.table = table
+	return l
+}
+
+// row returns a difference of the keys of the row of a table that has an address, with the same list.
+func (l difference) row(table string, a netip.Addr) difference {
+	l.table, l.whole = table+" "+a.String(), true
 	return l
 }
 
@@ -135,6 +144,11 @@ func (l difference) note(key string, was, is any) {
 
 // name returns the name of a key in texts, with its table.
 func (l difference) name(key string) string {
+	if l.whole && key != "" {
+		return l.table + ": " + key
+	} else if l.whole {
+		return l.table
+	}
 	return strings.ReplaceAll(l.path(key), ".", ": ")
 }
 
@@ -190,6 +204,7 @@ func (l difference) services(was, is *config.Service) {
 	l.compare("hysteresis", was.Hysteresis, is.Hysteresis)
 	l.sorry(was, is)
 	l.compare("on_failure", failureName(was.DrainOnFailure), failureName(is.DrainOnFailure))
+	l.compare("announce_when", announceWhenName(was.AnnounceAlways), announceWhenName(is.AnnounceAlways))
 	l.check(was.Check, is.Check)
 	l.in("resolve").resolve(was, is)
 	if was.Resolve.SRV != "" && is.Resolve.SRV != "" { // otherwise the realservers' own changes have it

@@ -139,8 +139,10 @@ func run(ctx context.Context, file string) error {
 	if err != nil {
 		return err
 	}
-	// open reports a refused operation. With CAP_PERFMON the fast path's program is faster.
-	_ = daemon.KeepOnly(unix.CAP_NET_ADMIN, unix.CAP_NET_RAW, unix.CAP_BPF, unix.CAP_PERFMON)
+	// open reports a refused operation. With CAP_PERFMON the fast path's program is faster. Port 179 of [bgp] is
+	// privileged.
+	_ = daemon.KeepOnly(unix.CAP_NET_ADMIN, unix.CAP_NET_RAW, unix.CAP_BPF, unix.CAP_PERFMON,
+		unix.CAP_NET_BIND_SERVICE)
 	d, err := open(file, cfg)
 	if err != nil {
 		return err

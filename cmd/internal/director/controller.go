@@ -35,6 +35,7 @@ type controller struct {
 	lan     *lan
 	roles   *roles
 	tables  *tables // for agents
+	speaker speaker
 	ask     questions
 	// neighbours are kept resolved for VS/DR.
 	neighbours neighbours
@@ -79,9 +80,9 @@ type state struct {
 func newController(log *slog.Logger, plane *dataPlane, checks *checks, network network, neighbours neighbours,
 	lan *lan) *controller {
 	return &controller{log: log, plane: plane, checks: checks, network: network, neighbours: neighbours, lan: lan,
-		roles: &roles{}, tables: &tables{}, ask: newQuestions(plane, lan), notify: func(...notify.Event) {},
-		note: func(*plan.Inputs) {}, look: func([]query.Device) {}, requests: make(chan func()),
-		ended: make(chan struct{}), failures: map[string]string{}, names: resolve.New()}
+		roles: &roles{}, tables: &tables{}, speaker: newSpeaker(log), ask: newQuestions(plane, lan),
+		notify: func(...notify.Event) {}, note: func(*plan.Inputs) {}, look: func([]query.Device) {},
+		requests: make(chan func()), ended: make(chan struct{}), failures: map[string]string{}, names: resolve.New()}
 }
 
 // start puts the first configuration in force. former are inputs of a former process: the weights that operators have
@@ -357,11 +358,11 @@ func (c *controller) converge(in plan.Inputs) (err error) {
 
 // apply puts desired in force in place of was, which is nil at the start. With moves the machine changes, too. mtu is
 // plan.Paths.SealedMTU. It is the only place that does so. Routes of new VIPs come first, since they can fail; routes
-// of retired VIPs go before the balancer forgets the VIPs. Neighbours learn of new VIPs last. On an error nothing has
-// changed.
+// of retired VIPs go before the balancer forgets the VIPs. Neighbours and routers learn of new VIPs last. On an error
+// nothing has changed.
 func (c *controller) apply(was *state, desired *plan.Desired, moves bool, mtu func(netip.Addr) int) error {
-	var err error
-	if moves {
+	err := c.speaker.Set(desired.Speaker)
+	if err == nil && moves {
 		err = c.network.Set(desired.Machine)
 	}
 	if err == nil {
@@ -370,8 +371,11 @@ func (c *controller) apply(was *state, desired *plan.Desired, moves bool, mtu fu
 	if err == nil {
 		err = c.plane.balancer.Apply(desired.Balancer)
 	}
-	if err != nil && moves && was != nil {
-		return errors.Join(err, c.network.Set(was.Machine))
+	if err != nil && was != nil {
+		err = errors.Join(err, c.speaker.Set(was.Speaker))
+		if moves {
+			err = errors.Join(err, c.network.Set(was.Machine))
+		}
 	}
 	if err != nil {
 		return err
@@ -387,5 +391,6 @@ func (c *controller) apply(was *state, desired *plan.Desired, moves bool, mtu fu
 		}
 		c.lan.set(before, desired.Announce, vips)
 	}
+	c.logFailure(slog.LevelError, "cannot announce VIPs by BGP", c.speaker.Announce(desired.Routes))
 	return nil
 }

@@ -27,6 +27,7 @@ import (
 	"vstun/cmd/internal/reload"
 	"vstun/cmd/internal/replace"
 	"vstun/routing"
+	"vstun/routing/announce/bgp"
 )
 
 // director is the running program. It reads the configuration file. The controller puts the configuration in force. The
@@ -43,6 +44,7 @@ type director struct {
 	plane      dataPlane
 	lan        lan
 	roles      roles
+	speaker    *bgp.Speaker
 	sync       peerSync
 	tables     tables // for second chances
 	checks     checks
@@ -60,6 +62,7 @@ func open(file string, cfg *config.Director) (_ *director, err error) {
 	d.level.Set(cfg.Log)
 	d.log, d.flush = daemon.Logger(&d.level)
 	d.reloader = reload.New("director", file, d.plane.start, d.log)
+	d.speaker = newSpeaker(d.log)
 	d.handover = handover{log: d.log, allowed: daemon.Handover()}
 	defer func() {
 		if err != nil {
@@ -151,6 +154,8 @@ func (d *director) wire(cfg *config.Director) {
 	d.tables.open(d.log)
 	d.controller.tables = &d.tables
 	d.controller.roles, d.roles.rejoined = &d.roles, d.sync.rejoin
+	d.controller.speaker = d.speaker
+	_ = d.speaker.Hold(cfg.Sync.On) // it has no route yet
 	d.controller.handed, d.controller.look = d.handover.adopted, d.sync.followDevices
 	d.roles.give, d.roles.lost = d.sync.giveTable, d.sync.switched
 	d.roles.hold(cfg.Sync.On)
@@ -274,24 +279,22 @@ func (d *director) runControl(ctx context.Context, hangup func(fn func()) daemon
 		d.memory.run,
 		daemon.Every(saveEvery, func() { d.memory.save(p) }),
 		daemon.Every(repliesEvery, d.followReplies),
-		p.fast.run,
-		p.sealed.run,
-		d.plane.tunnels.run,
+		behind(succeeded, p.fast.run), // packets come until then
+		behind(succeeded, p.sealed.run),
+		behind(succeeded, d.plane.tunnels.run),
 		d.tables.run,
-		d.neighbours.Run,
-		d.controller.names.Run,
+		behind(succeeded, d.neighbours.Run),
+		behind(succeeded, d.controller.names.Run),
 		func(ctx context.Context) error {
 			defer close(succeeded)
-			return d.roles.run(ctx, sync.OnceFunc(func() { close(leaving) }))
+			return d.leave(ctx, sync.OnceFunc(func() { close(leaving) }))
 		},
 		d.controller.run,
-		func(ctx context.Context) error { // the last connections are for the successor
-			return d.exchange(after(ctx, succeeded))
-		},
+		behind(succeeded, d.exchange), // the last connections are for the successor
 		d.checks.monitor.Run,
 		behind(succeeded, d.checks.notifier.Run), // it tells of roles, too
-		// Before the routes are removed, the neighbours' requests stay without answers, and another director has the
-		// roles of VRRP.
+		// Before the routes are removed, the neighbours' requests stay without answers, another director has the roles
+		// of VRRP, and routers send packets elsewhere.
 		func(ctx context.Context) error {
 			<-ctx.Done()
 			<-announced
@@ -316,7 +319,7 @@ func (d *director) runControl(ctx context.Context, hangup func(fn func()) daemon
 
 // exchange exchanges connections with other directors until ctx is cancelled.
 func (d *director) exchange(ctx context.Context) error {
-	return d.sync.run(ctx, syncing{complete: d.controller.peersComplete, hold: d.roles.hold,
+	return d.sync.run(ctx, syncing{complete: d.controller.peersComplete, hold: d.hold,
 		backup: d.roles.isBackup, ready: func() {
 			d.log.Info("connections of peers are here", "connections", d.plane.table.Len())
 			d.notifyManager("READY=1")
@@ -375,7 +378,7 @@ func (d *director) serveControl() {
 // the kernel never answers for a VIP. If the process leaves its devices and changes, they stay.
 func (d *director) close(cfg *config.Director) error {
 	d.tables.close()
-	errs := []error{d.roles.close(), d.lan.close(), d.sync.close()}
+	errs := []error{d.speaker.Close(), d.roles.close(), d.lan.close(), d.sync.close()}
 	if d.network != nil {
 		errs = append(errs, d.handover.endNetwork(d.network))
 	}

@@ -119,7 +119,9 @@ func (c *controller) followDevices() (pause <-chan time.Time) {
 	c.plane.fast.attach(in.Devices)
 	c.look(in.Devices)
 	was := &c.state().inputs
-	if !in.SameDevices(was) || !neigh.EqualDevices(plan.Announce(in), c.state().Announce) || !in.SameOwned(was) {
+	speaker := plan.Speaker(in)
+	if !in.SameDevices(was) || !neigh.EqualDevices(plan.Announce(in), c.state().Announce) || !in.SameOwned(was) ||
+		!speaker.Equal(&c.state().Speaker) {
 		c.logFailure(slog.LevelError, "cannot apply a change of devices", c.follow(in))
 	}
 	return time.After(max(devicesAtOnce, pathsShare*time.Since(begin)))

@@ -233,29 +233,50 @@ func (r *roles) hold(held bool) {
 	}
 }
 
+// hold keeps the director from taking a role from another master, or no longer, and from announcing VIPs to routers
+// until the first time that it may. It may be called from any goroutine.
+func (d *director) hold(held bool) {
+	d.roles.hold(held)
+	if !held {
+		_ = d.speaker.Hold(false) // the routes are valid: nothing can refuse them
+	}
+}
+
 // standby is POST /standby. It may be called from any goroutine.
 func (d *director) standby(url.Values) (any, error) {
-	if d.roles.router == nil {
+	if d.roles.router == nil && !d.speaker.On() {
 		return nil, errAlone
 	}
 	d.roles.give(true)
-	d.roles.router.Standby()
+	if d.roles.router != nil {
+		d.roles.router.Standby()
+	}
+	if _, err := d.speaker.Standby(); err != nil {
+		return nil, err
+	}
 	return d.peers(), nil
 }
 
 // activate is POST /active. It may be called from any goroutine.
 func (d *director) activate(url.Values) (any, error) {
-	if d.roles.router == nil {
+	if d.roles.router == nil && !d.speaker.On() {
 		return nil, errAlone
 	}
-	d.roles.router.Activate()
+	if d.roles.router != nil {
+		d.roles.router.Activate()
+	}
+	if err := d.speaker.Activate(); err != nil {
+		return nil, err
+	}
 	return d.peers(), nil
 }
 
-var errAlone = errors.New("this director has no [[vrrp]], so that it has no peers: it is always active")
+var errAlone = errors.New("this director has neither [[vrrp]] nor [bgp], so that it has no peers: it is always active")
 
 // peers is the answer to GET /peers. It may be called from any goroutine.
-func (d *director) peers() api.Peers { return api.Peers{VRRP: d.roles.status(), Sync: d.sync.status()} }
+func (d *director) peers() api.Peers {
+	return api.Peers{VRRP: d.roles.status(), Sync: d.sync.status(), BGP: d.bgpStatus()}
+}
 
 // status returns the instances. It may be called from any goroutine.
 func (r *roles) status() (all []api.VRRP) {

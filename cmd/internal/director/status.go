@@ -56,6 +56,7 @@ func (d *director) status() api.DirectorStatus {
 	state := d.controller.state()
 	st.Mail = mailStatus(state.Config.Notify.Mail, d.checks.notifier.Mail(), time.Now())
 	st.VRRP = d.roles.status()
+	st.BGP = d.bgpStatus()
 	st.Announced, st.Neighbours = d.lan.status(state.Announce, plan.VIPs(state.Config), time.Now())
 	return st
 }

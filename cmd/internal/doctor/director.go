@@ -74,20 +74,7 @@ func (d *Director) Examine(ctx context.Context) (*Report, error) {
 		checks = append(checks,
 			check{"control", func(_ context.Context, res *result) { res.silent("vstun-director", silence) }})
 	case running:
-		checks = append(checks,
-			check{"health", func(_ context.Context, res *result) { res.health(&st) }},
-			check{"mail", func(_ context.Context, res *result) { res.mail(st.Mail) }},
-			check{"vrrp", func(_ context.Context, res *result) { d.elections(res, &st) }},
-			check{"wireguard", func(_ context.Context, res *result) {
-				res.wireguard("realserver", &d.Config.WireGuard, st.WireGuard, st.Drops["handshake"])
-			}},
-			check{"point_to_point", func(_ context.Context, res *result) {
-				res.pointToPoint(st.Tunnels, tunnel.Overheads(d.Config.Tunnels))
-			}},
-			check{"sync", func(_ context.Context, res *result) { d.exchange(res, &st) }},
-			check{"second_chance", func(_ context.Context, res *result) { d.tables(res, &st) }},
-			check{"fast_path", func(_ context.Context, res *result) { res.directorFastPath(d.Config, &st.FastPath) }},
-			check{"drops", func(ctx context.Context, res *result) { res.directorDrops(ctx, d.Config.Control, &st) }})
+		checks = append(checks, d.ofRunning(&st)...)
 	}
 	r.run(ctx, checks...)
 	// The probes come last, since they change the kernel's counters.
@@ -106,6 +93,26 @@ func (d *Director) descriptors(known *api.DirectorStatus) (api.Checks, error) {
 		return d.Checks()
 	}
 	return known.Checks, nil
+}
+
+// ofRunning returns the checks of what the running director knows.
+func (d *Director) ofRunning(st *api.DirectorStatus) []check {
+	return []check{
+		{"health", func(_ context.Context, res *result) { res.health(st) }},
+		{"mail", func(_ context.Context, res *result) { res.mail(st.Mail) }},
+		{"vrrp", func(_ context.Context, res *result) { d.elections(res, st) }},
+		{"wireguard", func(_ context.Context, res *result) {
+			res.wireguard("realserver", &d.Config.WireGuard, st.WireGuard, st.Drops["handshake"])
+		}},
+		{"point_to_point", func(_ context.Context, res *result) {
+			res.pointToPoint(st.Tunnels, tunnel.Overheads(d.Config.Tunnels))
+		}},
+		{"sync", func(_ context.Context, res *result) { d.exchange(res, st) }},
+		{"second_chance", func(_ context.Context, res *result) { d.tables(res, st) }},
+		{"bgp", func(_ context.Context, res *result) { res.bgp(st.BGP) }},
+		{"fast_path", func(_ context.Context, res *result) { res.directorFastPath(d.Config, &st.FastPath) }},
+		{"drops", func(ctx context.Context, res *result) { res.directorDrops(ctx, d.Config.Control, st) }},
+	}
 }
 
 // status gets the status of the program with this control socket, and reports whether the program runs. silence is the

@@ -47,8 +47,8 @@ func (f file) toml(tables ...string) string {
 			continue
 		}
 		header := "[" + table + "]"
-		if slices.Contains([]string{"service", "service.realserver", "vrrp", "vrrp.track", "wireguard.peer", "tunnel"},
-			table) {
+		if slices.Contains([]string{"service", "service.realserver", "vrrp", "vrrp.track", "wireguard.peer", "tunnel",
+			"bgp.peer", "bgp.vip"}, table) {
 			header = "[" + header + "]"
 		}
 		fmt.Fprintf(&b, "%s\n%s\n", header, strings.Join(f[table], "\n"))
@@ -165,19 +165,23 @@ func TestReloadOfEveryKeyOfDirector(t *testing.T) {
 	base := file{
 		"director":    {fmt.Sprintf("control = %q", p.socket), `fast_path = "off"`},
 		"notify.mail": {`to = "ops@example.com"`, `from = "lb@example.com"`, `server = "127.0.0.1:25"`},
-		"service": {`name = "web"`, `vip = "198.51.100.80"`, `protocol = "tcp"`, `port = 80`, `scheduler = "sh"`,
-			`sorry_server = "10.0.2.9"`, `sorry_forward = "dr"`},
+		"service": {`name = "web"`, `vip = ["198.51.100.80", "198.51.100.82"]`, `protocol = "tcp"`, `port = 80`,
+			`scheduler = "sh"`, `sorry_server = "10.0.2.9"`, `sorry_forward = "dr"`},
 		"service.resolve":    {`srv = "_http._tcp.test"`, `server = "127.0.0.1"`},
 		"service.check":      {`type = "http"`},
 		"service.realserver": {`address = "10.0.11.2"`, "weight = 5", `forward = "tun"`, `encap = "wireguard"`},
-		"vrrp": {`name = "VI_1"`, `interface = "eth0"`, "router_id = 51", `addresses = ["198.51.100.80"]`,
+		"vrrp": {`name = "VI_1"`, `interface = "eth0"`, "router_id = 51",
+			`addresses = ["198.51.100.80", "198.51.100.82"]`,
 			fmt.Sprintf("key = %q", hmacKey)},
 		"vrrp.track": {`interface = "eth1"`},
+		"bgp":        {"as = 65010", `router_id = "10.0.2.2"`},
+		"bgp.peer":   {`address = "10.0.2.1"`, "as = 65000"},
+		"bgp.vip":    {`address = "198.51.100.80"`, "med = 5"},
 	}
 	tables := []string{"director", "connections", "connections.timeouts", "notify", "notify.mail", "service",
 		"service.persistence", "service.check", "service.resolve", "service.realserver",
-		"service.realserver.wireguard", "vrrp", "vrrp.track", "sync", "second_chance", "wireguard", "tunnel",
-		"tunnel.probe", "tunnel.wireguard"}
+		"service.realserver.wireguard", "vrrp", "vrrp.track", "sync", "second_chance", "bgp", "bgp.peer",
+		"bgp.peer.bfd", "bgp.vip", "wireguard", "tunnel", "tunnel.probe", "tunnel.wireguard"}
 	cert, key := filepath.Join(s.dir, "client.pem"), filepath.Join(s.dir, "client.key")
 	issueCertificate(t, "director", cert, key)
 	both := filepath.Join(s.dir, "both.pem")
@@ -271,11 +275,33 @@ func TestReloadOfEveryKeyOfDirector(t *testing.T) {
 		"sync.id":        {"id = 7"},
 		"sync.key":       {fmt.Sprintf("key = %q", syncKey+"2")},
 
-		"second_chance.key":  {fmt.Sprintf("key = %q", syncKey+"2")},
-		"second_chance.port": {"port = 8850"},
+		"second_chance.key":       {fmt.Sprintf("key = %q", syncKey+"2")},
+		"second_chance.port":      {"port = 8850"},
+		"bgp.as":                  {"as = 65011"},
+		"bgp.router_id":           {`router_id = "10.0.2.3"`},
+		"bgp.listen":              {`listen = "10.0.2.2"`},
+		"bgp.graceful_shutdown":   {`graceful_shutdown = "0s"`},
+		"bgp.linger":              {`linger = "0s"`},
+		"bgp.peer.address":        {`address = "10.0.2.9"`},
+		"bgp.peer.as":             {"as = 65001"},
+		"bgp.peer.source":         {`source = "10.0.2.2"`},
+		"bgp.peer.password":       {`password = "secret"`},
+		"bgp.peer.multihop":       {"multihop = 2"},
+		"bgp.peer.ttl_security":   {"ttl_security = true"},
+		"bgp.peer.hold_time":      {`hold_time = "30s"`},
+		"bgp.peer.families":       {`families = ["ipv4"]`},
+		"bgp.peer.next_hop":       {`next_hop = "2001:db8::2"`},
+		"bgp.peer.bfd.interval":   {`interval = "1s"`},
+		"bgp.peer.bfd.multiplier": {"multiplier = 5"},
+		"bgp.vip.address":         {`address = "198.51.100.82"`},
+		"bgp.vip.med":             {"med = 7"},
+		"bgp.vip.local_pref":      {"local_pref = 7"},
+		"bgp.vip.communities":     {`communities = ["65010:1"]`},
+		"bgp.vip.prepend":         {"prepend = 2"},
 
 		"service.name":            {`name = "site"`},
-		"service.vip":             {`vip = "198.51.100.81"`},
+		"service.announce_when":   {`announce_when = "always"`},
+		"service.vip":             {`vip = ["198.51.100.80", "198.51.100.81"]`},
 		"service.protocol":        {`protocol = "sctp"`},
 		"service.port":            {"port = 8080"},
 		"service.scheduler":       {`scheduler = "rr"`},

@@ -119,6 +119,14 @@ xxxxxxxxxx = 1
 xxxxxxxxxx = 1
 [second_chance]
 xxxxxxxxxx = 1
+[bgp]
+xxxxxxxxxx = 1
+[[bgp.peer]]
+xxxxxxxxxx = 1
+[bgp.peer.bfd]
+xxxxxxxxxx = 1
+[[bgp.vip]]
+xxxxxxxxxx = 1
 [wireguard]
 xxxxxxxxxx = 1
 [[service]]
@@ -254,6 +262,9 @@ func TestManualDefaults(t *testing.T) {
 		"vrrp": {`name = "VI_1"`, `interface = "eth0"`, "router_id = 51",
 			`addresses = ["198.51.100.80"]`},
 		"vrrp.track": {`interface = "eth1"`},
+		"bgp":        {"as = 65010", `router_id = "10.0.2.2"`},
+		"bgp.peer":   {`address = "10.0.2.1"`, "as = 65000"},
+		"bgp.vip":    {`address = "198.51.100.80"`},
 		"tunnel": {`name = "site-b"`, `encap = "wireguard"`, `local = "10.98.0.1"`,
 			`remote = "10.98.0.2"`},
 		"tunnel.probe":     {`address = "10.8.0.2"`},
@@ -266,7 +277,8 @@ func TestManualDefaults(t *testing.T) {
 			"tunnel.wireguard"},
 		"director": {"director", "connections", "connections.timeouts", "notify", "notify.mail", "service",
 			"service.persistence", "service.check", "service.realserver", "service.realserver.wireguard", "vrrp",
-			"vrrp.track", "sync", "second_chance", "wireguard", "tunnel", "tunnel.probe", "tunnel.wireguard"},
+			"vrrp.track", "sync", "second_chance", "bgp", "bgp.peer", "bgp.peer.bfd", "bgp.vip", "wireguard", "tunnel",
+			"tunnel.probe", "tunnel.wireguard"},
 	}
 	defaults, must := 0, 0
 	for program, tables := range order {

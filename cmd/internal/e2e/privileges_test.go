@@ -114,10 +114,8 @@ func (p *program) mustLogReady() {
 
 // startBounding returns the bounding set that a program needs to start, in the kernel's format.
 func (p *program) startBounding() string {
-	set := 1<<unix.CAP_NET_ADMIN | 1<<unix.CAP_NET_RAW | 1<<unix.CAP_BPF | 1<<unix.CAP_PERFMON
-	if p.name == "realserver" {
-		set |= 1 << unix.CAP_NET_BIND_SERVICE
-	}
+	set := 1<<unix.CAP_NET_ADMIN | 1<<unix.CAP_NET_RAW | 1<<unix.CAP_BPF | 1<<unix.CAP_PERFMON |
+		1<<unix.CAP_NET_BIND_SERVICE
 	return fmt.Sprintf("%016x", set)
 }
 

@@ -177,6 +177,8 @@ func (c *director) Describe(ch chan<- *prometheus.Desc) {
 	describe(ch, syncSeries)
 	describe(ch, syncPeerSeries)
 	describe(ch, tablesSeries)
+	describe(ch, bgpSeries)
+	describe(ch, bgpPeerSeries)
 	describe(ch, wireguardSeries)
 	describe(ch, tunnelSeries)
 	describe(ch, nameSeries)
@@ -209,6 +211,7 @@ func (c *director) Collect(ch chan<- prometheus.Metric) {
 	}
 	sendSync(ch, st.Sync)
 	sendTables(ch, st.Tables)
+	sendBGP(ch, st.BGP)
 	sendWireGuard(ch, st.WireGuard)
 	sendTunnels(ch, st.Tunnels)
 	sendNames(ch, st.Names)

@@ -21,6 +21,7 @@ type answer struct {
 	Claimed  []conflict      `json:"conflicts"`
 	Roles    []role          `json:"roles"`
 	Exchange *exchange       `json:"exchange,omitempty"`
+	Sessions *sessions       `json:"sessions,omitempty"`
 	Services []serviceUpdate `json:"services"`
 }
 
@@ -51,7 +52,7 @@ func (p *Page) live(since uint64, now time.Time) *answer {
 	a := &answer{Boot: p.boot, Number: s.number, Full: since == 0, Now: now.UnixMilli(), Age: now.Sub(s.at).Seconds(),
 		Step: s.step, Director: s.director,
 		Totals: s.totals, Drops: s.drops, Leaving: s.leaving, Claimed: s.claimed, Roles: s.roles,
-		Exchange: s.exchange}
+		Exchange: s.exchange, Sessions: s.sessions}
 	for _, svc := range s.services {
 		u := serviceUpdate{ID: svc.id}
 		if svc.stateAt > since {

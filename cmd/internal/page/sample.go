@@ -25,6 +25,7 @@ type sample struct {
 	claimed  []conflict
 	roles    []role
 	exchange *exchange // nil: none
+	sessions *sessions // nil: none
 	services []*service
 	nextID   int
 
@@ -321,6 +322,7 @@ func (s *sample) takeTotals(st *api.DirectorStatus, scheduled uint64) {
 	s.claimed = s.conflicts(st.Announced, s.claimed)
 	s.roles = s.rolesOf(st.VRRP, s.roles)
 	s.exchange = s.exchangeOf(st.Sync)
+	s.sessions = s.sessionsOf(st.BGP, s.sessions)
 	s.leaving = leaving{Realservers: st.Leaving.Realservers, Connections: st.Leaving.Connections}
 	for _, r := range st.Leaving.List[:min(len(st.Leaving.List), leavingShown)] {
 		s.leaving.List = append(s.leaving.List, leavingRealserver{r.Name(), r.Service, r.Method(), r.Active,

@@ -7,12 +7,14 @@ package bgp
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
 
 	"github.com/osrg/gobgp/v4/api"
 	"github.com/osrg/gobgp/v4/pkg/server"
+	"golang.org/x/sys/unix"
 
 	"vstun/routing/announce"
 )
@@ -53,9 +55,24 @@ func start(cfg *announce.Config, log *slog.Logger) (*engine, error) {
 	}
 	if err != nil {
 		e.stop()
-		return nil, fmt.Errorf("bgp: %w", err)
+		return nil, startError(cfg, err)
 	}
 	return e, nil
+}
+
+// startError says what to do about an error of start.
+func startError(cfg *announce.Config, err error) error {
+	switch {
+	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
+		return fmt.Errorf("bgp: listen %v: %w: give the program CAP_NET_BIND_SERVICE, or leave listen out", cfg.Listen,
+			err)
+	case errors.Is(err, unix.EADDRINUSE):
+		return fmt.Errorf("bgp: listen %v: %w: stop the other program that speaks BGP, or leave listen out",
+			cfg.Listen, err)
+	case errors.Is(err, unix.EADDRNOTAVAIL):
+		return fmt.Errorf("bgp: listen %v: %w: set an address of this host, or leave listen out", cfg.Listen, err)
+	}
+	return fmt.Errorf("bgp: %w", err)
 }
 
 // stop ends the sessions. Peers forget the routes.

@@ -14,6 +14,7 @@ import (
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/words"
 	"vstun/routing"
+	"vstun/routing/announce"
 	"vstun/routing/neigh"
 	"vstun/routing/query"
 	"vstun/routing/vrrp"
@@ -79,6 +80,8 @@ type Desired struct {
 	Unconfirmed map[RealserverID]bool        // the realservers whose checks have found nothing yet
 	Unreachable []netip.Addr                 // realservers without a route, in ascending order
 	Faults      []Unreachable                // realservers of VS/DR that are no neighbours, or do not answer
+	Speaker     announce.Config              // of BGP
+	Routes      []announce.Route             // the VIPs that the speaker announces
 }
 
 // Event is a change of a service's known state, or a new service with a state that is not known yet.
@@ -121,6 +124,7 @@ func Plan(in Inputs, before map[string]ServiceState) (Desired, []Event) {
 		Unconfirmed: map[RealserverID]bool{},
 		Unreachable: in.Paths.unreachable(cfg),
 		Faults:      in.Neighbours.faults(cfg),
+		Speaker:     Speaker(in),
 	}
 	states := Health(in.Health, in.Weights)
 	in.Neighbours.fail(cfg, states)
@@ -152,6 +156,7 @@ func Plan(in Inputs, before map[string]ServiceState) (Desired, []Event) {
 			events = append(events, e)
 		}
 	}
+	d.Routes = Routes(in, d.Services)
 	return d, events
 }
 

@@ -80,6 +80,7 @@ export class Overview {
     this.#conflicts(m);
     this.#roles(m);
     this.#exchange(m);
+    this.#sessions(m);
     this.#leaving(m.leaving);
   }
 
@@ -101,6 +102,7 @@ export class Overview {
     if (m.conflicts.length) notices.push(["bad", `${plural(new Set(m.conflicts.map((x) => x.vip)).size, "VIP")} used by another host, too: see Conflicts`, false]);
     for (const x of m.roles.filter((r) => r.trouble)) notices.push(["bad", `${x.name}: ${x.note}`, false]);
     if (m.exchange?.trouble) notices.push(["bad", m.exchange.trouble, false]);
+    if (m.sessions?.trouble) notices.push(["bad", m.sessions.trouble, false]);
     const key = JSON.stringify(notices);
     if (key === this.#notices) return;
     this.#notices = key;
@@ -178,6 +180,24 @@ export class Overview {
     x.peers.forEach((p, i) => {
       const table = p.table ? `complete ${span(m.now() - p.table)} ago` : x.mode === "vstun" ? "incomplete" : "";
       [p.address, p.alive ? "alive" : "silent", `${span(m.now() - p.heard)} ago`, count(p.records), count(p.lost), table].forEach((words, j) => text(body.rows[i].cells[j], words));
+    });
+  }
+
+  #sessions(m) {
+    const x = m.sessions;
+    $("sessions").hidden = !x;
+    if (!x) return;
+    const state = { announcing: "", held: " It waits for the connections of its peers.", graceful_shutdown: " They will be withdrawn.", standby: " It is on standby." }[x.state] ?? "";
+    text($("announced"), `This director announces ${plural(x.announced, "VIP")} to routers by BGP; ${count(x.withdrawn)} are not announced.${state}`);
+    const body = $("sessions").querySelector("tbody");
+    while (body.rows.length > x.peers.length) body.deleteRow(-1);
+    while (body.rows.length < x.peers.length) {
+      body.append(row(6, "", 2)[0].parentNode);
+      body.rows[body.rows.length - 1].cells[5].className = "";
+    }
+    x.peers.forEach((p, i) => {
+      const bfd = p.bfd ? `, BFD ${p.bfd}` : "";
+      [p.address, (p.up ? "established" : "DOWN") + bfd, String(p.as), span(m.now() - p.since), count(p.vips), p.note].forEach((words, j) => text(body.rows[i].cells[j], words));
     });
   }
 

@@ -1,0 +1,78 @@
+package plan
+
+import (
+	"net/netip"
+	"slices"
+
+	"vstun/routing/announce"
+	"vstun/routing/query"
+)
+
+// Speaker returns the configuration of the BGP speaker. Peers that get VIPs of the family that the session does not
+// have get the next hop of this family from the device by which they are neighbours, unless they have one.
+func Speaker(in Inputs) announce.Config {
+	c := in.Config.BGP.Config
+	c.Peers = slices.Clone(c.Peers)
+	for i := range c.Peers {
+		p := &c.Peers[i]
+		if other := p.Addr.Is4() && p.IPv6 || p.Addr.Is6() && p.IPv4; other && !p.NextHop.IsValid() {
+			p.NextHop = nextHop(p, in.Devices)
+		}
+	}
+	return c
+}
+
+// nextHop returns an address of the family that the session with p does not have, of the device by which p is a
+// neighbour; the zero Addr: there is none.
+func nextHop(p *announce.Peer, devices []query.Device) (hop netip.Addr) {
+	for i := range devices {
+		d := &devices[i]
+		if !slices.ContainsFunc(d.Addrs, func(a netip.Prefix) bool { return neighbour(a, p.Addr) }) {
+			continue
+		}
+		for _, a := range d.Addrs {
+			if a.Addr().Is4() != p.Addr.Is4() && !a.Addr().IsLinkLocalUnicast() {
+				return a.Addr()
+			}
+		}
+	}
+	return hop
+}
+
+// Routes returns the VIPs that are announced to routers, in ascending order: those of a service that has its quorum, or
+// that is always announced. The VIPs of an instance of VRRP are announced by its master alone.
+func Routes(in Inputs, services map[string]ServiceState) (all []announce.Route) {
+	cfg := in.Config
+	if !cfg.BGP.On() {
+		return nil
+	}
+	var vips []netip.Addr
+	for i := range cfg.Services {
+		s := &cfg.Services[i]
+		if st := services[s.Name]; s.AnnounceAlways || st.Up && st.Known {
+			vips = append(vips, s.VIPs...)
+		}
+	}
+	var elsewhere []netip.Addr // VIPs with another master
+	for i := range cfg.VRRP {
+		elsewhere = append(elsewhere, cfg.VRRP[i].VIPs...)
+	}
+	for _, v := range in.mastered() {
+		elsewhere = slices.DeleteFunc(elsewhere, func(a netip.Addr) bool { return slices.Contains(v.VIPs, a) })
+	}
+	configured := make(map[netip.Addr]announce.Route, len(cfg.BGP.VIPs))
+	for _, r := range cfg.BGP.VIPs {
+		configured[r.VIP] = r
+	}
+	for _, vip := range unique(vips) {
+		if slices.Contains(elsewhere, vip) {
+			continue
+		}
+		r, special := configured[vip]
+		if !special {
+			r.VIP = vip
+		}
+		all = append(all, r)
+	}
+	return all
+}

@@ -1,0 +1,78 @@
+package e2e
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"vstun/testdata/testkit"
+)
+
+// bgpService returns a service at a VIP whose realserver is checked often.
+func (s *site) bgpService(name string, vip netip.Addr, more string) string {
+	return fmt.Sprintf("[[service]]\nname = %q\nvip = %q\nprotocol = \"tcp\"\nport = 80\n%s\ncheck = { "+
+		"type = \"tcp\", interval = \"300ms\", timeout = \"300ms\", rise = 1, fall = 3 }\n"+
+		"realserver = [{ address = %q }]\n", name, vip, more, s.Webs[0].Addr)
+}
+
+// TestBGP: the router has the VIP's route while its service has its quorum, and the session goes on through everything.
+func TestBGP(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, 1, nil)
+	second := netip.MustParseAddr("198.51.100.81")
+	s.vips = append(s.vips, second, s.VIP6)
+	s.sources = append(s.sources, s.Director.Addr6)
+	s.bird(s.Director)
+	s.startAgents("")
+	s.namedEchoAt(s.Webs[0], ":80")
+	bgp := s.bgpTOML(s.Director, "bfd = { interval = \"100ms\" }")
+	s.startDirectorWith(bgp + s.bgpService("web", s.VIP, ""))
+	s.awaitHops(s.VIP, s.Director)
+	s.mustBeServedBy(80, "web1")
+	testkit.Eventually(t, "BFD is up", func() bool { return sessionOf(t, s.director).BFD == "up" })
+
+	// A reload of services brings and takes VIPs, and disturbs no session.
+	s.reloadWith(bgp + s.bgpService("web", s.VIP, "") + s.bgpService("new", second, ""))
+	s.awaitHops(second, s.Director)
+	changes := s.reloadWith(bgp + "[[bgp.vip]]\naddress = \"" + s.VIP.String() + "\"\ncommunities = [\"1:2\"]\n" +
+		s.bgpService("web", s.VIP, ""))
+	s.awaitHops(second)
+	if all := strings.Join(changes, "\n"); !strings.Contains(all, "bgp vip "+s.VIP.String()+": added: ") {
+		t.Errorf("changes: %s", all)
+	}
+	testkit.Eventually(t, "a community", func() bool {
+		return strings.Contains(s.birdc("show route for "+s.VIP.String()+"/32 all"), "(1,2)")
+	})
+
+	// The quorum is lost, and reached again.
+	s.die(0)
+	testkit.Eventually(t, "the service is down", func() bool {
+		return s.director.balance().Services[0].Health == "down"
+	})
+	down := time.Now()
+	s.awaitHops(s.VIP)
+	t.Logf("withdrawn %v after the quorum was lost", time.Since(down).Round(time.Millisecond))
+	s.revive(0)
+	s.awaitHops(s.VIP, s.Director)
+
+	// Standby: first the community, then the withdrawal.
+	if r := s.ask("standby"); r.code != 0 || !strings.Contains(r.stdout, "GRACEFUL SHUTDOWN") {
+		t.Errorf("standby: %+v", r)
+	}
+	s.awaitHops(s.VIP)
+	if r := s.ask("peers"); !strings.Contains(r.stdout, "STANDBY") || !strings.Contains(r.stdout, "established") {
+		t.Errorf("peers: %+v", r)
+	}
+	if r := s.ask("active"); r.code != 0 {
+		t.Errorf("active: %+v", r)
+	}
+	s.awaitHops(s.VIP, s.Director)
+	s.mustBeServedBy(80, "web1")
+	if p := sessionOf(t, s.director); p.Ups != 1 || p.Downs != 0 {
+		t.Errorf("the session has not gone on: %+v", p)
+	}
+	s.director.stop()
+	s.awaitHops(s.VIP)
+}
