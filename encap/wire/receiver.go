@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"syscall"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -390,6 +391,18 @@ func overruns(fd uintptr) uint64 {
 
 // Close closes the sockets; a ReadBatch that waits returns.
 func (r *Receiver) Close() error { return r.fds.Close() }
+
+// SetBuffers requests buffers of size bytes for a socket, as setBuffer does.
+func SetBuffers(socket syscall.Conn, size int) {
+	raw, err := socket.SyscallConn()
+	if err != nil {
+		return // it is closed
+	}
+	_ = raw.Control(func(fd uintptr) {
+		setBuffer(int(fd), unix.SO_RCVBUFFORCE, unix.SO_RCVBUF, size)
+		setBuffer(int(fd), unix.SO_SNDBUFFORCE, unix.SO_SNDBUF, size)
+	})
+}
 
 // setBuffer requests a socket buffer of size bytes. It exceeds the system's limit if the process may (CAP_NET_ADMIN). A
 // smaller buffer is no error: it holds only smaller bursts.

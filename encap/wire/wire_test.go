@@ -3,6 +3,7 @@ package wire
 import (
 	"bytes"
 	"errors"
+	"net"
 	"net/netip"
 	"os"
 	"testing"
@@ -256,4 +257,28 @@ func udpPacket(o egress.Outgoing) egress.Outgoing {
 	}
 	h.Kind, h.SrcPort, h.To.DstPort = egress.UDP, u.SrcPort(), u.DstPort()
 	return o
+}
+
+// TestSetBuffers: buffers are as large as requested, whatever the system's limit is.
+func TestSetBuffers(t *testing.T) {
+	socket, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer socket.Close()
+	const size = 32 << 20
+	SetBuffers(socket, size)
+	raw, err := socket.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := raw.Control(func(fd uintptr) {
+		for _, option := range []int{unix.SO_SNDBUF, unix.SO_RCVBUF} {
+			if n, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, option); err != nil || n < size {
+				t.Errorf("option %d: %d bytes, %v", option, n, err)
+			}
+		}
+	}); err != nil {
+		t.Error(err)
+	}
 }

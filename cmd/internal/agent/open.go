@@ -110,6 +110,9 @@ func (a *agent) warnOf(cfg *config.Realserver, file string) {
 	if cfg.WireGuard.On {
 		daemon.WarnUnreadable(a.log, "private_key of wireguard", cfg.WireGuard.KeyFile)
 	}
+	if cfg.SecondChance.On {
+		daemon.WarnUnreadable(a.log, "key of second_chance", cfg.SecondChance.KeyFile)
+	}
 	daemon.LogWarnings(a.log, cfg.Warnings)
 }
 

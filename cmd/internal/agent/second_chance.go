@@ -12,6 +12,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"vstun/balancer/secondchance"
 	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/config"
@@ -99,10 +101,15 @@ func (c *chances) open(cfg config.SecondChance) error {
 	socket := c.socket
 	if c.tables == nil || cfg.Port != c.cfg.Port {
 		var err error
-		if socket, err = net.ListenUDP("udp", &net.UDPAddr{Port: cfg.Port}); err != nil {
+		socket, err = net.ListenUDP("udp", &net.UDPAddr{Port: cfg.Port})
+		if errors.Is(err, unix.EACCES) { // CAP_NET_BIND_SERVICE has been given up
+			return fmt.Errorf("port: a running agent can't open %d, below 1024: restart the agent, or set another one "+
+				"here and at the directors", cfg.Port)
+		}
+		if err != nil {
 			return fmt.Errorf("port %d, by which tables come: %w", cfg.Port, err)
 		}
-		_ = socket.SetReadBuffer(4 << 20) // the sysctl rmem_max bounds it; lost tables come again
+		wire.SetBuffers(socket, 4<<20) // lost tables come again
 	}
 	tables := secondchance.NewAgent([]byte(cfg.Key))
 	was := c.socket
@@ -194,6 +201,9 @@ func (c *chances) refresh() {
 	}
 	c.missing = nil
 	for _, v := range vias {
+		if paths[v.Address].Local { // an address so new that follow has not seen it, or a VIP: it would come back
+			continue
+		}
 		if exit, err := c.exit(v, paths); err != nil {
 			c.missing = err
 		} else {

@@ -18,6 +18,7 @@ import (
 	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/config"
 	"vstun/encap"
+	"vstun/encap/wire"
 )
 
 // tables sends the tables of the scheduler mh to the agents of realservers: see package secondchance. The zero value
@@ -61,6 +62,10 @@ func (t *tables) follow(st *state) {
 	}
 }
 
+// socketBuffer is the size of the socket's buffers, in bytes. Datagrams to a realserver that does not answer ARP stay in
+// it for 3 s, up to 212,992 bytes each (sysctl unres_qlen_bytes): when it is full, t.mu is held so long.
+const socketBuffer = 32 << 20
+
 // begin opens the socket, if there is a [second_chance] table. t.mu is held.
 func (t *tables) begin(c config.SecondChance) {
 	if !c.On {
@@ -71,7 +76,7 @@ func (t *tables) begin(c config.SecondChance) {
 		t.log.Error("agents get no tables", "error", err)
 		return
 	}
-	_ = socket.SetWriteBuffer(1 << 20) // a smaller one is slower
+	wire.SetBuffers(socket, socketBuffer)
 	t.sender, t.socket, t.cfg, t.err = secondchance.NewDirector([]byte(c.Key)), socket, c, nil
 	go t.receive(t.sender, socket)
 }
