@@ -171,9 +171,10 @@ func (a *Agent) seal(kind uint8, body []byte) []byte {
 	return a.sealer.Seal(append(b, body...))
 }
 
-// Forget removes old tables, and reports whether View has changed. It is called from time to time.
+// Forget removes old tables and silent directors, and reports whether View has changed. It is called from time to time.
 func (a *Agent) Forget(now time.Time) (any bool) {
 	any = a.history.forget(now)
+	maps.DeleteFunc(a.sessions, func(_ uint64, d *verified) bool { return now.Sub(d.heard) > Remember })
 	for _, d := range a.sessions {
 		maps.DeleteFunc(d.current, func(name string, _ *entry) bool { return a.history[name] == nil })
 		maps.DeleteFunc(d.asked, func(name string, _ bool) bool { return a.history[name] == nil })
@@ -212,10 +213,15 @@ type TableStatus struct {
 
 // Status returns what the agent knows.
 func (a *Agent) Status() (st AgentStatus) {
+	heard := map[netip.Addr]time.Time{} // a director that has restarted has several sessions
 	for _, d := range a.sessions {
-		st.Directors = append(st.Directors, Heard{d.from.Addr().Unmap(), d.heard})
+		if at := d.from.Addr().Unmap(); d.heard.After(heard[at]) {
+			heard[at] = d.heard
+		}
 	}
-	slices.SortFunc(st.Directors, func(a, b Heard) int { return a.Address.Compare(b.Address) })
+	for _, at := range slices.SortedFunc(maps.Keys(heard), netip.Addr.Compare) {
+		st.Directors = append(st.Directors, Heard{at, heard[at]})
+	}
 	st.Services, st.Taken, st.Refused = a.history.status(), a.taken, a.faults.names()
 	return st
 }

@@ -144,3 +144,21 @@ func TestRestartedAgent(t *testing.T) {
 		t.Errorf("%+v", st.Agents)
 	}
 }
+
+// TestDirectorsOfAgent: a director that has restarted counts once, and one that is silent for an hour no more.
+func TestDirectorsOfAgent(t *testing.T) {
+	n := newNet(t, 1)
+	for range 3 {
+		n.director = NewDirector(key)
+		n.set(tableOf(1))
+		n.after(time.Minute)
+	}
+	a := n.agents[host(1)]
+	if st := a.Status(); len(st.Directors) != 1 || n.now.Sub(st.Directors[0].Last) != time.Minute {
+		t.Errorf("directors: %+v", st.Directors)
+	}
+	n.after(Remember)
+	if a.Forget(n.now); len(a.Status().Directors) != 0 {
+		t.Errorf("after an hour: %+v", a.Status().Directors)
+	}
+}

@@ -59,6 +59,17 @@ func (res *result) secondChance(c *api.SecondChance) {
 				fmt.Sprintf("a firewall drops UDP port %d", c.Port)},
 			Fix: "at the director: director doctor"})
 	}
+	for _, d := range c.Directors {
+		if d.Heard > 3*tablesEvery {
+			res.find(Finding{Severity: Warning, Where: "director " + d.Address,
+				What: fmt.Sprintf("no tables have come from director %s for %s", d.Address,
+					words.Count(int(d.Heard), "second")),
+				Why: "packets of unknown connections get no second chance by its last changes",
+				Causes: []string{"it has ended, or has this host as its realserver no more",
+					fmt.Sprintf("a firewall drops UDP port %d", c.Port)},
+				Fix: "on " + d.Address + ": director doctor"})
+		}
+	}
 	if c.Error != "" {
 		res.find(Finding{Severity: Warning, What: "packets cannot be sent on: " + c.Error,
 			Why: "their connections end", Fix: "realserver status"})
