@@ -148,7 +148,7 @@ func (c *SecondChance) takes(b *packet.Buf, in inside, t *arrival, mss int) (tak
 	case !unsettled:
 		c.flows.put(hash, flowAbsent, c.tick)
 		return false, drop.Accept
-	case state == flowHeld && flowAge(since, c.tick) >= holdFor: // once: a server may have it that the kernel does not find
+	case state == flowHeld && flowAge(since, c.tick) >= holdFor: // once: a server may have it that no kernel finds
 		c.flows.put(hash, flowLocal, c.tick)
 		return false, drop.Accept
 	case state != flowHeld:

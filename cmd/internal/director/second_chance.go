@@ -62,8 +62,8 @@ func (t *tables) follow(st *state) {
 	}
 }
 
-// socketBuffer is the size of the socket's buffers, in bytes. Datagrams to a realserver that does not answer ARP stay in
-// it for 3 s, up to 212,992 bytes each (sysctl unres_qlen_bytes): when it is full, t.mu is held so long.
+// socketBuffer is the size of the socket's buffers, in bytes. The datagrams to a realserver that does not answer ARP
+// stay in it for 3 s, up to 212,992 bytes (sysctl unres_qlen_bytes). When it is full, t.mu is held that long.
 const socketBuffer = 32 << 20
 
 // begin opens the socket, if there is a [second_chance] table. t.mu is held.

@@ -9,7 +9,10 @@ import (
 
 // TestSilentTables: a director whose tables have stopped is a finding, one that sends them is none.
 func TestSilentTables(t *testing.T) {
-	for heard, want := range map[float64]string{5: "", 31: "no tables have come from director 10.0.2.2 for 31 seconds"} {
+	for heard, want := range map[float64]string{
+		5:  "",
+		31: "no tables have come from director 10.0.2.2 for 31 seconds",
+	} {
 		var res result
 		res.secondChance(&api.SecondChance{Directors: []api.TablesDirector{{Address: "10.0.2.2", Heard: heard},
 			{Address: "10.0.2.3", Heard: 1}}})
