@@ -194,3 +194,33 @@ func fuzzDecap(f *testing.F, kinds ...Kind) {
 func FuzzUnwrapIPIP(f *testing.F) { fuzzDecap(f, KindIPIP) }
 func FuzzUnwrapGRE(f *testing.F)  { fuzzDecap(f, KindGRE) }
 func FuzzUnwrapUDP(f *testing.F)  { fuzzDecap(f, KindGUE, KindFOU) }
+
+// TestHops goes through headers that are no hops: they are refused as any other private data.
+func TestHops(t *testing.T) {
+	inner := make([]byte, 20)
+	packet.IPv4(inner).Encode(packet.IPv4Fields{TotalLen: 20, TTL: 64, Protocol: 6})
+	e := Decapsulator{Kind: KindGUE}
+	for name, c := range map[string]struct {
+		header []byte
+		n      int
+		want   drop.Reason
+	}{
+		"one hop":         {[]byte{2, 4, 0, 0, 0, 0, 0, 1, 10, 0, 0, 1}, 12, drop.Accept},
+		"no hop":          {[]byte{1, 4, 0, 0, 0, 0, 0, 0}, 8, drop.Accept},
+		"no private data": {[]byte{0, 4, 0, 0}, 0, drop.Accept},
+		"another type":    {[]byte{2, 4, 0, 0, 0, 1, 0, 1, 10, 0, 0, 1}, 0, drop.TunnelHeader},
+		"another count":   {[]byte{2, 4, 0, 0, 0, 0, 0, 2, 10, 0, 0, 1}, 0, drop.TunnelHeader},
+		"flags":           {[]byte{2, 4, 0, 1, 0, 0, 0, 1, 10, 0, 0, 1}, 0, drop.TunnelHeader},
+		"control":         {[]byte{0x22, 4, 0, 0, 0, 0, 0, 1, 10, 0, 0, 1}, 0, drop.TunnelHeader},
+		"of no IP packet": {[]byte{2, 6, 0, 0, 0, 0, 0, 1, 10, 0, 0, 1}, 0, drop.TunnelHeader},
+		"too long":        {[]byte{31, 4, 0, 0, 0, 0, 0, 30, 10, 0, 0, 1}, 0, drop.TunnelHeader},
+	} {
+		bufs := packet.NewBufs(1)
+		b := &bufs[0]
+		b.SetLen(copy(b.Room(), append(c.header, inner...)))
+		n, d := e.DecapHops(b, packet.ProtoUDP, 0)
+		if n != c.n || d != c.want || d == drop.Accept && b.Len() != len(inner) {
+			t.Errorf("%s: %d bytes of hops, %v", name, n, d)
+		}
+	}
+}

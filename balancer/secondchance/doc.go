@@ -26,7 +26,7 @@ const protocol = "second chance"
 // Kinds of envelopes, and their bodies. The address of the agent is the one to which the director sends.
 const (
 	// to an agent: its address, the answered nonce, the age in seconds of a table, and the table; age 0: it is in
-	// force; without a table it is a call: an agent that lacks the session asks for all tables
+	// force. Without a table it is a call: an agent without the session asks for all tables
 	kindTable uint8 = iota
 	// to a director: its session, the agent's address, the sequence number of a table, a nonce; the nonce is 0 if the
 	// table has been taken

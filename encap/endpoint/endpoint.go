@@ -199,7 +199,7 @@ func (w *Worker) inner(b *packet.Buf, t *arrival) (kept bool) {
 	}
 	w.directors.add(t.from, 1)
 	if w.chance != nil && d == drop.Accept {
-		if taken, d := w.chance.takes(b, in, t, w.policy.mss(b)); taken {
+		if taken, d := w.chance.takes(b, in, t, w.policy); taken {
 			if d != drop.Accept {
 				w.tally.Drop(d)
 			}

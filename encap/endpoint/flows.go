@@ -34,16 +34,17 @@ const (
 	flowLocal               // this host has it
 )
 
-// An entry is 37 bits of the hash, 3 of the state, and 24 of the time, in flowTicks.
+// An entry is 37 bits of the hash, 8 of Exit.ID, 3 of the state, and 16 of the time, in flowTicks.
 const (
-	flowTimeBits  = 24
+	flowTimeBits  = 16
 	flowStateBits = 3
-	flowMark      = 1<<64 - 1<<(flowTimeBits+flowStateBits)
+	flowExitShift = flowTimeBits + flowStateBits
+	flowMark      = 1<<64 - 1<<(flowExitShift+8)
 	flowTimeMask  = 1<<flowTimeBits - 1
 )
 
 // flowTick is the unit of an entry's time.
-const flowTick = 250 * time.Millisecond
+const flowTick = time.Second
 
 // The times after which an entry counts for nothing: since the last packet, and for what is not this host's since the
 // kernel was asked.
@@ -66,35 +67,31 @@ func (f *Flows) hash(client, server netip.AddrPort) uint64 {
 	return maphash.Bytes(f.seed, b[:])
 }
 
-// look returns the state of a connection, and its time in ticks. now is in ticks.
-func (f *Flows) look(hash uint64, now uint32) (state flowState, since uint32) {
+// look returns the state of a connection, its time in ticks, and the exit that it has had, 0 for none. now is in ticks.
+func (f *Flows) look(hash uint64, now uint32) (state flowState, since uint32, exit uint8) {
 	b := &f.buckets[hash%flowBuckets]
 	for i := range b {
 		e := b[i].Load()
 		if (e^hash)&flowMark != 0 || e == 0 {
 			continue
 		}
-		state, since = flowState(e>>flowTimeBits&(1<<flowStateBits-1)), uint32(e&flowTimeMask)
+		state, since, exit = flowStateOf(e), uint32(e&flowTimeMask), uint8(e>>flowExitShift)
 		age := flowAge(since, now)
-		if state < flowBegun {
-			if age > absentFor {
-				return flowUnknown, 0
-			}
-			return state, since
+		switch {
+		case age > localFor:
+			return flowUnknown, 0, 0
+		case state < flowBegun && age > absentFor:
+			return flowUnknown, 0, exit
+		case state >= flowBegun && age > absentFor:
+			b[i].CompareAndSwap(e, flowEntry(hash, state, 0, now))
 		}
-		if age > localFor {
-			return flowUnknown, 0
-		}
-		if age > absentFor {
-			b[i].CompareAndSwap(e, flowEntry(hash, state, now))
-		}
-		return state, since
+		return state, since, exit
 	}
-	return flowUnknown, 0
+	return flowUnknown, 0, 0
 }
 
-// put notes the state of a connection.
-func (f *Flows) put(hash uint64, state flowState, now uint32) {
+// put notes the state of a connection, and its exit, 0 for none.
+func (f *Flows) put(hash uint64, state flowState, exit uint8, now uint32) {
 	b := &f.buckets[hash%flowBuckets]
 	victim, least := 0, uint64(1)<<63
 	for i := range b {
@@ -105,20 +102,22 @@ func (f *Flows) put(hash uint64, state flowState, now uint32) {
 		}
 		// What this host has is worth more than what it has not, and than a SYN, which a flood may have sent.
 		worth := uint64(flowTimeMask - flowAge(uint32(e&flowTimeMask), now))
-		if s := flowState(e >> flowTimeBits & (1<<flowStateBits - 1)); s == flowLocal {
+		if flowStateOf(e) == flowLocal {
 			worth += 1 << flowTimeBits
 		}
 		if worth < least {
 			victim, least = i, worth
 		}
 	}
-	b[victim].Store(flowEntry(hash, state, now))
+	b[victim].Store(flowEntry(hash, state, exit, now))
 }
 
-// flowEntry is never 0.
-func flowEntry(hash uint64, state flowState, now uint32) uint64 {
-	return hash&flowMark | uint64(state)<<flowTimeBits | uint64(now)&flowTimeMask
+// flowEntry is never 0: no entry is of flowUnknown.
+func flowEntry(hash uint64, state flowState, exit uint8, now uint32) uint64 {
+	return hash&flowMark | uint64(exit)<<flowExitShift | uint64(state)<<flowTimeBits | uint64(now)&flowTimeMask
 }
+
+func flowStateOf(e uint64) flowState { return flowState(e >> flowTimeBits & (1<<flowStateBits - 1)) }
 
 // flowAhead bounds the ticks by which another worker's time may be ahead: each notes the time once a batch.
 const flowAhead = uint32(time.Minute / flowTick)

@@ -13,6 +13,7 @@ import (
 type Rules struct {
 	Directors     []netip.Prefix       // outer sources
 	Peers         []netip.Prefix       // outer sources of packets that other realservers have sent on
+	Hops          bool                 // GUE packets may have encap.Hops
 	VIPs          []netip.Addr         // inner destinations
 	Decapsulators []encap.Decapsulator // one for each kind; GUE and FOU are one
 	Port          uint16               // UDP port of GUE and FOU
@@ -28,6 +29,7 @@ type Policy struct {
 	directors  map[netip.Addr]struct{} // directors given as one address
 	prefixes   []netip.Prefix          // directors given as a prefix of several addresses
 	peers      []netip.Prefix          // other realservers
+	hops       bool                    // GUE packets may have encap.Hops
 	sealed     map[netip.Addr]struct{} // addresses of directors or prefixes that are refused
 	localAddrs map[netip.Addr]struct{} // this host's addresses, VIPs included
 	port       uint16
@@ -41,7 +43,7 @@ type Policy struct {
 func NewPolicy(r Rules) *Policy {
 	p := &Policy{vips: map[netip.Addr]struct{}{}, directors: map[netip.Addr]struct{}{},
 		sealed: map[netip.Addr]struct{}{}, localAddrs: map[netip.Addr]struct{}{}, mss4: r.MSS4, mss6: r.MSS6,
-		peers: r.Peers}
+		peers: r.Peers, hops: r.Hops}
 	for _, v := range r.VIPs {
 		p.vips[v], p.localAddrs[v] = struct{}{}, struct{}{}
 	}
@@ -98,6 +100,16 @@ func (p *Policy) isPeer(a netip.Addr) bool {
 	return false
 }
 
+// hop returns the next hop of a packet with hops. ok is false if the packet must not go on: there is no hop left, or
+// that is this host, or none of the peers.
+func (p *Policy) hop(h encap.Hops) (to netip.Addr, ok bool) {
+	if to, ok = h.Next(); !ok || !p.isPeer(to) {
+		return netip.Addr{}, false
+	}
+	_, local := p.localAddrs[to]
+	return to, !local
+}
+
 // mss is the MSS that this host's servers advertise to the sender of the packet in b.
 func (p *Policy) mss(b *packet.Buf) int {
 	if packet.Version(b.Bytes()) == 6 {
@@ -118,6 +130,7 @@ type arrival struct {
 	proto, class byte       // of the outer header
 	from         netip.Addr // outer source
 	fromPeer     bool       // that is another realserver's
+	hops         uint8      // length of the encap.Hops in front of the inner packet; 0: it has none
 	refused      netip.Addr // inner destination, with drop.InnerDestination
 
 	// lastAccepted is the addresses of the last inner packet that the policy accepted. Nearly all datagrams that GRO
@@ -172,7 +185,14 @@ func (p *Policy) outer(b *packet.Buf) (t arrival, d drop.Reason) {
 // inner takes the tunnel header off and checks the packet behind it. It returns drop.Accept if that packet may enter
 // this host.
 func (p *Policy) inner(b *packet.Buf, t *arrival) (in inside, d drop.Reason) {
-	if d = t.decap.Decap(b, t.proto, t.class); d != drop.Accept {
+	if p.hops && t.decap == p.udp {
+		var n int
+		n, d = t.decap.DecapHops(b, t.proto, t.class)
+		t.hops = uint8(n)
+	} else {
+		d = t.decap.Decap(b, t.proto, t.class)
+	}
+	if d != drop.Accept {
 		return in, d
 	}
 	in, src, dst, offset, d := transport(b.Bytes())

@@ -14,9 +14,10 @@ import (
 
 // Elsewhere finds the host to which a connection was given earlier.
 type Elsewhere interface {
-	// Other returns the way to the host that may have the connection of a client, nil if there is none. unsettled
-	// reports that one may become known soon.
-	Other(client, server netip.AddrPort, now time.Time) (to *Exit, unsettled bool)
+	// Other returns the way to the host that may have the connection of a client, nil if there is none. before is the
+	// ID of the exit that its packets have had, 0 for none: they keep it, since the host that has a connection does not
+	// change. unsettled reports that a way may become known soon.
+	Other(client, server netip.AddrPort, before uint8, now time.Time) (to *Exit, unsettled bool)
 }
 
 // Sockets reports whether this host has a TCP connection. One goroutine uses it.
@@ -26,6 +27,7 @@ type Sockets interface {
 
 // Exit is a tunnel to another realserver. It does not change.
 type Exit struct {
+	ID     uint8 // unique to the tunnel; 0: it has none
 	Tunnel encap.Tunnel
 	Peer   egress.Peer
 	MTU    int // of the path, in bytes
@@ -35,7 +37,7 @@ type Exit struct {
 // for which it holds such a connection's packets while tables may come.
 const (
 	queriesASecond = 20_000
-	holdFor        = uint32(2 * time.Second / flowTick) // directors call restarted agents every second
+	holdFor        = uint32(3 * time.Second / flowTick) // at least 2 s: directors call restarted agents every second
 )
 
 // SecondChance sends packets of TCP connections that this host does not have on to the host that may have them: see
@@ -61,6 +63,7 @@ type SecondChance struct {
 	refilled time.Time // when left was filled up
 	info     packet.Info
 	copies   []packet.Buf // one, of a packet without room in front
+	hopPeer  egress.Peer  // of that packet
 	tally    stats.Tally
 	sent     stats.Counters
 	queries  atomic.Uint64
@@ -105,16 +108,16 @@ func (c *SecondChance) end() {
 
 // takes decides about the packet in b, which the policy has accepted. It returns false if the packet is for this host.
 // Otherwise it has taken it, or dropped it for a reason. b is in use until end.
-func (c *SecondChance) takes(b *packet.Buf, in inside, t *arrival, mss int) (taken bool, d drop.Reason) {
+func (c *SecondChance) takes(b *packet.Buf, in inside, t *arrival, p *Policy) (taken bool, d drop.Reason) {
 	client, server, flags, ok := c.connection(b, in)
 	if !ok {
 		return false, drop.Accept
 	}
 	hash := c.flows.hash(client, server)
-	state, since := c.flows.look(hash, c.tick)
+	state, since, exit := c.flows.look(hash, c.tick)
 	if flags&(packet.FlagSYN|packet.FlagACK) == packet.FlagSYN {
 		if state != flowLocal {
-			c.flows.put(hash, flowBegun, c.tick)
+			c.flows.put(hash, flowBegun, 0, c.tick)
 		}
 		return false, drop.Accept
 	}
@@ -122,7 +125,7 @@ func (c *SecondChance) takes(b *packet.Buf, in inside, t *arrival, mss int) (tak
 	case flowLocal, flowAbsent:
 		return false, drop.Accept
 	case flowBegun:
-		c.flows.put(hash, flowLocal, c.tick)
+		c.flows.put(hash, flowLocal, 0, c.tick)
 		return false, drop.Accept
 	case flowUnknown:
 		if c.left == 0 {
@@ -133,28 +136,64 @@ func (c *SecondChance) takes(b *packet.Buf, in inside, t *arrival, mss int) (tak
 		c.queries.Add(1)
 		if has, err := c.sockets.Has(client, server); has || err != nil {
 			if has {
-				c.flows.put(hash, flowLocal, c.tick)
+				c.flows.put(hash, flowLocal, 0, c.tick)
 			}
 			return false, drop.Accept
 		}
 	}
-	to, unsettled := c.elsewhere.Other(client, server, c.now)
+	if t.hops > 0 {
+		return c.alongHops(b, in, t, p, hash, state)
+	}
+	to, unsettled := c.elsewhere.Other(client, server, exit, c.now)
 	switch {
 	case to != nil:
-		if state != flowElsewhere {
-			c.flows.put(hash, flowElsewhere, c.tick)
+		if state != flowElsewhere || to.ID != exit {
+			c.flows.put(hash, flowElsewhere, to.ID, c.tick)
 		}
-		return true, c.send(b, in, t, to, mss)
+		return true, c.send(b, in, t, to, p.mss(b))
 	case !unsettled:
-		c.flows.put(hash, flowAbsent, c.tick)
+		c.flows.put(hash, flowAbsent, 0, c.tick)
 		return false, drop.Accept
-	case state == flowHeld && flowAge(since, c.tick) >= holdFor: // once: a server may have it that no kernel finds
-		c.flows.put(hash, flowLocal, c.tick)
+	case state == flowHeld && flowAge(since, c.tick) >= holdFor:
+		// Once: a server that the kernel does not find may have it.
+		c.flows.put(hash, flowLocal, 0, c.tick)
 		return false, drop.Accept
 	case state != flowHeld:
-		c.flows.put(hash, flowHeld, c.tick)
+		c.flows.put(hash, flowHeld, 0, c.tick)
 	}
 	return true, drop.Unsettled
+}
+
+// alongHops is takes for a packet of a connection that this host does not have, with hops in front of it. hash and
+// state are those of the connection.
+func (c *SecondChance) alongHops(b *packet.Buf, in inside, t *arrival, p *Policy, hash uint64,
+	state flowState) (taken bool, d drop.Reason) {
+	hops := encap.Hops(b.Before(int(t.hops)))
+	next, ok := p.hop(hops)
+	if !ok {
+		c.flows.put(hash, flowAbsent, 0, c.tick)
+		return false, drop.Accept
+	}
+	if state != flowElsewhere {
+		c.flows.put(hash, flowElsewhere, 0, c.tick)
+	}
+	if d := offloaded(b, in, p.mss(b)); d != drop.Accept {
+		return true, d
+	}
+	if b.Offload.GSO != packet.GSONone { // a UDP socket gets none
+		return true, drop.Offload
+	}
+	if d := b.Finish(); d != drop.Accept {
+		return true, d
+	}
+	copied := &c.copies[0]
+	if d := hops.Forward(copied, b.Bytes(), encap.SourcePort(hash), p.port); d != drop.Accept {
+		return true, d
+	}
+	c.hopPeer = egress.Peer{Dst: next, Src: netip.IPv4Unspecified()}
+	c.out.Add(copied.Bytes(), &egress.Hop{To: &c.hopPeer})
+	c.out.Flush()
+	return true, drop.Accept
 }
 
 // connection returns the TCP connection of the packet in b, or of the packet that it quotes. ok is false for any other

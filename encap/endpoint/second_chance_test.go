@@ -1,6 +1,7 @@
 package endpoint
 
 import (
+	"encoding/binary"
 	"net/netip"
 	"slices"
 	"testing"
@@ -23,11 +24,13 @@ type chanceNet struct {
 	asked     int
 	exit      *Exit
 	unsettled bool
+	before    uint8 // of the last question
 	injected  [][]byte
 	sent      [][]byte
 }
 
-func (n *chanceNet) Other(netip.AddrPort, netip.AddrPort, time.Time) (*Exit, bool) {
+func (n *chanceNet) Other(_, _ netip.AddrPort, before uint8, _ time.Time) (*Exit, bool) {
+	n.before = before
 	return n.exit, n.unsettled
 }
 
@@ -57,7 +60,7 @@ func newChanceNet(t testing.TB, kind encap.Kind) *chanceNet {
 		t.Fatal(err)
 	}
 	n := &chanceNet{has: map[uint16]bool{},
-		exit: &Exit{Tunnel: tunnel, Peer: egress.Peer{Dst: other, Src: realserver}, MTU: 1500}}
+		exit: &Exit{ID: 7, Tunnel: tunnel, Peer: egress.Peer{Dst: other, Src: realserver}, MTU: 1500}}
 	p := policy()
 	p.peers = []netip.Prefix{netip.MustParsePrefix("10.0.11.0/24")}
 	n.w = NewWorker(nil, n, inForce(p), false)
@@ -113,6 +116,9 @@ func TestSecondChance(t *testing.T) {
 				n.asked, c.injected, c.sent, c.asked)
 		}
 	}
+	if n.before != 7 {
+		t.Errorf("packets of a connection do not keep their exit: %d", n.before)
+	}
 	if n.w.FromPeers() != 1 {
 		t.Errorf("%d packets from peers", n.w.FromPeers())
 	}
@@ -142,7 +148,7 @@ func TestSecondChanceHeld(t *testing.T) {
 	if n.w.Read(&tally); tally.Drops[drop.Unsettled] != 2 {
 		t.Errorf("%d packets are counted", tally.Drops[drop.Unsettled])
 	}
-	n.c.start = n.c.start.Add(-2 * time.Second)
+	n.c.start = n.c.start.Add(-3 * time.Second)
 	if injected, _ := n.take(t, p, p); injected != 2 {
 		t.Error("a packet is held for more than a second")
 	}
@@ -179,6 +185,54 @@ func TestSecondChanceICMP(t *testing.T) {
 	}
 }
 
+// TestSecondChanceHops: a packet with hops goes on to the next one, if that is a peer and another host.
+func TestSecondChanceHops(t *testing.T) {
+	n := newChanceNet(t, encap.KindIPIP)
+	n.w.inForce.Load().hops = true
+	n.has[9] = true
+	self := realserver.As4()
+	for _, c := range []struct {
+		what           string
+		port           uint16
+		index          byte
+		hops           [][4]byte
+		injected, sent int
+	}{
+		{"known here", 9, 0, [][4]byte{other.As4()}, 1, 0},
+		{"the first of two", 1, 0, [][4]byte{other.As4(), self}, 0, 1},
+		{"the second of two", 2, 1, [][4]byte{self, other.As4()}, 0, 1},
+		{"none left", 3, 1, [][4]byte{other.As4()}, 1, 0},
+		{"none at all", 4, 0, nil, 1, 0},
+		{"this host", 5, 0, [][4]byte{self}, 1, 0},
+		{"no peer", 6, 0, [][4]byte{{10, 0, 99, 1}}, 1, 0},
+	} {
+		inner := segment{port: c.port, n: 10, flags: packet.FlagACK}.bytes()
+		gue := []byte{byte(1 + len(c.hops)), packet.ProtoIPIP, 0, 0, 0, 0, c.index, byte(len(c.hops))}
+		for _, h := range c.hops {
+			gue = append(gue, h[:]...)
+		}
+		u := []byte{0x9c, 0x40, port >> 8, port & 0xff, 0, 0, 0, 0}
+		binary.BigEndian.PutUint16(u[4:], uint16(len(u)+len(gue)+len(inner)))
+		injected, sent := n.take(t, ip(director, realserver, packet.ProtoUDP, slices.Concat(u, gue, inner)))
+		if injected != c.injected || sent != c.sent {
+			t.Errorf("%s: %d injected, %d sent on", c.what, injected, sent)
+			continue
+		}
+		if sent == 0 {
+			if got := n.injected[len(n.injected)-1]; !slices.Equal(got, inner) {
+				t.Errorf("%s: injected %x, want %x", c.what, got, inner)
+			}
+			continue
+		}
+		got := packet.IPv4(n.sent[len(n.sent)-1])
+		gue[6]++
+		if got.Dst() != other || got.Protocol() != packet.ProtoUDP || packet.UDP(got.Payload()).DstPort() != port ||
+			!slices.Equal(got.Payload()[packet.UDPHeaderLen:], slices.Concat(gue, inner)) {
+			t.Errorf("%s: sent on %x, want %x behind UDP", c.what, []byte(got), slices.Concat(gue, inner))
+		}
+	}
+}
+
 // TestSecondChanceBound: beyond its questions a worker leaves packets of unknown connections to the host.
 func TestSecondChanceBound(t *testing.T) {
 	n := newChanceNet(t, encap.KindIPIP)
@@ -201,29 +255,29 @@ func TestFlows(t *testing.T) {
 			netip.AddrPortFrom(vip, 80))
 	}
 	for n := range 10_000 {
-		f.put(at(n), flowLocal, 0)
+		f.put(at(n), flowLocal, 0, 0)
 	}
 	for n := range 1_000_000 {
-		f.put(at(1<<20+n), flowBegun, 1)
+		f.put(at(1<<20+n), flowBegun, 0, 1)
 	}
 	lost := 0
 	for n := range 10_000 {
-		if state, _ := f.look(at(n), 1); state != flowLocal {
+		if state, _, _ := f.look(at(n), 1); state != flowLocal {
 			lost++
 		}
 	}
 	if lost > 0 {
 		t.Errorf("%d of 10000 connections are forgotten", lost)
 	}
-	f.put(at(0), flowElsewhere, 2)
-	if state, _ := f.look(at(0), 2+absentFor); state != flowElsewhere {
+	f.put(at(0), flowElsewhere, 9, 2)
+	if state, _, exit := f.look(at(0), 2+absentFor); state != flowElsewhere || exit != 9 {
 		t.Error("an entry ends early")
 	}
-	if state, _ := f.look(at(0), 3+absentFor); state != flowUnknown {
+	if state, _, exit := f.look(at(0), 3+absentFor); state != flowUnknown || exit != 9 {
 		t.Error("a connection of another host is never asked for again")
 	}
-	f.put(at(0), flowLocal, 2)
-	if state, _ := f.look(at(0), 3+localFor); state != flowUnknown {
+	f.put(at(0), flowLocal, 0, 2)
+	if state, _, _ := f.look(at(0), 3+localFor); state != flowUnknown {
 		t.Error("an idle connection is never forgotten")
 	}
 }

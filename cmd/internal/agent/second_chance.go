@@ -42,6 +42,7 @@ type chances struct {
 	own     []netip.Addr        // addresses of this host
 	queries []*sockdiag.Query   // of the workers; once open, they stay
 	given   []*endpoint.SecondChance
+	ids     map[secondchance.Via]uint8
 	missing error // why the last exit could not be made
 }
 
@@ -49,11 +50,16 @@ type chances struct {
 type routes struct {
 	view  *secondchance.View
 	exits map[secondchance.Via]*endpoint.Exit
+	byID  [256]*endpoint.Exit
 }
 
 // Other is endpoint.Elsewhere.
-func (c *chances) Other(client, server netip.AddrPort, now time.Time) (to *endpoint.Exit, unsettled bool) {
+func (c *chances) Other(client, server netip.AddrPort, before uint8, now time.Time) (to *endpoint.Exit,
+	unsettled bool) {
 	r := c.routes.Load()
+	if to := r.byID[before]; to != nil {
+		return to, false
+	}
 	via, unsettled := r.view.Other(client, server, now)
 	if !via.Address.IsValid() {
 		return nil, unsettled
@@ -208,6 +214,9 @@ func (c *chances) refresh() {
 			c.missing = err
 		} else {
 			r.exits[v] = exit
+			if exit.ID = c.id(v); exit.ID != 0 {
+				r.byID[exit.ID] = exit
+			}
 		}
 	}
 	c.routes.Store(r)
@@ -230,6 +239,19 @@ func (c *chances) exit(v secondchance.Via, paths map[netip.Addr]query.Path) (*en
 		return nil, err
 	}
 	return &endpoint.Exit{Tunnel: tunnel, Peer: egress.Peer{Dst: v.Address, Src: path.Source}, MTU: path.MTU}, nil
+}
+
+// id returns the number of a tunnel, which it keeps; 0 if there are too many. c.mu is held.
+func (c *chances) id(v secondchance.Via) uint8 {
+	if c.ids == nil {
+		c.ids = map[secondchance.Via]uint8{}
+	}
+	id, known := c.ids[v]
+	if !known && len(c.ids) < 255 {
+		id = uint8(len(c.ids) + 1)
+		c.ids[v] = id
+	}
+	return id
 }
 
 // read adds the counts of packets that could not be sent on to t.

@@ -62,9 +62,9 @@ func readAgentChance(root *table, r *Realserver) (c SecondChance) {
 			t.faultAt("peers", "missing: want the realservers to send packets to and to accept them from, such as "+
 				`["10.0.11.0/24"]`)
 		case !slices.ContainsFunc(r.Encaps, func(name string) bool {
-			return name == encap.KindIPIP.String() || name == encap.KindGRE.String()
+			return name == encap.KindIPIP.String() || name == encap.KindGRE.String() || name == encap.KindGUE.String()
 		}):
-			t.faultAt("enabled", "true, and encap has neither ipip nor gre: leave it out")
+			t.faultAt("enabled", "true, and encap has neither ipip nor gre nor gue: leave it out")
 		}
 	} else {
 		t.value("key")

@@ -39,9 +39,9 @@ func TestSecondChance(t *testing.T) {
 			t.Errorf("%s\n%v, want %q", text, err, want)
 		}
 	}
-	_, err = config.ParseRealserver("x.toml", []byte(head+"encap = \"gue\"\n[second_chance]\nenabled = true\npeers = "+
+	_, err = config.ParseRealserver("x.toml", []byte(head+"encap = \"fou\"\n[second_chance]\nenabled = true\npeers = "+
 		"[\"10.0.11.2\"]\nkey = \""+key+"\"\n"))
-	if err == nil || !strings.Contains(err.Error(), "encap has neither ipip nor gre") {
-		t.Errorf("gue alone: %v", err)
+	if err == nil || !strings.Contains(err.Error(), "encap has neither ipip nor gre nor gue") {
+		t.Errorf("fou alone: %v", err)
 	}
 }

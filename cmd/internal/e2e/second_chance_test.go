@@ -211,3 +211,27 @@ func TestSecondChanceTranslated(t *testing.T) {
 		t.Errorf("%d packets were sent on", sent)
 	}
 }
+
+// TestSecondChanceHops sends packets of unknown connections as GLB's director does: each names the realserver that it
+// may go on to. No director has sent tables.
+func TestSecondChanceHops(t *testing.T) {
+	t.Parallel()
+	s := newChanceSite(t, 2, "gue", false, true)
+	s.startAgents(s.agent())
+	const packets = 20
+	raw := s.rawSender(s.Director)
+	second := s.Webs[1].Addr.As4()
+	header := append([]byte{2, 4, 0, 0, 0, 0, 0, 1}, second[:]...)
+	for port := range packets {
+		inner := build(t, ip4(s.Client.Addr, s.VIP, layers.IPProtocolTCP),
+			&layers.TCP{SrcPort: layers.TCPPort(20000 + port), DstPort: 80, ACK: true, Seq: 1, Ack: 1, Window: 1000})
+		raw.inject(udpPacket(t, s.Director.Addr, s.Webs[0].Addr, 40000, 6080, string(append(header, inner...))))
+	}
+	testkit.Within(t, "all packets have come to their second host", 4*soon, func() bool {
+		_, received := s.sentOn()
+		return received >= packets
+	})
+	if sent, received := s.sentOn(); sent != packets || received != packets {
+		t.Errorf("%d packets were sent on %d times, and received %d times", packets, sent, received)
+	}
+}
