@@ -5,12 +5,15 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/http"
 	"net/url"
 	"slices"
 	"strconv"
 	"strings"
 	"unicode"
+
+	"golang.org/x/sys/unix"
 
 	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/config"
@@ -221,7 +224,13 @@ func (d *director) rename(c *candidate, next *replace.Replacement) error {
 
 // unwritable returns the error about a configuration file that cannot be replaced.
 func unwritable(file string, err error) error {
-	return &api.StatusError{Status: http.StatusForbidden, Err: fmt.Errorf("%s: cannot be replaced: %w: nothing "+
-		"changed: give the file and its folder to the director's user, in systemd's unit by StateDirectory=", file,
-		err)}
+	remedy := ""
+	switch {
+	case errors.Is(err, fs.ErrPermission), errors.Is(err, unix.EROFS):
+		remedy = ": give the file and its folder to the director's user, in systemd's unit by StateDirectory="
+	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
+		remedy = ": make room on its disk"
+	}
+	return &api.StatusError{Status: http.StatusForbidden,
+		Err: fmt.Errorf("%s: cannot be replaced: %w: nothing changed%s", file, err, remedy)}
 }

@@ -2,6 +2,7 @@ package director
 
 import (
 	"errors"
+	"io/fs"
 	"maps"
 	"net/http"
 	"net/url"
@@ -10,6 +11,8 @@ import (
 	"strings"
 	"sync"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/config"
@@ -286,6 +289,21 @@ func TestDryRun(t *testing.T) {
 	_, _, err := a.put(with("rr"), "", "dry_run=perhaps")
 	mustFail(t, err, http.StatusUnprocessableEntity, "want true or false")
 	a.mustBe(applied, "wrr")
+}
+
+// TestUnwritable: the remedy is for the reason.
+func TestUnwritable(t *testing.T) {
+	for reason, want := range map[error]string{
+		unix.EACCES: "nothing changed: give the file ", unix.EROFS: "StateDirectory=", unix.ENOSPC: "changed: make room",
+		errors.New("is a mount: mount its folder instead"): "mount its folder instead: nothing changed",
+	} {
+		err := unwritable("x.toml", &fs.PathError{Op: "open", Path: "y", Err: reason})
+		mustFail(t, err, http.StatusForbidden, want)
+		if reason == unix.ENOSPC && strings.Contains(err.Error(), "user") || strings.HasSuffix(want, "changed") &&
+			!strings.HasSuffix(err.Error(), want) {
+			t.Error(err)
+		}
+	}
 }
 
 // TestAdded: faults that a host has already do not count.
