@@ -61,7 +61,7 @@ func Uploads(limit int64, fn func(*Upload) (v any, etag string, err error)) http
 		}
 		client, _ := r.Context().Value(clientKey{}).(string)
 		v, etag, err := fn(&Upload{Query: r.URL.Query(), Path: r.PathValue, Body: body,
-			IfMatch: r.Header.Get("If-Match"), Client: client})
+			IfMatch: strings.Join(r.Header.Values("If-Match"), ","), Client: client})
 		if err != nil {
 			refuse(w, err)
 			return

@@ -53,6 +53,11 @@ func TestUploads(t *testing.T) {
 			t.Errorf("%d bytes, If-Match %s: %v", c.size, c.ifMatch, err)
 		}
 	}
+	lines := dialSocket(t, socket, "PUT /thing/a HTTP/1.1\r\nHost: x\r\nIf-Match: \"z\"\r\nIf-Match: \"x\"\r\n"+
+		"Connection: close\r\n\r\n")
+	if got, err := io.ReadAll(lines); err != nil || !strings.HasPrefix(string(got), "HTTP/1.1 200 ") {
+		t.Errorf("If-Match in two lines: %q, %v", got, err)
+	}
 	c := dialSocket(t, socket, "PUT /thing/a HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nx")
 	if err := c.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
 		t.Fatal(err)
