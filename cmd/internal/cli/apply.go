@@ -43,6 +43,9 @@ func ApplyCommand(socket *Socket) *cobra.Command {
 			}
 			var a api.Applied
 			path, err := socket.Path()
+			if broken := (*config.Errors)(nil); errors.As(err, &broken) { // apply --force mends it: both have one socket
+				path, err = config.ControlSocketIn(name, text, c.Root().Name())
+			}
 			if err == nil {
 				err = api.Put(c.Context(), path, "/configuration?"+q.Encode(), text, ifMatch, reloadTakes, &a)
 			}

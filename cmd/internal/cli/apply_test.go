@@ -8,7 +8,10 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/spf13/cobra"
+
 	"vstun/cmd/internal/api"
+	"vstun/cmd/internal/config"
 )
 
 // TestApplyCommand: the text, the file's name and the flags reach the director. Changes, warnings and faults are
@@ -61,5 +64,29 @@ func TestApplyCommand(t *testing.T) {
 	}
 	if _, err := execute(ApplyCommand(at), file+"x"); !errors.As(err, &UsageError{}) {
 		t.Errorf("no such file: %v", err)
+	}
+}
+
+// TestApplyOverBrokenFile: a configuration file with faults in its syntax does not hide the socket.
+func TestApplyOverBrokenFile(t *testing.T) {
+	at := listen(t, func(s *api.Server) {
+		s.Handle("PUT /configuration", api.Uploads(1000, func(*api.Upload) (any, string, error) {
+			return api.Applied{}, `"x"`, nil
+		}))
+	})
+	socket, err := at.Path()
+	if err != nil {
+		t.Fatal(err)
+	}
+	broken := &Socket{Config: func() (string, error) { return "", &config.Errors{"d.toml:1:1: broken"} }}
+	for text, want := range map[string]string{
+		"[director]\ncontrol = \"" + socket + "\"\n": "nothing changed\n", "[[director\n": ""} {
+		root := &cobra.Command{Use: "director"}
+		root.AddCommand(ApplyCommand(broken))
+		root.SetIn(strings.NewReader(text))
+		out, err := execute(root, "apply", "-", "--force")
+		if out != want || (err == nil) != (want != "") || err != nil && !strings.Contains(err.Error(), "stdin:1:") {
+			t.Errorf("%q: %q, %v", text, out, err)
+		}
 	}
 }

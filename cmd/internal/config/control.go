@@ -8,7 +8,12 @@ func ControlSocket(path, program string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	root, ok := parse(path, text)
+	return ControlSocketIn(path, text, program)
+}
+
+// ControlSocketIn is ControlSocket for a text. name stands for it in faults.
+func ControlSocketIn(name string, text []byte, program string) (string, error) {
+	root, ok := parse(name, text)
 	if ok {
 		socket := readControl(root.table(program, wantTable[program]), program)
 		if len(root.file.faults) == 0 {
