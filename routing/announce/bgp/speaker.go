@@ -23,6 +23,7 @@ type Speaker struct {
 	phase  phase
 	held   bool
 	timer  *time.Timer // from graceful to withdrawn
+	ends   time.Time   // of graceful
 	closed bool
 }
 
@@ -50,7 +51,7 @@ func New(report func(Event)) *Speaker {
 }
 
 // Set puts a configuration in force. Sessions with peers that are not changed go on, unless AS, router ID or listening
-// address change. On an error no peer has been changed, apart from what the error says.
+// address change. On an error sessions may have ended: the caller puts the former configuration in force again.
 func (s *Speaker) Set(cfg announce.Config) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -166,22 +167,25 @@ func (s *Speaker) Hold(held bool) error {
 }
 
 // Standby gives the routes the community GRACEFUL_SHUTDOWN, so that peers prefer others. It withdraws them after
-// Config.Graceful, and returns the time in which that has happened.
+// Config.Graceful, and returns the time in which that will have happened. A speaker without a configuration, or without
+// routes, announces none later.
 func (s *Speaker) Standby() (time.Duration, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.engine == nil || s.phase != announcing {
+	switch {
+	case s.phase == graceful:
+		return max(time.Until(s.ends), 0), nil
+	case s.phase == withdrawn:
 		return 0, nil
-	}
-	if s.cfg.Graceful <= 0 || len(s.inRIB) == 0 {
+	case s.cfg.Graceful <= 0 || len(s.inRIB) == 0:
 		s.phase = withdrawn
 		return 0, s.sync()
 	}
-	s.phase = graceful
+	s.phase, s.ends = graceful, time.Now().Add(s.cfg.Graceful)
 	s.timer = time.AfterFunc(s.cfg.Graceful, func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		if s.phase == graceful {
+		if s.phase == graceful && !time.Now().Before(s.ends) { // else it is the timer of a former Standby
 			s.phase = withdrawn
 			_ = s.sync() // the routes are the engine's own
 		}

@@ -234,6 +234,44 @@ func TestStandby(t *testing.T) {
 	}
 }
 
+// TestStandbyFirst: a speaker on standby announces nothing when it gets a configuration.
+func TestStandbyFirst(t *testing.T) {
+	b := newBird(t)
+	b.run(routerAS, ownAS, false, "")
+	s := New(func(Event) {})
+	defer func() { kerneltest.Must(t, s.Close()) }()
+	_, err := s.Standby()
+	kerneltest.Must(t, err)
+	kerneltest.Must(t, s.Announce([]announce.Route{route("198.51.100.80")}))
+	kerneltest.Must(t, s.Set(config(b.peer(routerAS, false))))
+	waitState(t, s, announce.Established)
+	if st := s.Status(); len(st.Routes) > 0 || !st.Standby || b.route("198.51.100.80") != "" {
+		t.Errorf("status: %+v", st)
+	}
+	kerneltest.Must(t, s.Activate())
+	b.waitRoute("198.51.100.80")
+}
+
+// TestLeaveBehindStandby waits for the withdrawal that Standby has begun.
+func TestLeaveBehindStandby(t *testing.T) {
+	b := newBird(t)
+	b.run(routerAS, ownAS, false, "")
+	cfg := config(b.peer(routerAS, false))
+	cfg.Graceful = time.Second
+	s := New(func(Event) {})
+	defer func() { kerneltest.Must(t, s.Close()) }()
+	kerneltest.Must(t, s.Set(cfg))
+	kerneltest.Must(t, s.Announce([]announce.Route{route("198.51.100.80")}))
+	b.waitRoute("198.51.100.80")
+	_, err := s.Standby()
+	kerneltest.Must(t, err)
+	kerneltest.Must(t, s.Leave())
+	if time.Now().Before(s.ends) {
+		t.Error("it has not waited")
+	}
+	b.waitNoRoute("198.51.100.80")
+}
+
 // TestClose leaves no goroutine.
 func TestClose(t *testing.T) {
 	b := newBird(t)
