@@ -146,8 +146,15 @@ func (e *engine) add(p *announce.Peer) error {
 }
 
 // remove ends a session.
-func (e *engine) remove(a netip.Addr) error {
-	return e.DeletePeer(context.Background(), &api.DeletePeerRequest{Address: a.String()})
+func (e *engine) remove(p *announce.Peer) error {
+	if p.Password != "" { // DeletePeer would leave it at the listening socket
+		open := *p
+		open.Password = ""
+		if _, err := e.UpdatePeer(context.Background(), &api.UpdatePeerRequest{Peer: peerRequest(&open)}); err != nil {
+			return err
+		}
+	}
+	return e.DeletePeer(context.Background(), &api.DeletePeerRequest{Address: p.Addr.String()})
 }
 
 // resend sends a peer the routes again, which new policies have changed.

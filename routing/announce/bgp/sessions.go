@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -194,8 +195,11 @@ func (h *handler) Handle(_ context.Context, r slog.Record) error {
 		fault, reason := dialFault(text["Error"])
 		s.failed(peer, fault, reason)
 	case "sent notification", "received notification":
-		fault, reason := notificationFault(r.Message[0] == 's', uint8(code), uint8(subcode),
-			text["Communicated-Reason"])
+		sent := r.Message[0] == 's'
+		if sent && code == bgp.BGP_ERROR_CEASE && slices.Contains(reconfigured, subcode) {
+			return nil
+		}
+		fault, reason := notificationFault(sent, uint8(code), uint8(subcode), text["Communicated-Reason"])
 		s.failed(peer, fault, reason)
 	case "state changed": // the only line about a notification that comes in place of the first KEEPALIVE
 		if text["old"] == bgp.BGP_FSM_OPENCONFIRM.String() && text["reason"] == "invalid-msg" {
@@ -210,6 +214,10 @@ func (h *handler) Handle(_ context.Context, r slog.Record) error {
 	}
 	return nil
 }
+
+// reconfigured are the subcodes with which this speaker ends sessions because of its configuration. The line comes when
+// the peer has its next session already.
+var reconfigured = []int64{bgp.BGP_ERROR_SUB_PEER_DECONFIGURED, bgp.BGP_ERROR_SUB_OTHER_CONFIGURATION_CHANGE}
 
 // dialFault returns the fault that the error of a connection attempt shows.
 func dialFault(text string) (announce.Fault, string) {

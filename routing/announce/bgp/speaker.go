@@ -100,18 +100,19 @@ func (s *Speaker) setPeers(former []announce.Peer) error {
 		case known && moved == *p: // the session goes on
 			errs = append(errs, s.engine.resend(p.Addr))
 			continue
-		case known:
-			errs = append(errs, s.engine.remove(p.Addr))
 		}
-		s.sessions.begin(p.Addr)
+		s.sessions.begin(p.Addr) // before the former session ends, which is no event
+		if known {
+			errs = append(errs, s.engine.remove(&old))
+		}
 		if err := s.engine.add(p); err != nil {
 			errs = append(errs, fmt.Errorf("bgp: peer %v: %w", p.Addr, err))
 		}
 	}
-	for a := range was {
+	for a, p := range was {
 		if !is[a] {
-			errs = append(errs, s.engine.remove(a))
 			s.sessions.end(a)
+			errs = append(errs, s.engine.remove(&p))
 		}
 	}
 	return errors.Join(errs...)

@@ -1,6 +1,7 @@
 package bgp
 
 import (
+	"net"
 	"net/netip"
 	"runtime"
 	"strings"
@@ -205,6 +206,75 @@ func TestListen(t *testing.T) {
 	waitFault(t, s, announce.Refused)
 	b.run(routerAS, ownAS, false, "")
 	waitState(t, s, announce.Established)
+}
+
+// TestListenPassword: a password that is taken away is no longer asked for, and a former one does not count.
+func TestListenPassword(t *testing.T) {
+	b := newBird(t)
+	cfg := config(b.peer(routerAS, false, func(p *announce.Peer) { p.Password = "secret" }))
+	cfg.Listen = b.addr(1, false)
+	s := New(func(Event) {})
+	defer func() { kerneltest.Must(t, s.Close()) }()
+	kerneltest.Must(t, s.Set(cfg))
+	connects := func(patience time.Duration) (ok bool) {
+		b.in(func() {
+			c, err := net.DialTimeout("tcp", netip.AddrPortFrom(cfg.Listen, port).String(), patience)
+			if ok = err == nil; ok {
+				c.Close()
+			}
+		})
+		return ok
+	}
+	if connects(300 * time.Millisecond) {
+		t.Error("a connection without the password")
+	}
+	for range 2 {
+		cfg.Peers = []announce.Peer{b.peer(routerAS, false)}
+		kerneltest.Must(t, s.Set(cfg))
+		if !connects(10 * time.Second) {
+			t.Fatal("no connection behind the password's end")
+		}
+		cfg.Peers = []announce.Peer{b.peer(routerAS, false, func(p *announce.Peer) { p.Password = "other" })}
+		kerneltest.Must(t, s.Set(cfg))
+	}
+	b.run(routerAS, ownAS, false, `password "other"; passive yes;`)
+	waitState(t, s, announce.Established)
+	cfg.Peers = nil
+	kerneltest.Must(t, s.Set(cfg))
+	if !connects(10 * time.Second) {
+		t.Error("no connection behind the peer's end")
+	}
+}
+
+// TestPlannedEnd: another configuration of a peer is no fault of its session.
+func TestPlannedEnd(t *testing.T) {
+	b := newBird(t)
+	b.run(routerAS, ownAS, false, "")
+	for _, password := range []string{"", "former"} {
+		statement := ""
+		if password != "" {
+			statement = `password "former";`
+			b.end(syscall.SIGTERM)
+			b.run(routerAS, ownAS, false, statement)
+		}
+		with := func(hold time.Duration) announce.Config {
+			return config(b.peer(routerAS, false, func(p *announce.Peer) { p.HoldTime, p.Password = hold, password }))
+		}
+		e := &events{}
+		s := New(e.add)
+		kerneltest.Must(t, s.Set(with(9*time.Second)))
+		waitState(t, s, announce.Established)
+		kerneltest.Must(t, s.Set(with(6*time.Second)))
+		testkit.Eventually(t, "the next session", func() bool {
+			st := s.Status().Sessions[0]
+			return st.State == announce.Established && st.HoldTime == 6*time.Second
+		})
+		kerneltest.Must(t, s.Set(config()))
+		kerneltest.Must(t, s.Close())
+		if len(e.all) != 2 || e.has(func(v Event) bool { return !v.Up }) {
+			t.Errorf("events: %+v", e.all)
+		}
+	}
 }
 
 // TestStandby announces the community GRACEFUL_SHUTDOWN, then withdraws the routes, and announces them again.
