@@ -11,6 +11,11 @@ type place struct {
 	line  int               // counted from 1; of a table its header
 	keys  map[string]*place // of a table
 	items []*place          // of an array
+
+	// Bytes of the document, behind a byte order mark. A table that only dotted keys name has none.
+	from   int  // of the key, of an element, or of a header's bracket
+	at, to int  // of the value; of a header at its end
+	header bool // a table with a header: its pairs follow on lines of their own
 }
 
 // key returns the place of a key, or nil where p has no such key.
@@ -51,10 +56,7 @@ func (p *place) put(name string, value *place) {
 // locate returns the places of the keys and values of a document. The TOML parser does not export them. locate reads
 // valid TOML only: the parser has accepted the document.
 func locate(text []byte) *place {
-	for _, bom := range []string{"\xef\xbb\xbf", "\xff\xfe", "\xfe\xff"} { // as the parser
-		text = bytes.TrimPrefix(text, []byte(bom))
-	}
-	l := &locator{text: text, line: 1}
+	l := &locator{text: text[len(byteOrderMark(text)):], line: 1}
 	root := &place{line: 1}
 	table := root
 	for l.blank(); !l.end(); l.blank() {
@@ -62,7 +64,7 @@ func locate(text []byte) *place {
 			l.pair(table)
 			continue
 		}
-		line := l.line
+		line, from := l.line, l.at
 		l.at++
 		array := l.peek() == '['
 		if array {
@@ -86,9 +88,20 @@ func locate(text []byte) *place {
 			list.items = append(list.items, &place{line: line})
 		}
 		table = table.table(last, line)
-		table.line = line
+		table.line, table.header = line, true
+		table.from, table.at, table.to = from, l.at, l.at
 	}
 	return root
+}
+
+// byteOrderMark returns the mark at the beginning of a text that the parser skips; "" is none.
+func byteOrderMark(text []byte) string {
+	for _, bom := range []string{"\xef\xbb\xbf", "\xff\xfe", "\xfe\xff"} {
+		if bytes.HasPrefix(text, []byte(bom)) {
+			return bom
+		}
+	}
+	return ""
 }
 
 // locator is a cursor at a byte of a document and on its line. Each of its methods advances by at least one byte, or is
@@ -139,7 +152,7 @@ func (l *locator) blank() {
 
 // pair reads a key, "=" and a value into a table.
 func (l *locator) pair(table *place) {
-	line := l.line
+	line, from := l.line, l.at
 	names := l.names()
 	for _, name := range names[:len(names)-1] {
 		table = table.table(name, line)
@@ -155,6 +168,7 @@ func (l *locator) pair(table *place) {
 		l.at++
 	}
 	l.value(value)
+	value.from = from
 }
 
 // names reads a dotted key, up to the text behind it. The result has at least one name.
@@ -196,6 +210,8 @@ func (l *locator) until(stops string) {
 // value reads a value and adds its parts to p.
 func (l *locator) value(p *place) {
 	l.blank()
+	p.from, p.at = l.at, l.at
+	defer func() { p.to = p.at + len(bytes.TrimRight(l.text[p.at:l.at], " \t")) }()
 	switch c := l.peek(); c {
 	case '"', '\'':
 		if three := strings.Repeat(string(c), 3); bytes.HasPrefix(l.text[l.at:], []byte(three)) {

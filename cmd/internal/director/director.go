@@ -363,6 +363,10 @@ func (d *director) serveControl() {
 	}))
 	d.control.Handle("GET /configuration", api.Text("application/toml", d.configuration))
 	d.control.Handle("PUT /configuration", api.Uploads(config.MaxFileSize, d.putConfiguration))
+	const realserver = " /services/{service}/realservers/{realserver}"
+	d.control.Handle("GET"+realserver, api.Uploads(maxRealserver, d.getRealserver))
+	d.control.Handle("PUT"+realserver, api.Uploads(maxRealserver, d.putRealserver))
+	d.control.Handle("DELETE"+realserver, api.Uploads(maxRealserver, d.deleteRealserver))
 	d.control.Handle("GET /openapi.yaml", api.Text("application/yaml", openAPI))
 	d.control.Handle("POST /weight", api.JSON(d.setWeight))
 	d.control.Handle("POST /standby", api.JSON(d.standby))

@@ -201,6 +201,37 @@ func TestApplyUnseen(t *testing.T) {
 	}
 }
 
+// TestApplyRealserver: single realservers are added and removed over the control socket. Downloads from a removed one
+// go on, and the rest of the file stays.
+func TestApplyRealserver(t *testing.T) {
+	t.Parallel()
+	s, downloads := newApplySite(t)
+	d := newDescribedSocket(t, s.director.socket)
+	const second = "/realservers/10.0.12.2"
+	d.ask(http.StatusOK, http.MethodDelete, "/services/files"+second, "")
+	without := strings.Replace(applied, "}, { address = \"10.0.12.2\" }", "}", 1)
+	s.mustBeFile(without)
+	downloads.mustGoOn(t, "after the removal", 1<<16)
+	if st := s.director.balance(); len(st.Services[1].Realservers) != 1 || len(st.Leaving.List) != 1 ||
+		st.Leaving.List[0].Active == 0 {
+		t.Errorf("the removed realserver has no downloads: %+v", st.Leaving)
+	}
+	d.ask(http.StatusOK, http.MethodPut, "/services/web"+second, `{"weight": 2}`, "Content-Type", "application/json")
+	s.mustBeFile(strings.Replace(without, "} ] # more", "}, { address = \"10.0.12.2\", weight = 2 } ] # more", 1))
+	seen := map[string]bool{}
+	for range 6 {
+		_, server := s.whoAnswers(anyPort(s.Client.Addr), s.at(80))
+		seen[server] = true
+	}
+	if !seen["web1"] || !seen["web2"] {
+		t.Errorf("new connections go to %v", seen)
+	}
+	if changes := s.mustReload(); !slices.Equal(changes, []string{"nothing changed"}) {
+		t.Errorf("a reload prints %q", changes)
+	}
+	downloads.mustGoOn(t, "at the end", 1<<16)
+}
+
 // TestApplyKilled kills the director in the middle of an apply: when the new text lies beside the file, and when it has
 // become the file. The next start has the former or the new configuration, and all connections.
 func TestApplyKilled(t *testing.T) {
@@ -318,6 +349,12 @@ func TestApplyInUnit(t *testing.T) {
 	if out := b.run("stat", "-c", "%a %u", "/var/lib/vstun/director.toml", "/etc/vstun/director.toml"); owner == "0" ||
 		out != "644 "+owner+"\n777 0\n" {
 		t.Errorf("mode and owner of the file and the link, for a director of user %s:\n%s", owner, out)
+	}
+	needTool(t, "curl", "curl")
+	out = b.run("bash", "-c", `curl -sS --unix-socket /run/vstun/director.sock \
+		http://director/services/count/realservers/10.0.11.2 -T - <<<'{"weight": 3}'`)
+	if !strings.Contains(out, `"text": "service \"count\": realserver 10.0.11.2: weight 1 -> 3"`) {
+		t.Errorf("curl: %s", out)
 	}
 	b.run("systemctl", "reload", directorUnit)
 	b.run("systemctl", "restart", directorUnit)

@@ -186,6 +186,20 @@ remote = "10.0.11.9"
 	d.ask(ok, http.MethodPut, "/configuration", next, append(kind, "If-Match", head.Get("ETag"))...)
 	d.ask(http.StatusPreconditionFailed, http.MethodPut, "/configuration", now, append(kind, "If-Match",
 		head.Get("ETag"))...)
+	const web = "/services/web/realservers/"
+	object := []string{"Content-Type", "application/json"}
+	_, head = d.ask(ok, http.MethodGet, web+"10.0.11.2", "")
+	d.ask(ok, http.MethodPut, web+"10.0.12.2?dry_run", `{"weight": 3}`, object...)
+	d.ask(ok, http.MethodPut, web+"10.0.12.2", `{"weight": 3}`, append(object, "If-Match", head.Get("ETag"))...)
+	d.ask(http.StatusPreconditionFailed, http.MethodDelete, web+"10.0.12.2", "", "If-Match", head.Get("ETag"))
+	d.ask(refused, http.MethodPut, web+"10.0.12.2", `{"weight": -3, "colour": "red"}`, object...)
+	d.ask(refused, http.MethodPut, web+"10.0.12.256", `{}`, object...)
+	d.ask(ok, http.MethodDelete, web+"10.0.12.2", "")
+	for _, method := range []string{http.MethodGet, http.MethodDelete} {
+		d.ask(http.StatusNotFound, method, web+"10.0.12.2", "")
+	}
+	d.ask(http.StatusNotFound, http.MethodPut, "/services/wbe/realservers/10.0.12.2", `{}`, object...)
+	d.ask(http.StatusRequestEntityTooLarge, http.MethodPut, web+"10.0.12.2", strings.Repeat(" ", 64<<10+1), object...)
 	d.ask(http.StatusRequestEntityTooLarge, http.MethodPut, "/configuration", strings.Repeat("#", 16<<20+1), kind...)
 	d.mustBeComplete()
 }
