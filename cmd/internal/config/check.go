@@ -125,7 +125,7 @@ func (r *checkReader) readVia(t *table, c, base *Check) {
 
 // checkVia refuses via = "tunnel" where it has no effect, in a service whose realservers all have the method nat.
 func (r *checkReader) checkVia(s *Service) {
-	all := s.everyRef()
+	all := s.EveryRef()
 	others := slices.ContainsFunc(all, func(rs RealserverRef) bool { return rs.Forward != method.NAT })
 	if r.table.values["via"] == "tunnel" && !others && (s.Forward == method.NAT || len(all) > 0) {
 		r.table.faultAt("via", wantDirect)

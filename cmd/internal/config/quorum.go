@@ -38,7 +38,7 @@ func checkQuorum(t *table, s *Service) {
 // warnUnserved warns of a service that has no sorry server and no realserver with a weight or with a check that may
 // raise it.
 func warnUnserved(t *table, s *Service) {
-	realservers := s.everyRef()
+	realservers := s.EveryRef()
 	weighs := func(r RealserverRef) bool { return r.Weight > 0 || r.Check != nil && r.Check.Row().Weighs }
 	switch {
 	case s.HasSorry() || slices.ContainsFunc(realservers, weighs):

@@ -41,8 +41,8 @@ func (s *Service) FamilyOf(r *RealserverRef) string {
 // HasNames reports whether the service has realservers whose addresses are the answers of name servers.
 func (s *Service) HasNames() bool { return len(s.Named) > 0 || s.Resolve.SRV != "" }
 
-// everyRef returns the realservers of s, those with names included: one for all SRV records.
-func (s *Service) everyRef() []RealserverRef {
+// EveryRef returns the realservers of s, those with names included: one for all SRV records.
+func (s *Service) EveryRef() []RealserverRef {
 	all := slices.Concat(s.Realservers, s.Named)
 	if s.Resolve.SRV != "" {
 		all = append(all, s.Found)

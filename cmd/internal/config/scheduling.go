@@ -33,7 +33,7 @@ func (r *serviceReader) readScheduling(t *table, s *Service) {
 // their client.
 func warnOnePacket(t *table, s *Service) {
 	if nat := func(r RealserverRef) bool { return r.Forward == method.NAT }; s.OnePacket &&
-		slices.ContainsFunc(s.everyRef(), nat) {
+		slices.ContainsFunc(s.EveryRef(), nat) {
 		t.warnAt("one_packet", "a realserver of nat keeps each client's datagrams: leave it out, or use another "+
 			"forward")
 	}

@@ -78,7 +78,7 @@ var tunnelKeys = []string{"encap", "encap_key", "encap_checksum"}
 
 // checkTunnels refuses those keys of s that fit none of its tunnels. n is the default of these tunnels.
 func checkTunnels(t *table, n Tunnel, s *Service) {
-	tunnels := slices.DeleteFunc(append(s.everyRef(), s.Sorry), func(r RealserverRef) bool {
+	tunnels := slices.DeleteFunc(append(s.EveryRef(), s.Sorry), func(r RealserverRef) bool {
 		return r.Forward != method.TUN || !r.Address.IsValid() && r.Host == ""
 	})
 	if s.Forward != method.TUN && len(tunnels) == 0 {

@@ -91,6 +91,7 @@ func (c *controller) start(cfg *config.Director, former plan.Inputs) error {
 	c.names.Remember(former.Answers)
 	c.awaitNames(cfg)
 	former.Answers = c.names.Answers()
+	c.listDevices(&former)
 	in := former.Reconfigured(cfg)
 	c.incomplete = cfg.Sync.On
 	in.Rules = c.ask.rules()
@@ -101,7 +102,6 @@ func (c *controller) start(cfg *config.Director, former plan.Inputs) error {
 		c.awaitNeighbours(&in, c.firstWait())
 	}
 	in.ReplyLinks = c.ask.replyLinks(in)
-	c.listDevices(&in)
 	if err := c.lan.check(in, c.announced(in, former.RetiredVIPs)); err != nil {
 		return err
 	}

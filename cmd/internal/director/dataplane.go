@@ -166,8 +166,16 @@ func (p *dataPlane) openLink() (egress.Port, error) {
 
 // allows returns an error if cfg has realservers of VS/DR and there are no packet sockets.
 func (p *dataPlane) allows(cfg *config.Director) error {
-	if direct := plan.Direct(cfg); p.noLink != nil && len(direct) > 0 {
-		return fmt.Errorf("realserver %v: forward = \"dr\" is not possible here: %w; use tun", direct[0], p.noLink)
+	if p.noLink == nil {
+		return nil
+	}
+	for i := range cfg.Services {
+		for _, r := range append(cfg.Services[i].EveryRef(), cfg.Services[i].Sorry) {
+			if r.Forward == method.DR {
+				return fmt.Errorf("realserver %s: forward = \"dr\" is not possible here: %w; use tun", r.Name(),
+					p.noLink)
+			}
+		}
 	}
 	return nil
 }

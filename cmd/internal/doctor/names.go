@@ -43,7 +43,7 @@ func (d *Director) resolved(ctx context.Context, known *api.DirectorStatus) (*Di
 		}
 		answers = r.Answers()
 	}
-	cfg, _ := plan.Resolved(d.Config, answers)
+	cfg, _ := plan.Resolved(d.Config, answers, nil)
 	is := *d
 	is.Config = cfg
 	return &is, names

@@ -12,6 +12,7 @@ import (
 	"vstun/balancer/resolve"
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/words"
+	"vstun/routing/query"
 )
 
 // Answers are the last answers to Queries. A question without one is missing. An Answers is immutable.
@@ -66,15 +67,12 @@ type Refused struct {
 }
 
 // Resolved returns cfg with the realservers that the answers give its names, behind those with addresses. It returns
-// cfg itself if that has no names. It leaves out addresses that a service has already.
-func Resolved(cfg *config.Director, answers Answers) (*config.Director, []Refused) {
+// cfg itself if that has no names. It leaves out addresses that a service has already. devices are this host's.
+func Resolved(cfg *config.Director, answers Answers, devices []query.Device) (*config.Director, []Refused) {
 	if !slices.ContainsFunc(cfg.Services, func(s config.Service) bool { return s.HasNames() }) {
 		return cfg, nil
 	}
-	vips := map[netip.Addr]bool{}
-	for _, vip := range VIPs(cfg) {
-		vips[vip] = true
-	}
+	vips := VIPs(cfg)
 	c := *cfg
 	c.Services = slices.Clone(cfg.Services)
 	var refused []Refused
@@ -89,7 +87,7 @@ func Resolved(cfg *config.Director, answers Answers) (*config.Director, []Refuse
 			taken[s.Endpoint(&s.Realservers[j])] = true
 		}
 		for _, r := range found(s, answers) {
-			if reason := unfit(s, &r, vips); reason != "" {
+			if reason := unfit(s, &r, vips, devices); reason != "" {
 				refused = append(refused, Refused{s.Name, r.Host, r.ID(), reason})
 				continue
 			}
@@ -149,14 +147,26 @@ func addressed(r config.RealserverRef, addresses []netip.Addr) (all []config.Rea
 
 // unfit returns why r, whose address is from an answer, cannot be a realserver of s, or "". A SRV record may have
 // another port than the service only where the port of packets is changed.
-func unfit(s *config.Service, r *config.RealserverRef, vips map[netip.Addr]bool) string {
-	switch a := r.Address; {
+func unfit(s *config.Service, r *config.RealserverRef, vips []netip.Addr, devices []query.Device) string {
+	a := r.Address
+	_, isVIP := slices.BinarySearchFunc(vips, a, netip.Addr.Compare)
+	switch {
 	case a.Is4In6():
 		return "it is an IPv4-mapped address"
 	case config.NotUnicast(a) != "":
 		return "it is " + config.NotUnicast(a)
-	case vips[a]:
+	case isVIP:
 		return "it is a VIP"
+	}
+	for i := range devices {
+		for _, p := range devices[i].Addrs {
+			switch {
+			case a == p.Addr() && r.Forward != method.NAT:
+				return fmt.Sprintf("it is this host itself, on %s, which only nat reaches", devices[i].Name)
+			case a != p.Addr() && p.Contains(a) && !neighbour(p, a):
+				return "it is the broadcast address or the number of a subnet of " + devices[i].Name
+			}
+		}
 	}
 	switch {
 	case r.Port == 0 || translates(s, r) || s.Ours(r.Port):

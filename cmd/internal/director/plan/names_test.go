@@ -12,6 +12,7 @@ import (
 	"vstun/balancer/method"
 	"vstun/balancer/resolve"
 	"vstun/cmd/internal/config"
+	"vstun/routing/query"
 )
 
 // named returns the configuration of a file with these lines in its service.
@@ -89,6 +90,13 @@ func TestResolved(t *testing.T) {
 				"255.255.255.255 it is the broadcast address", "::1 it is a loopback address",
 				"fe80::1 it is a link-local " +
 					"address", "::ffff:10.0.0.9 it is an IPv4-mapped address", "ff02::1 it is a multicast address"}},
+		{"of this host", names, map[string][]resolve.Target{"a.test": {target("", 0, 0, 0, "10.0.9.2", "10.0.9.255",
+			"10.0.9.0", "10.0.9.3", "10.0.0.200")}}, "10.0.0.1 weight 1; 10.0.9.3 weight 3 of a.test",
+			[]string{"10.0.9.2 it is this host itself, on eth0, which only nat reaches", "10.0.9.255 it is the " +
+				"broadcast address or the number of a subnet of eth0", "10.0.9.0 it is the broadcast address or the " +
+				"number of a subnet of eth0", "10.0.0.200 it is this host itself, on eth1, which only nat reaches"}},
+		{"of this host, by nat", nat + "realserver = [{ address = \"a.test\" }]\n", map[string][]resolve.Target{
+			"a.test": {target("", 0, 0, 0, "10.0.9.2")}}, "10.0.9.2 weight 1 of a.test", nil},
 		{"SRV of tun", srv, map[string][]resolve.Target{"_http._tcp.test": {target("a", 80, 0, 5, "10.0.0.2"),
 			target("b", 8080, 0, 5, "10.0.0.3"), target("c", 80, 0, 0, "10.0.0.1")}},
 			"10.0.0.1 weight 1 of c; 10.0.0.2 weight 5 of a",
@@ -111,7 +119,8 @@ func TestResolved(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			file := named(t, c.lines)
 			before := realserversOf(file)
-			cfg, refused := Resolved(file, answered(file, c.by))
+			cfg, refused := Resolved(file, answered(file, c.by), []query.Device{ethernet("eth0", 2, "10.0.9.2/24"),
+				ethernet("eth1", 3, "10.0.0.200/32")})
 			if got := realserversOf(cfg); got != c.want {
 				t.Errorf("%s, want %s", got, c.want)
 			}
@@ -134,7 +143,7 @@ func TestResolved(t *testing.T) {
 		})
 	}
 	plain := named(t, "")
-	if got, _ := Resolved(plain, Answers{}); got != plain {
+	if got, _ := Resolved(plain, Answers{}, nil); got != plain {
 		t.Error("a configuration without names is copied")
 	}
 }

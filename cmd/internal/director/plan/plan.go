@@ -163,7 +163,7 @@ func Plan(in Inputs, before map[string]ServiceState) (Desired, []Event) {
 // Reconfigured returns in with the configuration of file. It keeps the weights that still hold under cfg. VIPs, and
 // servers of VS/NAT, that are not configured any more become retired ones.
 func (in Inputs) Reconfigured(file *config.Director) Inputs {
-	cfg, refused := Resolved(file, in.Answers)
+	cfg, refused := Resolved(file, in.Answers, in.Devices)
 	vips := VIPs(cfg)
 	in.RetiredVIPs = slices.DeleteFunc(in.AllVIPs(),
 		func(vip netip.Addr) bool { return slices.Contains(vips, vip) })
