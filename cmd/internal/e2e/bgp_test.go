@@ -3,6 +3,8 @@ package e2e
 import (
 	"fmt"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -75,4 +77,77 @@ func TestBGP(t *testing.T) {
 	}
 	s.director.stop()
 	s.awaitHops(s.VIP)
+}
+
+// manualBlock returns the code block of bgp.md behind a line that has this text.
+func manualBlock(t *testing.T, after string) string {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(testkit.Root(t), "cmd/director/bgp.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, found := strings.Cut(string(text), after)
+	_, block, isCode := strings.Cut(rest, "\n```\n")
+	if !found || !isCode {
+		t.Fatalf("bgp.md has no block behind %q", after)
+	}
+	block, _, _ = strings.Cut(block, "\n```\n")
+	return block + "\n"
+}
+
+// TestBGPOfAnotherProgram: BIRD and FRR on the director's host announce the VIP while the director runs, with the
+// manual's configurations.
+func TestBGPOfAnotherProgram(t *testing.T) {
+	t.Parallel()
+	for name, speak := range map[string]func(s *site){
+		"BIRD": func(s *site) {
+			s.runBird(s.Director, "log stderr all;\nrouter id 10.0.2.2;\n"+manualBlock(t, "`/etc/bird/bird.conf` on"))
+		},
+		"FRR": func(s *site) { s.runFRR(s.Director, manualBlock(t, "`/etc/frr/frr.conf` on")) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := newSite(t, 1, nil)
+			s.bird(s.Director)
+			s.startAgents("")
+			s.namedEchoAt(s.Webs[0], ":80")
+			s.startDirector("", service{"tcp", "80", "rr", []int{1}})
+			speak(s)
+			s.awaitHops(s.VIP, s.Director)
+			s.mustBeServedBy(80, "web1")
+			s.director.kill()
+			s.awaitHops(s.VIP)
+			s.director.start()
+			s.awaitHops(s.VIP, s.Director)
+			s.director.stop()
+			s.awaitHops(s.VIP)
+		})
+	}
+}
+
+// TestBGPRouterOfManual: BIRD and FRR as routers, with the manual's configurations, take a director's VIP.
+func TestBGPRouterOfManual(t *testing.T) {
+	t.Parallel()
+	for name, route := range map[string]func(s *site){
+		"BIRD": func(s *site) {
+			s.removeRoutes()
+			s.runBird(s.Router, "log stderr all;\nrouter id 10.0.2.1;\n"+manualBlock(t, "### BIRD on the router"))
+		},
+		"FRR": func(s *site) {
+			s.removeRoutes()
+			s.runFRR(s.Router, manualBlock(t, "Switch `bgpd` and `bfdd` on in"))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := newSite(t, 1, nil)
+			route(s)
+			s.startAgents("")
+			s.namedEchoAt(s.Webs[0], ":80")
+			s.startDirectorWith(s.bgpTOML(s.Director, "bfd = {}") + s.bgpService("web", s.VIP, ""))
+			s.awaitHops(s.VIP, s.Director)
+			testkit.Eventually(t, "BFD is up", func() bool { return sessionOf(t, s.director).BFD == "up" })
+			s.mustBeServedBy(80, "web1")
+		})
+	}
 }

@@ -7,8 +7,10 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"os/user"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -27,10 +29,7 @@ const directorAS, routerAS = 65010, 65000
 // the VIPs.
 func (s *site) bird(directors ...*lab.Host) *lab.Process {
 	s.t.Helper()
-	if _, err := exec.LookPath("bird"); err != nil {
-		s.t.Skip("SKIPPED: needs BIRD 2")
-	}
-	config := fmt.Sprintf(`log %q all;
+	config := fmt.Sprintf(`log stderr all;
 router id 192.0.2.1;
 protocol device { scan time 1; }
 protocol bfd { interface "*" { interval 100 ms; multiplier 3; }; }
@@ -44,36 +43,49 @@ template bgp directors {
 	ipv4 { import all; export none; };
 	ipv6 { import all; export none; };
 }
-`, s.birdFile("log"), routerAS)
+`, routerAS)
 	for i, d := range directors {
 		config += fmt.Sprintf("protocol bgp director%d from directors { neighbor %v as %d; }\n", i+1, d.Addr,
 			directorAS)
 	}
-	if err := os.WriteFile(s.birdFile("conf"), []byte(config), 0o600); err != nil {
+	s.removeRoutes()
+	return s.runBird(s.Router, config)
+}
+
+// runBird runs BIRD on a host.
+func (s *site) runBird(h *lab.Host, config string) *lab.Process {
+	s.t.Helper()
+	if _, err := exec.LookPath("bird"); err != nil {
+		s.t.Skip("SKIPPED: needs BIRD 2")
+	}
+	file := filepath.Join(s.dir, h.Name+"-bird.")
+	if err := os.WriteFile(file+"conf", []byte(config), 0o600); err != nil {
 		s.t.Fatal(err)
 	}
-	s.removeRoutes()
-	p, err := s.Router.Start(exec.Command("bird", "-f", "-c", s.birdFile("conf"), "-s", s.birdFile("ctl"), "-P",
-		s.birdFile("pid")))
+	p, err := h.Start(exec.Command("bird", "-f", "-c", file+"conf", "-s", file+"ctl", "-P", file+"pid"))
 	if err != nil {
 		s.t.Fatal(err)
 	}
 	s.t.Cleanup(func() {
 		if s.t.Failed() {
-			text, _ := os.ReadFile(s.birdFile("log"))
-			s.t.Logf("BIRD:\n%s\n%s", s.birdc("show route all"), text)
+			s.t.Logf("BIRD on %s:\n%s\n%s", h.Name, birdc(file+"ctl", "show route all"), p.Output())
 		}
 	})
-	testkit.Eventually(s.t, "BIRD answers", func() bool { return strings.Contains(s.birdc("show status"), "up and") })
+	testkit.Eventually(s.t, "BIRD answers", func() bool {
+		return strings.Contains(birdc(file+"ctl", "show status"), "up and")
+	})
 	return p
 }
 
-func (s *site) birdFile(name string) string { return filepath.Join(s.dir, "bird."+name) }
+// birdc returns the answer of the router's BIRD to a command.
+func (s *site) birdc(command string) string {
+	return birdc(filepath.Join(s.dir, "router-bird.ctl"), command)
+}
 
 // birdc returns the answer to a command of birdc.
-func (s *site) birdc(command string) string {
-	out, _ := exec.Command("birdc", append([]string{"-r", "-s", s.birdFile("ctl")}, strings.Fields(command)...)...).
-		CombinedOutput()
+func birdc(socket, command string) string {
+	args := append([]string{"-r", "-s", socket}, strings.Fields(command)...)
+	out, _ := exec.Command("birdc", args...).CombinedOutput()
 	return string(out)
 }
 
@@ -164,4 +176,62 @@ func sessionOf(t *testing.T, d *program) api.BGPPeer {
 		t.Fatalf("no session: %+v", st.BGP)
 	}
 	return st.BGP.Peers[0]
+}
+
+// frr runs FRR on the site's router, as bird does BIRD.
+func (s *site) frr(directors ...*lab.Host) {
+	s.t.Helper()
+	config := fmt.Sprintf("router bgp %d\n bgp router-id 192.0.2.1\n no bgp ebgp-requires-policy\n", routerAS)
+	for _, d := range directors {
+		config += fmt.Sprintf(" neighbor %v remote-as %d\n neighbor %v bfd 3 100 100\n", d.Addr, directorAS, d.Addr)
+	}
+	s.removeRoutes()
+	s.runFRR(s.Router, config+" address-family ipv4 unicast\n  maximum-paths 16\n")
+}
+
+// runFRR runs FRR's bgpd, bfdd and zebra on a host.
+func (s *site) runFRR(h *lab.Host, config string) {
+	s.t.Helper()
+	const programs = "/usr/lib/frr/"
+	if _, err := os.Stat(programs + "bgpd"); err != nil {
+		s.t.Skip("SKIPPED: needs FRR")
+	}
+	account, err := user.Lookup("frr") // the daemons' user, which makes their sockets
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	uid, _ := strconv.Atoi(account.Uid)
+	dir, err := os.MkdirTemp("", "frr") // it cannot pass the folder above t.TempDir
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	if err := errors.Join(os.Chown(dir, uid, 0), os.WriteFile(dir+"/bgpd.conf", []byte(config), 0o644),
+		os.WriteFile(dir+"/none.conf", nil, 0o644)); err != nil {
+		s.t.Fatal(err)
+	}
+	for _, name := range []string{"zebra", "bfdd", "bgpd"} {
+		file := dir + "/none.conf"
+		if name == "bgpd" {
+			file = dir + "/bgpd.conf"
+		}
+		args := []string{"-f", file, "-i", dir + "/" + name + ".pid", "-z", dir + "/zserv.api", "--vty_socket", dir,
+			"-A", "127.0.0.1", "-P", "0", "--log", "stdout"}
+		if name == "bfdd" {
+			args = append(args, "--bfdctl", dir+"/bfdd.sock")
+		}
+		p, err := h.Start(exec.Command(programs+name, args...))
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		s.t.Cleanup(func() {
+			if s.t.Failed() {
+				s.t.Logf("%s on %s:\n%s", name, h.Name, p.Output())
+			}
+		})
+		testkit.Eventually(s.t, name+" runs", func() bool {
+			_, err := os.Stat(dir + "/" + name + ".vty")
+			return err == nil
+		})
+	}
 }

@@ -1,0 +1,274 @@
+package e2e
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"vstun/cmd/internal/lab"
+	"vstun/testdata/testkit"
+)
+
+// spread is directors behind a router that spreads flows over them.
+type spread struct {
+	*site
+	hosts     []*lab.Host // of the directors
+	directors []*program
+}
+
+// newSpread builds the hosts of three directors and two realservers. start starts the directors.
+func newSpread(t *testing.T) *spread {
+	t.Helper()
+	s := &spread{site: newSite(t, 4, nil)}
+	s.hosts = []*lab.Host{s.Director, s.Webs[2], s.Webs[3]}
+	s.Webs = s.Webs[:2]
+	s.sources = nil
+	for _, h := range s.hosts {
+		s.sources = append(s.sources, h.Addr)
+	}
+	if err := s.Router.Sysctl("net.ipv4.fib_multipath_hash_policy", "1"); err != nil {
+		t.Fatal(err)
+	}
+	s.startAgents("")
+	for _, web := range s.Webs {
+		s.namedEchoAt(web, ":80")
+	}
+	return s
+}
+
+// start starts the directors, and waits until the router sends flows to all of them. The directors have the realservers
+// in different orders, and choose the same one for a flow.
+func (s *spread) start() {
+	s.t.Helper()
+	for i, h := range s.hosts {
+		d := s.prepare(h, "director")
+		var realservers []string
+		for _, web := range s.Webs {
+			realservers = append(realservers, fmt.Sprintf("{ address = %q }", web.Addr))
+		}
+		if i == 1 {
+			slices.Reverse(realservers)
+		}
+		d.configure(fmt.Sprintf("[director]\ncontrol = %q\nunknown_flows = \"hash\"\n", d.socket) +
+			s.bgpTOML(h, "bfd = { interval = \"100ms\" }") + fmt.Sprintf("[[service]]\nname = \"web\"\nvip = %q\n"+
+			"protocol = \"tcp\"\nport = 80\nscheduler = \"mh\"\nscheduler_flags = [\"mh-port\"]\n"+
+			"order = \"address\"\ncheck = { type = \"tcp\", initial = \"up\" }\nrealserver = [%s]\n", s.VIP,
+			strings.Join(realservers, ", ")))
+		d.start()
+		s.directors = append(s.directors, d)
+	}
+	s.awaitHops(s.VIP, s.hosts...)
+	for _, d := range s.directors {
+		testkit.Eventually(s.t, "BFD of "+d.String(), func() bool { return sessionOf(s.t, d).BFD == "up" })
+	}
+	s.director = s.directors[0]
+}
+
+// mustLoseNothing wants that all requests since the last call were answered.
+func (s *spread) mustLoseNothing(r *requests, what string) {
+	s.t.Helper()
+	r.await(s.t, 100)
+	if all, late, failed := r.take(s.t); len(failed) > 0 {
+		s.t.Errorf("%s: %d of %d requests failed, %d late: %v", what, len(failed), all, late, failed[0])
+	}
+}
+
+// takeOutage returns how long after begin the last request began that was not answered at once.
+func (r *requests) takeOutage(t *testing.T, begin time.Time) (last time.Duration, disturbed int) {
+	t.Helper()
+	r.mu.Lock()
+	taken := r.all
+	r.all = nil
+	r.mu.Unlock()
+	for _, e := range taken {
+		testkit.Within(t, "the requests have ended", 2*soon, func() bool {
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			return e.ended
+		})
+		if e.failed != nil || e.took > delayed {
+			disturbed++
+			last = max(last, e.begin.Sub(begin))
+		}
+	}
+	return last, disturbed
+}
+
+// TestBGPSpread: three directors share the flows. One that stops or starts again breaks no request. One that is killed
+// breaks requests only until BFD has found it.
+func TestBGPSpread(t *testing.T) {
+	t.Parallel()
+	for name, router := range map[string]func(s *site, directors ...*lab.Host){
+		"BIRD": func(s *site, directors ...*lab.Host) { s.bird(directors...) },
+		"FRR":  (*site).frr,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := newSpread(t)
+			router(s.site, s.hosts...)
+			s.start()
+			r := s.startRequests(long(500, 100, 50))
+			r.await(t, 100)
+			for _, d := range s.directors {
+				if n := d.balance().In.Packets; n == 0 {
+					t.Errorf("%s has got no packet", d)
+				}
+			}
+			r.take(t)
+			last := s.directors[2]
+			last.stop()
+			s.awaitHops(s.VIP, s.hosts[:2]...)
+			s.mustLoseNothing(r, "a stop")
+			last.start()
+			s.awaitHops(s.VIP, s.hosts...)
+			s.mustLoseNothing(r, "a start")
+
+			begin := time.Now()
+			last.kill()
+			s.awaitHops(s.VIP, s.hosts[:2]...)
+			found := time.Since(begin)
+			r.await(t, 200)
+			outage, disturbed := r.takeOutage(t, begin)
+			t.Logf("after a kill -9: found after %v, the last disturbed request began after %v, %d disturbed",
+				found.Round(time.Millisecond), outage.Round(time.Millisecond), disturbed)
+			if full() && outage > time.Second {
+				t.Errorf("requests were answered again only after %v, want 1s", outage)
+			}
+			s.mustLoseNothing(r, "two directors")
+		})
+	}
+}
+
+// quiet is what a director takes without traffic.
+type quiet struct {
+	memory int // KiB
+	cpu    time.Duration
+}
+
+// quietWith starts a director with this TOML, measures it, and stops it. Only the long form measures.
+func (s *site) quietWith(config string) (q quiet) {
+	s.t.Helper()
+	if !full() {
+		return q
+	}
+	s.startDirectorWith(config)
+	defer s.director.stop()
+	return s.measureQuiet()
+}
+
+// measureQuiet measures the director.
+func (s *site) measureQuiet() (q quiet) {
+	s.t.Helper()
+	time.Sleep(quietTime)
+	before := s.cpuTime()
+	time.Sleep(quietTime)
+	return quiet{s.resident(), s.cpuTime() - before}
+}
+
+// quietTime is the time for which a director without traffic is measured.
+const quietTime = 10 * time.Second
+
+// compareQuiet measures what BGP adds to a director without it.
+func (s *site) compareQuiet(without quiet) {
+	s.t.Helper()
+	if !full() {
+		return
+	}
+	with := s.measureQuiet()
+	share := func(d time.Duration) float64 { return 100 * d.Seconds() / quietTime.Seconds() }
+	memory, cpu := (with.memory-without.memory)>>10, share(with.cpu-without.cpu)
+	s.t.Logf("without traffic BGP adds %d MB to %d MB, and %.1f %% of a core to %.1f %%", memory, without.memory>>10,
+		cpu, share(without.cpu))
+	if memory > 60 || cpu > 1 {
+		s.t.Errorf("want 60 MB and 1 %% of a core at most")
+	}
+}
+
+// resident returns the memory of the director, in KiB.
+func (s *site) resident() (kib int) {
+	s.t.Helper()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.director.balance().Pid))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(text), "RssAnon:")
+	if _, err := fmt.Sscan(rest, &kib); err != nil {
+		s.t.Fatal(err)
+	}
+	return kib
+}
+
+// cpuTime returns the CPU time that the director has taken.
+func (s *site) cpuTime() time.Duration {
+	s.t.Helper()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", s.director.balance().Pid))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(text), ") ")
+	fields := strings.Fields(rest)
+	const utime, stime, jiffy = 11, 12, 10 * time.Millisecond // proc_pid_stat(5)
+	user, errUser := strconv.Atoi(fields[utime])
+	system, errSystem := strconv.Atoi(fields[stime])
+	if errUser != nil || errSystem != nil {
+		s.t.Fatalf("%s", text)
+	}
+	return time.Duration(user+system) * jiffy
+}
+
+// TestBGPManyVIPs: reloads of services disturb no session, and no route of another service.
+func TestBGPManyVIPs(t *testing.T) {
+	t.Parallel()
+	const perService = 10
+	services, reloads := long(100, 100, 30), long(100, 20, 5)
+	s := newSite(t, 1, nil)
+	s.bird(s.Director)
+	toml := func(bgp string, generation int) string {
+		var b strings.Builder
+		b.WriteString(bgp)
+		for i := range services {
+			var vips []netip.Addr
+			for n := range perService {
+				vips = append(vips, netip.AddrFrom4([4]byte{203, 0, byte(i), byte(n + 1)}))
+			}
+			port := 80
+			if i >= generation*10%services && i < generation*10%services+10 { // ten services change
+				port = 8080
+			}
+			fmt.Fprintf(&b, "[[service]]\nname = \"s%d\"\nvip = [%s]\nprotocol = \"tcp\"\nport = %d\n"+
+				"realserver = [{ address = %q }]\n", i, quoted(vips), port, s.Webs[0].Addr)
+		}
+		return b.String()
+	}
+	bgp := s.bgpTOML(s.Director, "bfd = { interval = \"300ms\" }")
+	without := s.quietWith(toml("", 0))
+	begin := time.Now()
+	s.startDirectorWith(toml(bgp, 0))
+	routes := func() int { return strings.Count(s.birdc("show route protocol director1"), "[director1") }
+	testkit.Eventually(t, "all routes", func() bool { return routes() == services*perService })
+	t.Logf("%d routes %v after the start", services*perService, time.Since(begin).Round(time.Millisecond))
+	s.compareQuiet(without)
+	for n := 1; n <= reloads; n++ {
+		s.director.configure(s.fileWith(toml(bgp, n)))
+		s.mustReload()
+		if got := routes(); got != services*perService {
+			t.Fatalf("%d routes after reload %d, want %d", got, n, services*perService)
+		}
+	}
+	if p := sessionOf(t, s.director); p.Ups != 1 || p.Downs != 0 || p.Announced != services*perService {
+		t.Errorf("the session has not gone on: %+v", p)
+	}
+	updates := s.birdc("show protocols all director1")
+	_, updates, _ = strings.Cut(updates, "Import updates:")
+	var received, rejected, filtered, ignored, accepted int
+	if _, err := fmt.Sscan(updates, &received, &rejected, &filtered, &ignored, &accepted); err != nil ||
+		received != services*perService {
+		t.Errorf("the router has got %d updates, %v; want %d: a reload has sent routes again", received, err,
+			services*perService)
+	}
+}
