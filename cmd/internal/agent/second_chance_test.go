@@ -42,7 +42,7 @@ func TestNoSecondChanceHere(t *testing.T) {
 	}
 	for i := range 100 {
 		client := netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, byte(i)}), 40000)
-		if to, _ := c.Other(client, netip.AddrPortFrom(vip, 80), time.Now()); to != nil {
+		if to, _ := c.Other(client, netip.AddrPortFrom(vip, 80), 0, time.Now()); to != nil {
 			t.Fatalf("a packet of %v goes to %+v", client, to)
 		}
 	}

@@ -49,6 +49,7 @@ var mayImport = map[string][]string{
 	"balancer/fastpath": {
 		"balancer", "balancer/conntab", "balancer/method", "encap/bpf", "encap/packet",
 	},
+	"balancer/resolve":        {},
 	"balancer/health":         {"balancer/health/command"},
 	"balancer/health/command": {},
 	"balancer/health/notify":  {"balancer/health/command"},
@@ -73,7 +74,7 @@ var onlyBelow = map[string][]string{
 	"github.com/BurntSushi/toml": {"cmd/internal/config"},
 	"github.com/spf13/cobra": {"cmd/internal/cli", "cmd/internal/director", "cmd/internal/agent",
 		"cmd/internal/doctor", "cmd/internal/bench", "cmd/internal/manual", "cmd/lab"},
-	"github.com/miekg/dns": {"balancer/health", "cmd/internal/config"},
+	"github.com/miekg/dns": {"balancer/health", "balancer/resolve", "cmd/internal/config"},
 	"net/http":             {"cmd", "balancer/health"},
 	"github.com/prometheus/client_golang/prometheus":            {"cmd/internal/metrics"},
 	"github.com/prometheus/client_golang/prometheus/collectors": {"cmd/internal/metrics"},
