@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net/url"
+	"os"
 
 	"github.com/spf13/cobra"
 
@@ -43,7 +44,7 @@ func ApplyCommand(socket *Socket) *cobra.Command {
 			}
 			var a api.Applied
 			path, err := socket.Path()
-			if broken := (*config.Errors)(nil); errors.As(err, &broken) { // apply --force mends it: both have one socket
+			if broken := (*config.Errors)(nil); errors.As(err, &broken) { // --force mends it: both have one socket
 				path, err = config.ControlSocketIn(name, text, c.Root().Name())
 			}
 			if err == nil {
@@ -60,15 +61,20 @@ func ApplyCommand(socket *Socket) *cobra.Command {
 
 // readConfiguration reads a configuration file, or standard input for "-". It returns the name for messages.
 func readConfiguration(stdin io.Reader, file string) (name string, text []byte, err error) {
+	name, from := "stdin", stdin
 	if file != "-" {
-		text, err = config.Read(file)
-		return file, text, err
+		f, err := os.Open(file)
+		if err != nil {
+			return "", nil, fmt.Errorf("%w: name a readable file, or - for standard input", err)
+		}
+		defer f.Close()
+		name, from = file, f
 	}
-	text, err = io.ReadAll(io.LimitReader(stdin, config.MaxFileSize+1))
+	text, err = io.ReadAll(io.LimitReader(from, config.MaxFileSize+1))
 	if err == nil && len(text) > config.MaxFileSize {
-		err = fmt.Errorf("standard input is larger than %d MiB", config.MaxFileSize>>20)
+		err = fmt.Errorf("%s is larger than %d MiB", name, config.MaxFileSize>>20)
 	}
-	return "stdin", text, err
+	return name, text, err
 }
 
 // printApplied writes the changes, or why there are none, as text or as JSON. It returns the error.

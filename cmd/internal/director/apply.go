@@ -120,7 +120,7 @@ func (d *director) checkSeen(u *api.Upload, c *candidate) error {
 		return &api.StatusError{Status: http.StatusPreconditionFailed, Err: fmt.Errorf("%s has changed meanwhile, its "+
 			"ETag is %s: get it again, and send that one as If-Match", d.file, entityTag(c.present))}
 	}
-	if bytes.Equal(c.text, c.present) || config.Digest(c.present) == d.controller.state().inputs.Config.Digest {
+	if bytes.Equal(u.Body, c.present) || config.Digest(c.present) == d.controller.state().inputs.Config.Digest {
 		return nil
 	}
 	return &api.StatusError{Status: http.StatusPreconditionFailed, Err: fmt.Errorf("%s has changed since the director "+

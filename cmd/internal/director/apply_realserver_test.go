@@ -90,6 +90,9 @@ func TestPutRealserverRefused(t *testing.T) {
 	a.write("# by an editor\n" + applied)
 	_, _, err := a.ask(a.deleteRealserver, "web", "198.51.100.90", "")
 	mustFail(t, err, http.StatusPreconditionFailed, "has changed since")
+	// Nothing would be overwritten, but the client has not seen what a reload would put in force.
+	_, _, err = a.ask(a.putRealserver, "web", "198.51.100.90", "{}")
+	mustFail(t, err, http.StatusPreconditionFailed, "has changed since")
 	a.write("[[service\n")
 	_, _, err = a.ask(a.deleteRealserver, "web", "198.51.100.90", "")
 	mustFail(t, err, http.StatusUnprocessableEntity, a.file)

@@ -294,7 +294,8 @@ func TestDryRun(t *testing.T) {
 // TestUnwritable: the remedy is for the reason.
 func TestUnwritable(t *testing.T) {
 	for reason, want := range map[error]string{
-		unix.EACCES: "nothing changed: give the file ", unix.EROFS: "StateDirectory=", unix.ENOSPC: "changed: make room",
+		unix.EACCES: "nothing changed: give the file ", unix.EROFS: "StateDirectory=",
+		unix.ENOSPC: "changed: make room",
 		errors.New("is a mount: mount its folder instead"): "mount its folder instead: nothing changed",
 	} {
 		err := unwritable("x.toml", &fs.PathError{Op: "open", Path: "y", Err: reason})
