@@ -44,7 +44,7 @@ func ApplyCommand(socket *Socket) *cobra.Command {
 			}
 			var a api.Applied
 			path, err := socket.Path()
-			if broken := (*config.Errors)(nil); errors.As(err, &broken) { // --force mends it: both have one socket
+			if broken := (*config.Errors)(nil); errors.As(err, &broken) { // --force mends it: it has the same socket
 				path, err = config.ControlSocketIn(name, text, c.Root().Name())
 			}
 			if err == nil {
