@@ -40,8 +40,12 @@ func each(a, b Sample, f func(a, b float64) float64) Sample {
 	return out
 }
 
-// over returns the ratio of a to b for each round.
-func over(a, b Sample) Sample { return each(a, b, func(a, b float64) float64 { return a / b }) }
+// over returns the ratio of a to b for each round, without those in which b is 0: on a machine that is too busy nothing
+// may arrive, and a process may get no CPU time.
+func over(a, b Sample) Sample {
+	ratios := each(a, b, func(a, b float64) float64 { return a / b })
+	return slices.DeleteFunc(ratios, func(v float64) bool { return math.IsInf(v, 0) || math.IsNaN(v) })
+}
 
 func minus(a, b float64) float64 { return a - b }
 

@@ -39,6 +39,9 @@ func TestOverIsByRound(t *testing.T) {
 	if got := over(Sample{1, 2}, Sample{1}); len(got) != 1 {
 		t.Errorf("of two rounds and one: %v", got)
 	}
+	if got := over(Sample{1, 0, 3}, Sample{0, 0, 1}); !slices.Equal(got, Sample{3}) {
+		t.Errorf("with rounds without a value: %v", got)
+	}
 }
 
 func TestPercentile(t *testing.T) {
