@@ -159,7 +159,15 @@ func TestWatcherBeforeRun(t *testing.T) {
 	t.Cleanup(func() { w.Close() })
 	s.must(w.Set(s.neighbours()))
 	testkit.Receive(t, "the answer is reported", w.Changed())
-	testkit.Eventually(t, "the neighbours are resolved", func() bool { return s.all(w, State{MAC: s.mac()}) })
+	testkit.Eventually(t, "the neighbours are resolved", func() bool {
+		for _, st := range w.States() {
+			if st.Silent { // a busy machine can lose the kernel's three requests, and only Run asks again
+				s.must(w.Set(nil))
+				s.must(w.Set(s.neighbours()))
+			}
+		}
+		return s.all(w, State{MAC: s.mac()})
+	})
 }
 
 // TestWatcherFollows: an entry that changes in the kernel's table, as after a gratuitous ARP, changes the state at
