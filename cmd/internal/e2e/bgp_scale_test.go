@@ -17,16 +17,20 @@ import (
 // spread is directors behind a router that spreads flows over them.
 type spread struct {
 	*site
-	hosts     []*lab.Host // of the directors
-	directors []*program
+	hosts      []*lab.Host // of the directors
+	directors  []*program
+	scheduling string // keys of the service
+	tables     string // of director.toml
 }
 
-// newSpread builds the hosts of three directors and two realservers. start starts the directors.
-func newSpread(t *testing.T) *spread {
+// newSpread builds the hosts of three directors and these realservers, and starts the realservers with keys of their
+// agents. start starts the directors.
+func newSpread(t *testing.T, realservers int, agents func(s *spread) string) *spread {
 	t.Helper()
-	s := &spread{site: newSite(t, 4, nil)}
-	s.hosts = []*lab.Host{s.Director, s.Webs[2], s.Webs[3]}
-	s.Webs = s.Webs[:2]
+	s := &spread{site: newSite(t, realservers+2, nil)}
+	s.scheduling = "scheduler = \"mh\"\nscheduler_flags = [\"mh-port\"]\norder = \"address\"\n"
+	s.hosts = append([]*lab.Host{s.Director}, s.Webs[realservers:]...)
+	s.Webs = s.Webs[:realservers]
 	s.sources = nil
 	for _, h := range s.hosts {
 		s.sources = append(s.sources, h.Addr)
@@ -34,39 +38,48 @@ func newSpread(t *testing.T) *spread {
 	if err := s.Router.Sysctl("net.ipv4.fib_multipath_hash_policy", "1"); err != nil {
 		t.Fatal(err)
 	}
-	s.startAgents("")
+	s.startAgents(agents(s))
 	for _, web := range s.Webs {
 		s.namedEchoAt(web, ":80")
 	}
 	return s
 }
 
-// start starts the directors, and waits until the router sends flows to all of them. The directors have the realservers
-// in different orders, and choose the same one for a flow.
-func (s *spread) start() {
+// plain is no keys of agents.
+func plain(*spread) string { return "" }
+
+// start starts the directors with these realservers, and waits until the router sends flows to all of them.
+func (s *spread) start(realservers ...*lab.Host) {
 	s.t.Helper()
 	for i, h := range s.hosts {
-		d := s.prepare(h, "director")
-		var realservers []string
-		for _, web := range s.Webs {
-			realservers = append(realservers, fmt.Sprintf("{ address = %q }", web.Addr))
-		}
-		if i == 1 {
-			slices.Reverse(realservers)
-		}
-		d.configure(fmt.Sprintf("[director]\ncontrol = %q\nunknown_flows = \"hash\"\n", d.socket) +
-			s.bgpTOML(h, "bfd = { interval = \"100ms\" }") + fmt.Sprintf("[[service]]\nname = \"web\"\nvip = %q\n"+
-			"protocol = \"tcp\"\nport = 80\nscheduler = \"mh\"\nscheduler_flags = [\"mh-port\"]\n"+
-			"order = \"address\"\ncheck = { type = \"tcp\", initial = \"up\" }\nrealserver = [%s]\n", s.VIP,
-			strings.Join(realservers, ", ")))
-		d.start()
-		s.directors = append(s.directors, d)
+		s.directors = append(s.directors, s.prepare(h, "director"))
+		s.configure(i, realservers...)
+		s.directors[i].start()
 	}
 	s.awaitHops(s.VIP, s.hosts...)
 	for _, d := range s.directors {
 		testkit.Eventually(s.t, "BFD of "+d.String(), func() bool { return sessionOf(s.t, d).BFD == "up" })
 	}
 	s.director = s.directors[0]
+}
+
+// configure writes a director's file. The directors have the realservers in different orders, and choose the same one
+// for a flow.
+func (s *spread) configure(i int, realservers ...*lab.Host) {
+	s.t.Helper()
+	d := s.directors[i]
+	var list []string
+	for _, web := range realservers {
+		list = append(list, fmt.Sprintf("{ address = %q }", web.Addr))
+	}
+	if i == 1 {
+		slices.Reverse(list)
+	}
+	d.configure(fmt.Sprintf("[director]\ncontrol = %q\nunknown_flows = \"hash\"\n", d.socket) +
+		s.bgpTOML(s.hosts[i], "bfd = { interval = \"100ms\" }") + s.tables +
+		fmt.Sprintf("[[service]]\nname = \"web\"\nvip = %q\nprotocol = \"tcp\"\nport = [80, 81]\n"+
+			"check = { type = \"tcp\", port = 80, initial = \"up\" }\n%srealserver = [%s]\n", s.VIP, s.scheduling,
+			strings.Join(list, ", ")))
 }
 
 // mustLoseNothing wants that all requests since the last call were answered.
@@ -109,9 +122,9 @@ func TestBGPSpread(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			s := newSpread(t)
+			s := newSpread(t, 2, plain)
 			router(s.site, s.hosts...)
-			s.start()
+			s.start(s.Webs...)
 			r := s.startRequests(long(500, 100, 50))
 			r.await(t, 100)
 			for _, d := range s.directors {
