@@ -55,7 +55,8 @@ func StandbyCommand(socket *Socket) *cobra.Command {
 			}
 			return printPeers(c.OutOrStdout(), p, asJSON)
 		}}
-	c.Flags().DurationVar(&linger, "linger", 0, "return only after `D`: neighbours have learnt of the new master then")
+	c.Flags().DurationVar(&linger, "linger", 0, "return only after `D`: neighbours and routers have learnt of it "+
+		"then")
 	c.Flags().BoolVar(&asJSON, "json", false, "as JSON")
 	return socket.Flag(c)
 }
