@@ -66,7 +66,8 @@ type Session struct {
 	HoldTime time.Duration // negotiated
 	// Announced is the number of routes that the peer has.
 	Announced int
-	// Missing are the families that are configured, and that the peer does not have or that have no next hop.
+	// Missing are the families of announced VIPs that are configured, and that the peer does not have or that have no
+	// next hop.
 	Missing  []string
 	BFD      string // state of BFD: "up", "down", "init"; "": none
 	Ups      uint64 // times that the session has come up

@@ -68,8 +68,12 @@ func TestNoNextHop(t *testing.T) {
 	b.run(routerAS, ownAS, false, "")
 	p := b.peer(routerAS, false, func(p *announce.Peer) { p.NextHop = netip.Addr{} })
 	s, _ := speak(t, p)
-	kerneltest.Must(t, s.Announce([]announce.Route{route("198.51.100.80"), route("2001:db8:ffff::80")}))
+	kerneltest.Must(t, s.Announce([]announce.Route{route("198.51.100.80")}))
 	b.waitRoute("198.51.100.80")
+	if st := waitState(t, s, announce.Established); len(st.Missing) > 0 {
+		t.Errorf("without a VIP of IPv6 the peer lacks %q", st.Missing)
+	}
+	kerneltest.Must(t, s.Announce([]announce.Route{route("198.51.100.80"), route("2001:db8:ffff::80")}))
 	if st := waitState(t, s, announce.Established); st.Announced != 1 || len(st.Missing) != 1 {
 		t.Errorf("session: %+v", st)
 	}

@@ -3,6 +3,7 @@ package bgp
 import (
 	"context"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/osrg/gobgp/v4/api"
@@ -66,7 +67,8 @@ func (s *Speaker) session(p *announce.Peer, e *api.Peer, routes []announce.Route
 			name, configured = "ipv6", p.IPv6
 		}
 		crosses := p.Addr.Is6() != ipv6 && !p.NextHop.IsValid()
-		if configured && (!has[ipv6] || crosses) {
+		if configured && (!has[ipv6] || crosses) &&
+			slices.ContainsFunc(routes, func(r announce.Route) bool { return r.VIP.Is6() == ipv6 }) {
 			out.Missing = append(out.Missing, name)
 		}
 	}
