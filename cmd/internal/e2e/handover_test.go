@@ -43,6 +43,16 @@ func (f *flow) mustArrive(t *testing.T, arrived func() uint64, kills int) {
 	}
 }
 
+// mustCatchUp waits until the director has sent what waited for its start: while it does, it reads whole batches. It
+// was killed a number of times before.
+func (f *flow) mustCatchUp(t *testing.T, arrived func() uint64, kills int) {
+	t.Helper()
+	testkit.Within(t, "what waited has arrived", soon, func() bool {
+		n := arrived()
+		return f.sent.Load() <= n+uint64((kills+1)*readByKilled)
+	})
+}
+
 const directorUnit = "vstun-director.service"
 
 // unitSite is a site whose director is a unit of a booted systemd.
@@ -211,6 +221,7 @@ func testRestart(t *testing.T, m method) {
 			events := u.watchNetwork()
 			pid := b.property(directorUnit, "MainPID")
 			if how == "kill" {
+				f.mustCatchUp(t, arrived, kills)
 				kills++
 				b.run("kill", "-KILL", pid)
 			} else {
@@ -524,6 +535,7 @@ func TestHandoverOnLAN(t *testing.T) {
 				f := s.startFlow(53, 2*time.Millisecond)
 				testkit.Within(t, "the flow arrives", soon, func() bool { return arrived() > 0 })
 				for i, end := range []func(){s.director.kill, s.director.stop, s.director.kill} {
+					f.mustCatchUp(t, arrived, min(i, 1))
 					end()
 					store.start(s.director)
 					when := fmt.Sprintf("after restart %d", i)
