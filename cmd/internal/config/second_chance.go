@@ -122,16 +122,23 @@ func readKeyFile(t *table, where string) (path, key string) {
 	case !ok:
 	case path == "":
 		t.faultAt("key", "missing: want %s (head -c 32 /dev/urandom)", want)
-	case !filepath.IsAbs(path):
-		t.faultAt("key", "%s is not an absolute path: want %s", show(path), want)
 	default:
-		content, err := readBounded(path)
-		if err != nil {
-			t.faultAt("key", "%v: want %s", err, want)
-		} else if len(content) < envelope.MinKey {
-			t.faultAt("key", "%s has %d bytes: want %s", show(path), len(content), want)
-		}
-		return path, string(content)
+		return path, keyIn(t, path, want)
 	}
 	return path, ""
+}
+
+// keyIn returns the content of the file that the key "key" names.
+func keyIn(t *table, path, want string) string {
+	if !filepath.IsAbs(path) {
+		t.faultAt("key", "%s is not an absolute path: want %s", show(path), want)
+		return ""
+	}
+	content, err := readBounded(path)
+	if err != nil {
+		t.faultAt("key", "%v: want %s", err, want)
+	} else if len(content) < envelope.MinKey {
+		t.faultAt("key", "%s has %d bytes: want %s", show(path), len(content), want)
+	}
+	return string(content)
 }

@@ -2,7 +2,6 @@ package config
 
 import (
 	"net/netip"
-	"path/filepath"
 	"slices"
 
 	"vstun/balancer/connsync"
@@ -118,16 +117,8 @@ func readSyncKey(t *table, ipvs bool) (path, key string) {
 	case ipvs:
 	case !written:
 		t.faultAt("key", "missing: mode \"vstun\" needs it: want %s (head -c 32 /dev/urandom)", want)
-	case !filepath.IsAbs(path):
-		t.faultAt("key", "%s is not an absolute path: want %s", show(path), want)
 	default:
-		content, err := readBounded(path)
-		if err != nil {
-			t.faultAt("key", "%v: want %s", err, want)
-		} else if len(content) < connsync.MinKey {
-			t.faultAt("key", "%s has %d bytes: want %s", show(path), len(content), want)
-		}
-		return path, string(content)
+		return path, keyIn(t, path, want)
 	}
 	return path, ""
 }

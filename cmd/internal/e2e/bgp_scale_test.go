@@ -94,16 +94,7 @@ func (s *spread) mustLoseNothing(r *requests, what string) {
 // takeOutage returns how long after begin the last request began that was not answered at once.
 func (r *requests) takeOutage(t *testing.T, begin time.Time) (last time.Duration, disturbed int) {
 	t.Helper()
-	r.mu.Lock()
-	taken := r.all
-	r.all = nil
-	r.mu.Unlock()
-	for _, e := range taken {
-		testkit.Within(t, "the requests have ended", 2*soon, func() bool {
-			r.mu.Lock()
-			defer r.mu.Unlock()
-			return e.ended
-		})
+	for _, e := range r.taken(t) {
 		if e.failed != nil || e.took > delayed {
 			disturbed++
 			last = max(last, e.begin.Sub(begin))

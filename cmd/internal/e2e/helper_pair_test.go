@@ -308,20 +308,29 @@ func (r *requests) await(t *testing.T, n int) {
 	})
 }
 
-// take returns how many requests there were since the last call, how many of them were late, and the errors of those
-// that have failed. It waits for the end of those that have begun.
-func (r *requests) take(t *testing.T) (all, late int, failed []error) {
+// taken returns the requests since the last call. It waits for the end of those that have begun.
+func (r *requests) taken(t *testing.T) []*exchanged {
 	t.Helper()
 	r.mu.Lock()
-	taken := r.all
+	list := r.all
 	r.all = nil
 	r.mu.Unlock()
-	for _, e := range taken {
+	for _, e := range list {
 		testkit.Within(t, "the requests have ended", 2*soon, func() bool {
 			r.mu.Lock()
 			defer r.mu.Unlock()
 			return e.ended
 		})
+	}
+	return list
+}
+
+// take returns how many requests there were since the last call, how many of them were late, and the errors of those
+// that have failed. It waits for the end of those that have begun.
+func (r *requests) take(t *testing.T) (all, late int, failed []error) {
+	t.Helper()
+	list := r.taken(t)
+	for _, e := range list {
 		switch {
 		case e.failed != nil:
 			failed = append(failed, fmt.Errorf("begun at %s: %w", e.begin.Format("15:04:05.000"), e.failed))
@@ -329,7 +338,7 @@ func (r *requests) take(t *testing.T) (all, late int, failed []error) {
 			late++
 		}
 	}
-	return len(taken), late, failed
+	return len(list), late, failed
 }
 
 // takeSlowest returns how long the slowest request has taken since the last call.
