@@ -27,6 +27,7 @@ type Event struct {
 // sessions keeps what happens to the sessions. GoBGP has it only in its log.
 type sessions struct {
 	report func(Event)
+	renew  func(netip.Addr) // of a peer whose next session a stale reset would end; called by a goroutine of its own
 	mu     sync.Mutex
 	all    map[netip.Addr]*session
 }
@@ -37,6 +38,7 @@ type session struct {
 	fault      announce.Fault
 	reason     string
 	ups, downs uint64
+	reset      bool // the engine has a reset that no session has taken
 }
 
 // begin begins with a peer anew.
@@ -114,8 +116,42 @@ func (s *sessions) down(a netip.Addr) {
 	v.up, v.since = false, time.Now()
 	v.downs++
 	e := Event{Peer: a, Fault: v.fault, Reason: v.reason, Ended: true}
+	stale := v.reset
 	s.mu.Unlock()
 	s.report(e)
+	if stale {
+		go s.renew(a)
+	}
+}
+
+// reset notes that the engine resets a session because of BFD. Where there is none, the engine keeps the reset and ends
+// the next session with it as soon as that is up; BFD then ends with the session at many peers, which brings the next
+// reset, and so on (GoBGP 4.8.0, its issue 3561). Then the peer is made anew.
+func (s *sessions) reset(a netip.Addr) {
+	s.mu.Lock()
+	v := s.all[a]
+	if v == nil {
+		s.mu.Unlock()
+		return
+	}
+	v.reset = true
+	stale := !v.up
+	s.mu.Unlock()
+	if stale {
+		go s.renew(a)
+	}
+}
+
+// taken notes that no reset waits any more, and reports whether one did.
+func (s *sessions) taken(a netip.Addr) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	v := s.all[a]
+	if v == nil || !v.reset {
+		return false
+	}
+	v.reset = false
+	return true
 }
 
 // faultTexts are the faults in words.
@@ -168,7 +204,7 @@ func (h *handler) Handle(_ context.Context, r slog.Record) error {
 	switch r.Message { // the others are many, and of no use
 	case "Peer Up", "Peer Down", "failed to connect", "sent notification", "received notification", "state changed",
 		"outgoing connection IO error", "hold timer expired", "Expired", "Remote peer signaled BFD down",
-		"Can't dial UDP":
+		"Can't dial UDP", "Send operation notification":
 	default:
 		return nil
 	}
@@ -196,6 +232,9 @@ func (h *handler) Handle(_ context.Context, r slog.Record) error {
 		s.failed(peer, fault, reason)
 	case "sent notification", "received notification":
 		sent := r.Message[0] == 's'
+		if sent && code == bgp.BGP_ERROR_CEASE && subcode == bgp.BGP_ERROR_SUB_ADMINISTRATIVE_RESET {
+			s.taken(peer)
+		}
 		if sent && code == bgp.BGP_ERROR_CEASE && slices.Contains(reconfigured, subcode) {
 			return nil
 		}
@@ -211,6 +250,8 @@ func (h *handler) Handle(_ context.Context, r slog.Record) error {
 		s.failed(peer, announce.HoldTimer, faultTexts[announce.HoldTimer])
 	case "Expired", "Remote peer signaled BFD down":
 		s.failed(peer, announce.BFDDown, faultTexts[announce.BFDDown])
+	case "Send operation notification": // this speaker orders none itself
+		s.reset(peer)
 	}
 	return nil
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -46,8 +47,22 @@ const (
 // the caller's, and must not call the speaker.
 func New(report func(Event)) *Speaker {
 	s := &Speaker{inRIB: map[netip.Addr]sent{}}
-	s.sessions.report = report
+	s.sessions.report, s.sessions.renew = report, s.renew
 	return s
+}
+
+// renew makes the engine's session with a peer anew, so that a reset that waits for it is gone.
+func (s *Speaker) renew(a netip.Addr) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	i := slices.IndexFunc(s.cfg.Peers, func(p announce.Peer) bool { return p.Addr == a })
+	if s.engine == nil || s.closed || i < 0 || !s.sessions.taken(a) {
+		return
+	}
+	p := &s.cfg.Peers[i]
+	if err := errors.Join(s.engine.remove(p), s.engine.add(p)); err != nil {
+		s.sessions.failed(a, announce.NoSocket, err.Error())
+	}
 }
 
 // Set puts a configuration in force. Sessions with peers that are not changed go on, unless AS, router ID or listening

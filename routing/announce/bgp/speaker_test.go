@@ -174,6 +174,32 @@ func TestBFD(t *testing.T) {
 	waitState(t, s, announce.Established)
 }
 
+// TestStaleReset: a peer that was killed, so that BFD finds it silent when there is no session any more, has one lasting
+// session when it is back.
+func TestStaleReset(t *testing.T) {
+	b := newBird(t)
+	b.run(routerAS, ownAS, false, "bfd yes;")
+	s, e := speak(t, b.peer(routerAS, false, func(p *announce.Peer) {
+		p.BFD = announce.BFD{Interval: 100 * time.Millisecond, Multiplier: 3}
+	}))
+	bfdIs := func(state string) {
+		t.Helper()
+		testkit.Eventually(t, "BFD "+state, func() bool { return s.Status().Sessions[0].BFD == state })
+	}
+	waitState(t, s, announce.Established)
+	bfdIs("up")
+	downs := s.Status().Sessions[0].Downs
+	b.end(syscall.SIGKILL)
+	waitState(t, s, announce.Down)
+	bfdIs("down")
+	b.run(routerAS, ownAS, false, "bfd yes;")
+	waitState(t, s, announce.Established)
+	bfdIs("up")
+	if st := s.Status().Sessions[0]; st.Downs != downs+1 || st.State != announce.Established {
+		t.Errorf("%d sessions have ended, want the one with the killed peer: %+v", st.Downs-downs, e.all)
+	}
+}
+
 // TestPeers changes one of two peers: the session with the other one goes on.
 func TestPeers(t *testing.T) {
 	first, second := newBird(t), newBird(t)
