@@ -54,7 +54,8 @@ LONG := TestAgentReload|TestCompose|TestConnectionStays|TestDeathUnderLoad|TestD
 long: deps
 	VSTUN_FULL=1 $(GO) test -count=1 -timeout 40m -run '^($(LONG))$$|^TestChecksInFlood$$/^(10vips|narrow)$$' -v ./cmd/internal/e2e
 	VSTUN_FULL=1 $(GO) test -count=1 -run '^TestRefused$$' -v ./encap/wireguard
-	VSTUN_FULL=1 $(GO) test -count=1 -run '^TestEveryVariantDelivers$$' -v ./cmd/internal/bench
+	VSTUN_FULL=1 $(GO) test -count=1 -v ./cmd/internal/bench
+	VSTUN_FULL=1 $(GO) test -count=1 -run '^(TestHostileFiles|TestEachStore)$$' -v ./cmd/internal/migrate ./balancer/conntab
 	VSTUN_FULL=1 $(GO) test -count=1 -timeout 30m -run '^TestRelease$$' -v ./cmd/internal/e2e
 
 # Unit tests of the packages without devices, netlink, BPF and raw sockets, as arm64 programs, by qemu-user.

@@ -28,7 +28,7 @@ import (
 func TestKill(t *testing.T) {
 	kills := 100
 	switch {
-	case os.Getenv("VSTUN_FULL") != "":
+	case testkit.Full():
 		kills = 1000
 	case testing.Short():
 		kills = 20

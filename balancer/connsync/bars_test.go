@@ -3,7 +3,6 @@ package connsync
 import (
 	"context"
 	"net/netip"
-	"os"
 	"runtime"
 	"testing"
 	"time"
@@ -129,7 +128,7 @@ func BenchmarkSecond(b *testing.B) {
 // TestBulk measures a bulk transfer between two directors over a link: of a million connections with VSTUN_FULL=1.
 func TestBulk(t *testing.T) {
 	n := 50_000
-	if os.Getenv("VSTUN_FULL") != "" {
+	if testkit.Full() {
 		n = 1_000_000
 	}
 	one, two, size := openPair(t, func(device string, _ netip.Addr) UDPConfig {

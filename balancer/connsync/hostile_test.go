@@ -2,18 +2,18 @@ package connsync
 
 import (
 	"math/rand/v2"
-	"os"
 	"testing"
 
 	"vstun/balancer/conntab"
 	"vstun/balancer/envelope"
+	"vstun/testdata/testkit"
 )
 
 // TestHostileDatagrams: forged, replayed, changed and truncated datagrams, a million of them with VSTUN_FULL=1. The
 // mode VSTUN takes none, the mode IPVS survives them.
 func TestHostileDatagrams(t *testing.T) {
 	n := 100_000
-	if os.Getenv("VSTUN_FULL") != "" {
+	if testkit.Full() {
 		n = 1_000_000
 	}
 	for mode, key := range modes {

@@ -389,7 +389,7 @@ func drops(d *Device) map[drop.Reason]uint64 {
 // accepted. Each is counted.
 func TestRefused(t *testing.T) {
 	rounds := 20_000
-	if os.Getenv("VSTUN_FULL") != "" {
+	if testkit.Full() {
 		rounds = 1_000_000
 	}
 	a, b := newEnd(t, "10.99.0.1"), newEnd(t, "10.99.0.2")

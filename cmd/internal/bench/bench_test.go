@@ -30,6 +30,7 @@ import (
 	"vstun/cmd/internal/cli"
 	"vstun/cmd/internal/director"
 	"vstun/encap/packet"
+	"vstun/testdata/testkit"
 )
 
 // The test binary is also the programs, under their names.
@@ -115,6 +116,7 @@ func measured(t *testing.T, o Options) (r Report) {
 
 // TestTrace: each step of a round trip has a time, and the sums are those of the steps.
 func TestTrace(t *testing.T) {
+	testkit.NeedFull(t, "the measurements of the bench take some 10 s each")
 	o := someCPUs(t, "trace")
 	var out, status bytes.Buffer
 	o.Status = &status
@@ -178,9 +180,7 @@ func TestStepTimes(t *testing.T) {
 
 // TestEveryVariantDelivers runs all measurements (`make long`). The other tests run parts of them.
 func TestEveryVariantDelivers(t *testing.T) {
-	if os.Getenv("VSTUN_FULL") == "" {
-		t.Skip("the whole bench runs with VSTUN_FULL=1")
-	}
+	testkit.NeedFull(t, "the whole bench takes a minute")
 	o := options(t, "smoke")
 	withWireGuardGo(t, o)
 	r := measured(t, o)
@@ -271,6 +271,7 @@ func TestEveryVariantDelivers(t *testing.T) {
 // TestWireGuard: the rows of WireGuard alone. Without wireguard-go's program there is no row of uploads, and the report
 // says how to get it.
 func TestWireGuard(t *testing.T) {
+	testkit.NeedFull(t, "the measurements of the bench take some 10 s each")
 	if _, err := exec.LookPath("iperf3"); err != nil {
 		t.Skip("SKIPPED: ", err)
 	}
@@ -315,6 +316,7 @@ func older(t *testing.T, bin string) string {
 
 // TestAgainst compares the programs with an older version, which are the programs themselves but for a key.
 func TestAgainst(t *testing.T) {
+	testkit.NeedFull(t, "the measurements of the bench take some 10 s each")
 	o := options(t, "against")
 	o.Against = older(t, o.Bin)
 	r := measured(t, o)
@@ -422,6 +424,7 @@ func child(t *testing.T, arg string) int {
 }
 
 func TestDisturbedRoundIsRepeated(t *testing.T) {
+	testkit.NeedFull(t, "the measurements of the bench take some 10 s each")
 	o := options(t, "disturbed")
 	o.JSON = true
 	t.Setenv("PATH", t.TempDir()) // without iperf3: streams are not repeated

@@ -6,11 +6,16 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
+
+	"vstun/testdata/testkit"
 )
 
 // TestInteropKernelPaths measures what the kernel forwards, on one CPU if there is no other. make interop runs it in a
 // guest that has IPVS.
 func TestInteropKernelPaths(t *testing.T) {
+	if os.Getenv("VSTUN_E2E_KERNEL") == "" {
+		testkit.NeedFull(t, "without IPVS in the kernel")
+	}
 	o := someCPUs(t, "kernel")
 	o.Kernel = true
 	r := measured(t, o)

@@ -12,6 +12,7 @@ import (
 
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/migrate"
+	"vstun/testdata/testkit"
 )
 
 // numbered repeats a text n times, with the numbers from 0 on in place of "#", and addresses in place of "@".
@@ -31,9 +32,7 @@ func TestHostileFiles(t *testing.T) {
 		maxNotes = 10_001
 		more     = "more notes, not shown"
 	)
-	if testing.Short() {
-		t.Skip("SKIPPED: takes some 20 s of a CPU, and minutes with the race detector: without -short")
-	}
+	testkit.NeedFull(t, "takes some 20 s of a CPU, and minutes with the race detector")
 	lots := "virtual_server_group a {\n" + numbered(3000, "192.0.2.1 #\n198.18.0.0/20 #\n") + "}\n"
 	for _, c := range []struct {
 		name string
