@@ -50,13 +50,13 @@ busy: deps
 	.ci/busy $(or $(RUNS),1) $(RUN)
 
 # The long forms of tests that make test has short: more packets, reloads, requests and time; lintian; two releases.
-LONG := TestAgentReload|TestCompose|TestConnectionStays|TestDeathUnderLoad|TestDemo|TestHostileRealserver|TestKeptConnections|TestKubernetesPods|TestPackages|TestReloadStorm|TestWireGuardGoesOn
+LONG := TestAgentReload|TestCompose|TestConnectionStays|TestDeathUnderLoad|TestDemo|TestHostileRealserver|TestHostRestored|TestKeptConnections|TestKubernetesPods|TestPackages|TestReloadStorm|TestWireGuardGoesOn
 long: deps
 	VSTUN_FULL=1 $(GO) test -count=1 -timeout 40m -run '^($(LONG))$$|^TestChecksInFlood$$/^(10vips|narrow)$$' -v ./cmd/internal/e2e
 	VSTUN_FULL=1 $(GO) test -count=1 -run '^TestRefused$$' -v ./encap/wireguard
 	VSTUN_FULL=1 $(GO) test -count=1 -v ./cmd/internal/bench
 	VSTUN_FULL=1 $(GO) test -count=1 -run '^(TestHostileFiles|TestEachStore)$$' -v ./cmd/internal/migrate ./balancer/conntab
-	VSTUN_FULL=1 $(GO) test -count=1 -timeout 30m -run '^TestRelease$$' -v ./cmd/internal/e2e
+	VSTUN_FULL=1 $(GO) test -count=1 -timeout 30m -parallel 1 -run '^(TestImage|TestRelease)$$' -v ./cmd/internal/e2e
 
 # Unit tests of the packages without devices, netlink, BPF and raw sockets, as arm64 programs, by qemu-user.
 arm64: deps

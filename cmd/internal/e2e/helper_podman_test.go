@@ -129,7 +129,7 @@ func newPodmanForHosts(t *testing.T) *podman {
 	needMachine(t)
 	needTool(t, "sysctl", "procps")
 	needTool(t, "ip", "iproute2")
-	needFull(t, "TestImage makes the image already")
+	needFull(t, "the image takes a while to make")
 	return newPodman(t)
 }
 

@@ -19,9 +19,7 @@ func TestImage(t *testing.T) {
 	t.Parallel()
 	needMachine(t)
 	needTool(t, "sysctl", "procps")
-	if testing.Short() || raceDetector {
-		t.Skip("SKIPPED: the image takes a while to make: without -short and -race")
-	}
+	needFull(t, "the image takes a while to make")
 	p := newPodman(t)
 	info, err := os.Stat(p.image)
 	if err != nil {
@@ -71,7 +69,7 @@ func mustServeFromContainers(t *testing.T, pod *podman, user string, ownNetwork 
 		p.startAs(cmd)
 		took := time.Since(begin)
 		t.Logf("%s answers on its control socket %v after podman run began", p, took.Round(time.Millisecond))
-		if full() && took > time.Second {
+		if took > time.Second {
 			t.Errorf("the start of %s took %v, want at most a second", p, took)
 		}
 		status := run(t, p.host, pod.command("exec", name, p.name, "status", "-c", p.config))

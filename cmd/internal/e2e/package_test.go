@@ -12,21 +12,16 @@ import (
 )
 
 // TestPackages makes the Debian packages of both programs and installs them in a root of their own. If systemd runs in
-// namespaces, it runs the programs as an operator does, from installation to removal. With VSTUN_FULL it does so with
-// the packages of every format, and lintian checks the Debian ones.
+// namespaces, it runs the programs as an operator does, from installation to removal. It does so with the packages of
+// every format. lintian checks the Debian ones.
 func TestPackages(t *testing.T) {
 	t.Parallel()
 	needMachine(t)
-	if testing.Short() || raceDetector {
-		t.Skip("SKIPPED: packages take a while to make: without -short and -race")
-	}
+	needFull(t, "packages take a while to make")
 	made := makePackages(t)
 	debs := made["deb"]
 	t.Run("Install", func(t *testing.T) { installPackages(t, debs) })
 	t.Run("Systemd", func(t *testing.T) { runPackages(t, debs) })
-	if !full() {
-		return
-	}
 	t.Run("RPM", func(t *testing.T) { installRPMs(t, made["rpm"]) })
 	t.Run("APK", func(t *testing.T) { unpackAPKs(t, made["apk"]) })
 	t.Run("APKTools", func(t *testing.T) { installAPKs(t, made["apk"]) })
@@ -51,10 +46,7 @@ func makePackages(t *testing.T) map[string]map[string]string {
 		t.Skipf("SKIPPED: nfpm can't be built here: %v\n%s", err, out)
 	}
 	cmd := exec.Command("../../../.ci/package", dir)
-	formats := []string{"deb"}
-	if full() {
-		formats = []string{"deb", "rpm", "apk"}
-	}
+	formats := []string{"deb", "rpm", "apk"}
 	cmd.Env = append(os.Environ(), "FORMATS="+strings.Join(formats, " "),
 		"DEBFULLNAME=", "DEBEMAIL=") // as without a configured maintainer
 	if out, err := cmd.CombinedOutput(); err != nil {
