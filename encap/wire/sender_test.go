@@ -272,8 +272,8 @@ func TestSend6AllocatesNothing(t *testing.T) {
 	})
 }
 
-// TestLearnPathMTU: an ICMP error about a tunnel packet of ours makes the kernel learn the path MTU. Without the
-// sockets it does not.
+// TestLearnPathMTU: an ICMP error about a tunnel packet of ours makes the kernel learn the path MTU. While the learner
+// rests it does not.
 func TestLearnPathMTU(t *testing.T) {
 	inNamespace(t, func() {
 		veth := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "near", MTU: 1500}, PeerName: "far"}
@@ -295,7 +295,13 @@ func TestLearnPathMTU(t *testing.T) {
 		router := map[bool]netip.Addr{true: netip.MustParseAddr("10.0.2.1"), false: netip.MustParseAddr("fd00:2::1")}
 		for i, protocol := range []byte{packet.ProtoIPIP, unix.IPPROTO_IPV6, unix.IPPROTO_GRE, packet.ProtoUDP} {
 			for _, four := range []bool{true, false} {
-				var l io.Closer
+				l, err := LearnPathMTU(int(protocol))
+				if err == nil {
+					err = l.Rest()
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
 				for _, learns := range []bool{false, true} {
 					to := netip.AddrFrom4([4]byte{10, 0, 2, byte(10 + 2*i)})
 					if !four {
@@ -303,8 +309,7 @@ func TestLearnPathMTU(t *testing.T) {
 					}
 					if learns {
 						to = to.Next()
-						var err error
-						if l, err = LearnPathMTU(int(protocol)); err != nil {
+						if err := l.Resume(); err != nil {
 							t.Fatal(err)
 						}
 					}
@@ -332,7 +337,7 @@ func TestLearnPathMTU(t *testing.T) {
 					testkit.Eventually(t, fmt.Sprintf("an MTU is learned for protocol %d to %v", protocol, to),
 						func() bool { return mtuTo(t, to) == 1333 })
 					if before := to.Prev(); mtuTo(t, before) != 0 {
-						t.Errorf("protocol %d to %v: MTU %d without sockets", protocol, before, mtuTo(t, before))
+						t.Errorf("protocol %d to %v: MTU %d while the learner rests", protocol, before, mtuTo(t, before))
 					}
 					if err := l.Close(); err != nil {
 						t.Error(err)

@@ -139,15 +139,12 @@ func (a *agent) openTunnels(cfg *config.Realserver) (err error) {
 		return err
 	}
 	a.tunnels, err = tunnel.Open(tunnel.Options{Log: a.log, Control: cfg.Control, Queues: cfg.Queues,
-		Offload: cfg.Offload, Sources: cfg.Queues + 1, Sealed: a.sealed.device, Pinger: a.pinger})
+		Offload: cfg.Offload, Sources: cfg.Queues + 1, Learn: true, Sealed: a.sealed.device, Pinger: a.pinger})
 	if err != nil {
 		return err
 	}
 	a.sealed.inbound.Store(a.tunnels.Inbound(cfg.Queues, nil))
-	if len(cfg.Tunnels) > 0 { // each packet costs a little more then: one of IPIP 154 ns
-		err = a.tunnels.LearnPathMTU()
-	}
-	return err
+	return nil
 }
 
 // startTunnels puts the peers of WireGuard in force, and point-to-point tunnels.

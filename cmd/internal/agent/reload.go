@@ -103,17 +103,7 @@ func (a *agent) apply(cfg *config.Realserver) (err error) {
 		}
 	}
 	a.warnLoudDrivers()
-	a.warnPathMTU(len(was.cfg.Tunnels), len(cfg.Tunnels))
 	return nil
-}
-
-// warnPathMTU warns of the first tunnels of an agent that began without: the sockets that learn path MTUs need
-// CAP_NET_RAW, which it has given up. before and now are numbers of tunnels.
-func (a *agent) warnPathMTU(before, now int) {
-	if before == 0 && now > 0 && !a.tunnels.Learns() {
-		a.log.Warn("tunnels by ipip and gre learn no path MTU from ICMP errors until a restart of the agent: restart "+
-			"it, or set their mtu", "tunnels", now)
-	}
 }
 
 // owned returns the VIPs that the agent's device has.

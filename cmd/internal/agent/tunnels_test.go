@@ -4,7 +4,6 @@ import (
 	"log/slog"
 	"net/netip"
 	"path/filepath"
-	"strings"
 	"testing"
 
 	"vstun/cmd/internal/config"
@@ -67,19 +66,4 @@ func TestFailedReloadKeepsPeers(t *testing.T) {
 			t.Errorf("the peers are %+v", peers)
 		}
 	})
-}
-
-// TestFirstTunnelByReload: an agent that began without a tunnel warns once that its first ones learn no path MTU.
-func TestFirstTunnelByReload(t *testing.T) {
-	var out testkit.Log
-	a := &agent{log: slog.New(slog.NewTextHandler(&out, nil)), tunnels: &tunnel.Set{}}
-	a.warnPathMTU(0, 0)
-	a.warnPathMTU(1, 2)
-	if out.String() != "" {
-		t.Errorf("without a first tunnel: %s", out.String())
-	}
-	a.warnPathMTU(0, 1)
-	if got := out.String(); strings.Count(got, "\n") != 1 || !strings.Contains(got, "restart it, or set their mtu") {
-		t.Errorf("with one: %s", got)
-	}
 }

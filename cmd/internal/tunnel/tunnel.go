@@ -44,16 +44,20 @@ type Options struct {
 	Offload bool   // use the offloads of TUN devices that the kernel has
 	// Sources is the number of Inbounds. Their IDs are 0 to Sources - 1.
 	Sources int
-	Sealed  *wireguard.Device // nil: there is no [wireguard] table
-	Pinger  *ping.Pinger      // of probes
+	// Learn makes the kernel learn path MTUs from ICMP errors about the tunnels' packets while there are tunnels, for a
+	// program that does not do so itself: each packet of a tunnel's protocol costs a little more then, one of IPIP
+	// 154 ns.
+	Learn  bool
+	Sealed *wireguard.Device // nil: there is no [wireguard] table
+	Pinger *ping.Pinger      // of probes
 }
 
 // Set is the tunnels of a program. It has none until Apply.
 type Set struct {
 	o         Options
 	network   *routing.Manager
-	sender    *wire.Sender // whose sockets all Outbounds share
-	learners  []io.Closer
+	sender    *wire.Sender    // whose sockets all Outbounds share
+	learners  []*wire.Learner // at work while there are tunnels
 	ids       *egress.IDs
 	peers     atomic.Pointer[endpoint.Peers]
 	strangers stats.Counters
@@ -112,24 +116,42 @@ func Open(o Options) (_ *Set, err error) {
 	if s.sender, err = wire.NewSender(); err != nil {
 		return nil, err
 	}
+	if o.Learn {
+		if err := s.openLearners(); err != nil {
+			return nil, err
+		}
+	}
 	return s, nil
 }
 
-// LearnPathMTU makes the kernel learn path MTUs from ICMP errors about the tunnels' packets, for a program that does
-// not do so itself. It needs CAP_NET_RAW.
-func (s *Set) LearnPathMTU() error {
+// openLearners opens the sockets of learners, which rest until there are tunnels.
+func (s *Set) openLearners() error {
 	for _, protocol := range []int{packet.ProtoIPIP, packet.ProtoIPv6, packet.ProtoGRE, packet.ProtoUDP} {
 		l, err := wire.LearnPathMTU(protocol)
 		if err != nil {
 			return err
 		}
 		s.learners = append(s.learners, l)
+		if err := l.Rest(); err != nil {
+			return err
+		}
 	}
 	return nil
 }
 
-// Learns reports whether LearnPathMTU has been called.
-func (s *Set) Learns() bool { return len(s.learners) > 0 }
+// learn lets the learners work or rest.
+func (s *Set) learn(on bool) error {
+	for _, l := range s.learners {
+		change := l.Rest
+		if on {
+			change = l.Resume
+		}
+		if err := change(); err != nil {
+			return fmt.Errorf("sockets that learn path MTUs: %w", err)
+		}
+	}
+	return nil
+}
 
 // Inbound returns a source of source's packets that takes those of tunnels. With a nil source it is for the packets
 // that WireGuard brings, and only its Take is used. id is less than Options.Sources.
@@ -172,8 +194,12 @@ func (s *Set) apply(tunnels []config.PointToPoint, shared uint16) (err error) {
 	defer func() {
 		if err != nil {
 			s.close(opened)
+			err = errors.Join(err, s.learn(len(was) > 0))
 		}
 	}()
+	if err := s.learn(len(tunnels) > 0); err != nil {
+		return err
+	}
 	for i := range tunnels {
 		cfg := &tunnels[i]
 		at := slices.IndexFunc(was, func(t *tunnel) bool { return t.name == cfg.Name })

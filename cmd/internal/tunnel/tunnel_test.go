@@ -3,6 +3,7 @@ package tunnel
 import (
 	"errors"
 	"log/slog"
+	"net"
 	"net/netip"
 	"path/filepath"
 	"reflect"
@@ -10,9 +11,13 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
 	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/config"
 	"vstun/encap"
+	"vstun/encap/packet"
 	"vstun/encap/wire"
 	"vstun/encap/wireguard"
 	"vstun/routing"
@@ -223,4 +228,94 @@ func TestChanges(t *testing.T) {
 	if want := []string{"tunnel a to 10.0.11.2: removed"}; !slices.Equal(got, want) {
 		t.Errorf("%q, want %q", got, want)
 	}
+}
+
+// TestFirstTunnelLearnsPathMTU: the kernel learns path MTUs from the first tunnel on that a reload brings, without
+// CAP_NET_RAW, and no longer when there is none.
+func TestFirstTunnelLearnsPathMTU(t *testing.T) {
+	testkit.InNamespace(t, func() {
+		veth := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "near"}, PeerName: "far"}
+		addr, err := netlink.ParseAddr("10.0.2.2/24")
+		if err == nil {
+			err = errors.Join(netlink.LinkAdd(veth), netlink.AddrAdd(veth, addr))
+		}
+		for _, name := range []string{"lo", "near", "far"} {
+			l, failed := netlink.LinkByName(name)
+			if failed == nil {
+				failed = netlink.LinkSetUp(l)
+			}
+			err = errors.Join(err, failed)
+		}
+		_, beyond, _ := net.ParseCIDR("10.0.11.0/24")
+		err = errors.Join(err, netlink.RouteAdd(&netlink.Route{Dst: beyond, Gw: []byte{10, 0, 2, 1}}))
+		s, failed := Open(Options{Log: slog.New(slog.DiscardHandler), Control: filepath.Join(t.TempDir(), "x.sock"),
+			Queues: 1, Sources: 1, Learn: true})
+		if err := errors.Join(err, failed); err != nil {
+			t.Fatal(err)
+		}
+		defer s.Close()
+		icmp, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_ICMP)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer unix.Close(icmp)
+		header, data := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}, [2]unix.CapUserData{}
+		if err := unix.Capget(&header, &data[0]); err != nil {
+			t.Fatal(err)
+		}
+		data[0].Effective &^= 1 << unix.CAP_NET_RAW // of this thread
+		if err := unix.Capset(&header, &data[0]); err != nil {
+			t.Fatal(err)
+		}
+		defer func() {
+			data[0].Effective |= 1 << unix.CAP_NET_RAW
+			if err := unix.Capset(&header, &data[0]); err != nil {
+				t.Error(err)
+			}
+		}()
+		p := tunnelOf("a", encap.KindIPIP)
+		for i, tunnels := range [][]config.PointToPoint{nil, {p}, nil, {p}} {
+			if err := s.Apply(tunnels, 0); err != nil {
+				t.Fatal(err)
+			}
+			to := netip.AddrFrom4([4]byte{10, 0, 11, byte(2 + i)})
+			answerTooBig(t, icmp, to)
+			want := 0
+			if len(tunnels) > 0 {
+				want = 1333
+			}
+			if got := learnedMTU(t, to); got != want {
+				t.Errorf("step %d, with %d tunnels: the kernel has the MTU %d, want %d", i, len(tunnels), got, want)
+			}
+		}
+	})
+}
+
+// answerTooBig gives this host an ICMP error about a packet of IPIP from 10.0.2.2. The kernel has treated it when
+// answerTooBig returns, since it came by the loopback device.
+func answerTooBig(t *testing.T, icmp int, to netip.Addr) {
+	t.Helper()
+	about := make([]byte, 100)
+	h := packet.IPv4(about)
+	h.Encode(packet.IPv4Fields{TotalLen: len(h), TTL: 64, Protocol: packet.ProtoIPIP, Src: [4]byte{10, 0, 2, 2},
+		Dst: to.As4()})
+	h[6] = 0x40
+	h.SetChecksum()
+	answer := make([]byte, packet.MaxLen)
+	here := [4]byte{10, 0, 2, 2}
+	n := packet.FragmentationNeeded(answer, about, netip.AddrFrom4(here), 1333)
+	err := unix.Sendto(icmp, answer[packet.IPv4HeaderLen:n], 0, &unix.SockaddrInet4{Addr: here})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// learnedMTU is the path MTU to a that the kernel has learned, 0 for none.
+func learnedMTU(t *testing.T, a netip.Addr) int {
+	t.Helper()
+	routes, err := netlink.RouteGet(a.AsSlice())
+	if err != nil || len(routes) != 1 {
+		t.Fatal(routes, err)
+	}
+	return routes[0].MTU
 }
