@@ -266,6 +266,7 @@ func TestDirectorFaults(t *testing.T) {
 		{"misspelt in director", director("Queue = 1"), []string{`director: Queue: unknown key: did you mean queues?`}},
 		{"tun type", director("tun = 1"), []string{`director: tun: 1 is of the wrong type: ` + wantDevice}},
 		{"tun empty", director(`tun = ""`), []string{`director: tun: "" is not a device's name: ` + wantDevice}},
+		{"tun lo", director(`tun = "lo"`), []string{`director: tun: "lo" is the loopback device: want another name`}},
 		{"tun slash", director(`tun = "a/b"`), []string{`director: tun: "a/b" is not a device's name: ` + wantDevice}},
 		{"tun space", director(`tun = "a b"`), []string{`director: tun: "a b" is not a device's name: ` + wantDevice}},
 		{"tun colon", director(`tun = "vs0:1"`), []string{`director: tun: "vs0:1" is not a device's name: ` +

@@ -347,7 +347,7 @@ func (t *table) prefixes(key, want string, network bool) (all []netip.Prefix) {
 	return all
 }
 
-// refuseTaken refuses a tunnel whose addresses are VIPs: their packets go to realservers.
+// refuseTaken refuses a tunnel whose addresses or routes are VIPs: their packets go to realservers.
 func (r *serviceReader) refuseTaken(t *table, p *PointToPoint) {
 	for _, end := range []struct {
 		key  string
@@ -356,6 +356,17 @@ func (r *serviceReader) refuseTaken(t *table, p *PointToPoint) {
 		if owner, ok := r.vips[end.addr]; ok {
 			t.faultAt(end.key, "\"%v\" is a VIP of %s, whose packets go to realservers: want another address",
 				end.addr, owner.label)
+		}
+	}
+	for _, n := range p.Addresses {
+		if owner, ok := r.vips[n.Addr()]; ok {
+			t.faultAt("addresses", "\"%v\" is a VIP of %s, whose packets this host would take itself: want another "+
+				"address", n, owner.label)
+		}
+	}
+	for _, n := range p.Routes {
+		if owner, ok := r.vips[n.Addr()]; ok && n.IsSingleIP() {
+			t.faultAt("routes", "\"%v\" is a VIP of %s, whose packets go to realservers: leave it out", n, owner.label)
 		}
 	}
 }
@@ -371,6 +382,12 @@ func (r *Realserver) refuseTaken(t *table, p *PointToPoint) {
 		if same && inDirectors(r, p.Remote) {
 			t.faultAt("remote", "\"%v\" is in directors, too, and %s is in encap, so that nothing tells the packets "+
 				"of the tunnel from a director's: want another encap here, or narrower directors", p.Remote, name)
+		}
+	}
+	for _, n := range p.Addresses {
+		if slices.Contains(r.VIPs, n.Addr()) {
+			t.faultAt("addresses", "\"%v\" is one of the vips, which the agent gives to its own device: want another "+
+				"address", n)
 		}
 	}
 	if slices.Contains(r.VIPs, p.Local) {

@@ -102,6 +102,9 @@ func TestTunnelFaults(t *testing.T) {
 		`tunnel[1]: name: "vs0" is also the name of [realserver]`: {
 			with(`name = "vs0"`),
 		},
+		`tunnel "lo": name: "lo" is the loopback device: want another name`: {
+			with(`name = "lo"`),
+		},
 		`tunnel "a": encap: ipip carries IP packets, and a TAP device has Ethernet frames`: {
 			with(`encap = "ipip"`, `device = "tap"`),
 		},
@@ -226,6 +229,7 @@ func TestTunnelsBesideDirectors(t *testing.T) {
 		tunnel("gue", "10.0.3.2", "10.0.2.2", ""):       `"10.0.2.2" is in directors, too, and gue is in encap`,
 		tunnel("fou", "10.0.3.2", "10.0.4.2", ""):       `encap_port: 6080 receives gue for the vips`,
 		tunnel("gre", "198.51.100.80", "10.0.4.2", ""):  `local: "198.51.100.80" is one of the vips`,
+		tunnel("gre", "10.0.3.2", "10.0.4.2", vipLine):  `addresses: "198.51.100.80/32" is one of the vips`,
 		tunnel("gre", "10.0.3.2", "10.0.2.2", ""):       "",
 		tunnel("ipip", "10.0.3.2", "10.0.4.2", ""):      "",
 		tunnel("gue", "10.0.3.2", "10.0.4.2", ""):       "",
@@ -238,7 +242,10 @@ func TestTunnelsBesideDirectors(t *testing.T) {
 	}
 }
 
-const portLine = "encap_port = 6081"
+const (
+	portLine = "encap_port = 6081"
+	vipLine  = `addresses = ["10.8.0.1/30", "198.51.100.80/32"]`
+)
 
 // TestTunnelsOfWireGuard: the peers of tunnels are no directors, and no realservers.
 func TestTunnelsOfWireGuard(t *testing.T) {
@@ -284,5 +291,18 @@ func TestTunnelsOfWireGuard(t *testing.T) {
 	if _, err := ParseDirector("director.toml", tunnelFile(director, vip)); !strings.Contains(fmt.Sprint(err),
 		`remote: "198.51.100.80" is a VIP of service "web"`) {
 		t.Error(err)
+	}
+	for line, want := range map[string]string{
+		vipLine:                           `addresses: "198.51.100.80/32" is a VIP of service "web"`,
+		`routes = "198.51.100.80/32"`:     `routes: "198.51.100.80/32" is a VIP of service "web"`,
+		`routes = "198.51.100.0/24"`:      "",
+		`addresses = "198.51.100.1/24"`:   "",
+		`routes = ["198.51.100.81/32"]`:   "",
+		`addresses = ["198.51.100.81/8"]`: "",
+	} {
+		_, err := ParseDirector("director.toml", tunnelFile(director, text("a", "tun")+"\n"+line))
+		if want == "" && err != nil || want != "" && !strings.Contains(fmt.Sprint(err), want) {
+			t.Errorf("%s: %v, want %q", line, err, want)
+		}
 	}
 }

@@ -20,6 +20,8 @@ func (t *table) device(key string) string {
 	}
 	if !validDevice(name) {
 		t.faultAt(key, "%s is not a device's name: want %s", show(name), want)
+	} else if name == "lo" {
+		t.faultAt(key, "\"lo\" is the loopback device: want another name")
 	}
 	return name
 }

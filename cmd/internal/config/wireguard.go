@@ -188,12 +188,13 @@ func readEndpoint(t *table) (at netip.AddrPort) {
 type peerReader struct {
 	own   wireguard.Key // the public key of this end
 	peers []wireguard.Peer
-	at    map[netip.Addr]string    // the place of each
-	keys  map[wireguard.Key]string // the place of each
+	at    map[netip.Addr]string     // the place of each
+	ends  map[netip.AddrPort]string // the place of each endpoint
+	keys  map[wireguard.Key]string  // the place of each
 }
 
 func newPeerReader(w *WireGuard) *peerReader {
-	r := &peerReader{at: map[netip.Addr]string{}, keys: map[wireguard.Key]string{}}
+	r := &peerReader{at: map[netip.Addr]string{}, ends: map[netip.AddrPort]string{}, keys: map[wireguard.Key]string{}}
 	if !w.PrivateKey.IsZero() {
 		r.own = w.PrivateKey.Public()
 	}
@@ -218,6 +219,13 @@ func (r *peerReader) add(t *table, p wireguard.Peer) {
 			t.faultAt("public_key", "\"%v\" belongs to the private key of this host: want the peer's", k)
 		}
 		r.keys[k] = t.path[:max(len(t.path)-2, 0)]
+	}
+	if where, there := r.ends[p.Endpoint]; there {
+		t.warnAt("endpoint", "\"%v\" is also the endpoint of %s, and one of them only can be there: want the address "+
+			"and port of each", p.Endpoint, where)
+	}
+	if p.Endpoint.IsValid() {
+		r.ends[p.Endpoint] = strings.TrimSuffix(t.path[:max(len(t.path)-2, 0)], ": wireguard")
 	}
 	r.at[p.Address] = t.path[:max(len(t.path)-2, 0)]
 	r.peers = append(r.peers, p)

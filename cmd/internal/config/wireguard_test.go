@@ -226,3 +226,24 @@ func TestWireGuardAgent(t *testing.T) {
 		t.Errorf("%v, warnings %q", err, r.Warnings)
 	}
 }
+
+// TestWireGuardSharedEndpoint: two peers at one address and port are a warning: one key only can answer there.
+func TestWireGuardSharedEndpoint(t *testing.T) {
+	dir, _ := keyFiles(t)
+	for endpoint, want := range map[string]string{
+		"203.0.113.9:51820": `x.toml:15: service "web": realserver "10.99.0.3": wireguard: endpoint: ` +
+			`"203.0.113.9:51820" is also the endpoint of service "web": realserver "10.99.0.2", and one of them only ` +
+			"can be there: want the address and port of each",
+		"203.0.113.9:51821": "", "": "",
+	} {
+		d, err := config.ParseDirector("x.toml", []byte(sealed(dir)+strings.NewReplacer("B", publicB, "E",
+			endpoint).Replace("[[service.realserver]]\naddress = \"10.99.0.3\"\n"+
+			"wireguard = { public_key = \"B\", endpoint = \"E\" }\n")))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := strings.Join(d.Warnings, "\n"); got != want {
+			t.Errorf("%q: warnings %q, want %q", endpoint, got, want)
+		}
+	}
+}

@@ -89,7 +89,7 @@ func check(file string) (cli.Checked, error) {
 	if err != nil {
 		return cli.Checked{}, err
 	}
-	if err := errors.Join(checkVIPs(cfg), checkListed(cfg), checkPeers(cfg), checkOwn(cfg, devices),
+	if err := errors.Join(checkLocal(cfg), checkListed(cfg), checkPeers(cfg), checkOwn(cfg, devices),
 		checkSubnets(file, cfg)); err != nil {
 		return cli.Checked{}, err
 	}

@@ -105,8 +105,7 @@ func checkAddresses(cfg *config.Director) error {
 				fault("service %q: realserver %s: this kernel has no IPv6: boot it without ipv6.disable=1, or take "+
 					"the realserver out", s.Name, r.Address)
 			case link != "" && r.Forward != method.NAT:
-				fault("service %q: realserver %s is this host itself, on %s, which only nat reaches: set forward = "+
-					"\"nat\", or take the realserver out", s.Name, r.Address, link)
+				errs = append(errs, on.itself(s.Name, &r))
 			case broadcast[r.Address] != "":
 				fault("service %q: realserver %s is the broadcast address of a subnet of this host, on %s: set its "+
 					"own address", s.Name, r.Address, broadcast[r.Address])
@@ -146,17 +145,40 @@ func (l links) taken(service string, vip netip.Addr) error {
 	return nil
 }
 
-// checkVIPs is the part of checkAddresses about VIPs that are addresses of this host. The command check does no more,
-// since it may run on another host than the director, which has other addresses and another kernel.
-func checkVIPs(cfg *config.Director) error {
-	on, err := findLinks(plan.VIPs(cfg))
+// itself returns the error about a service's realserver by tun or dr that is this host; else nil.
+func (l links) itself(service string, r *config.RealserverRef) error {
+	link := l.local[r.Address]
+	if link == "" {
+		return nil
+	}
+	return fmt.Errorf("service %q: realserver %s is this host itself, on %s, which only nat reaches: set forward = "+
+		"\"nat\", or take the realserver out", service, r.Address, link)
+}
+
+// checkLocal is the part of checkAddresses about VIPs, and realservers by tun, that are addresses of this host. The
+// command check does no more, since it may run on another host than the director, which has other addresses and
+// another kernel.
+func checkLocal(cfg *config.Director) error {
+	all := plan.VIPs(cfg)
+	for i := range cfg.Services {
+		for _, r := range realservers(&cfg.Services[i]) {
+			all = append(all, r.Address)
+		}
+	}
+	on, err := findLinks(all)
 	if err != nil {
 		return err
 	}
 	var errs []error
-	for _, s := range cfg.Services {
+	for i := range cfg.Services {
+		s := &cfg.Services[i]
 		for _, vip := range s.VIPs {
 			errs = append(errs, on.taken(s.Name, vip))
+		}
+		for _, r := range realservers(s) {
+			if r.Forward == method.TUN { // checkSubnets refuses those by dr
+				errs = append(errs, on.itself(s.Name, &r))
+			}
 		}
 	}
 	return errors.Join(errs...)

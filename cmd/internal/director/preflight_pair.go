@@ -61,7 +61,7 @@ func checkOwn(cfg *config.Director, devices []query.Device) error {
 		for _, a := range own {
 			owner := mover(cfg, a)
 			if slices.Contains(owner.VIPs, a) {
-				continue // see checkVIPs
+				continue // see checkLocal
 			}
 			key := "addresses"
 			if slices.Contains(owner.Excluded, a) {

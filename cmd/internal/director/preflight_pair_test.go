@@ -175,3 +175,30 @@ func TestUnreadableKeys(t *testing.T) {
 		}
 	}
 }
+
+// TestCheckOfLocalRealserver: the command check refuses a realserver by tun that is this host, as run does.
+func TestCheckOfLocalRealserver(t *testing.T) {
+	testkit.NewNamespace(t)
+	kerneltest.Must(t, netlink.LinkAdd(&netlink.Veth{LinkAttrs: kerneltest.Named("eth0"), PeerName: "eth1"}))
+	kerneltest.AddAddr(t, "eth0", "10.9.0.2/24")
+	kerneltest.LinkUp(t, "eth0")
+	path := filepath.Join(t.TempDir(), "director.toml")
+	for forward, want := range map[string]string{"tun": "10.9.0.2", "nat": ""} {
+		text := "[[service]]\nname = \"web\"\nvip = \"198.51.100.80\"\nprotocol = \"tcp\"\nport = 80\n" +
+			"realserver = [{ address = \"10.9.0.2\", forward = \"" + forward + "\" }]\n"
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		_, err := check(path)
+		if want == "" {
+			if err != nil {
+				t.Error(err)
+			}
+			continue
+		}
+		want = `service "web": realserver ` + want + " is this host itself, on eth0, which only nat reaches"
+		if got := fmt.Sprint(err); !strings.HasPrefix(got, want) || strings.Contains(got, "\n") {
+			t.Errorf("%s: %v, want %s", forward, err, want)
+		}
+	}
+}
