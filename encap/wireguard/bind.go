@@ -79,6 +79,7 @@ func (b *bind) recentError() error {
 // received counts the datagrams of a port.
 type received struct {
 	transport counter // messages with packets, and keepalives
+	handshake counter // messages of handshakes
 	other     counter // that are no message
 }
 
@@ -159,21 +160,25 @@ func (b *bind) receiver(d *wire.Datagrams) conn.ReceiveFunc {
 
 // count counts datagrams of these sizes.
 func (r *received) count(bufs [][]byte, sizes []int) {
-	var transport, other uint64
+	var transport, handshake, other uint64
 	for i, b := range bufs {
 		if sizes[i] < device.MinMessageSize {
 			other++
 			continue
 		}
-		switch binary.LittleEndian.Uint32(b) {
-		case device.MessageTransportType:
+		switch kind := binary.LittleEndian.Uint32(b); {
+		case kind == device.MessageTransportType:
 			transport++
-		case device.MessageInitiationType, device.MessageResponseType, device.MessageCookieReplyType:
+		case kind == device.MessageInitiationType && sizes[i] == device.MessageInitiationSize,
+			kind == device.MessageResponseType && sizes[i] == device.MessageResponseSize,
+			kind == device.MessageCookieReplyType && sizes[i] == device.MessageCookieReplySize:
+			handshake++
 		default:
 			other++
 		}
 	}
 	r.transport.Add(transport)
+	r.handshake.Add(handshake)
 	r.other.Add(other)
 }
 

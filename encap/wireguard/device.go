@@ -30,7 +30,8 @@ type Device struct {
 	received received
 	taken    counter // packets that were decrypted and have the right source
 	counts   refusals
-	backlog  backlog
+	backlog  backlog // of messages with packets, and keepalives
+	shakes   backlog // of handshake messages
 	routes   atomic.Pointer[map[netip.Addr]*route]
 	kick     chan struct{} // a handshake may have ended
 
@@ -342,7 +343,7 @@ func (d *Device) isTurn(peer Key) bool {
 // Read adds the counts of refused messages to t.
 func (d *Device) Read(t *stats.Tally) {
 	t.DropN(drop.Unauthenticated, d.received.other.Load()+d.backlog.least.Load())
-	t.DropN(drop.Handshake, d.counts.handshake.Load())
+	t.DropN(drop.Handshake, d.counts.handshake.Load()+d.counts.cookie.Load()+d.shakes.least.Load())
 	t.DropN(drop.TunnelSource, d.counts.source.Load())
 	t.DropN(drop.SendError, d.bind.refused.Load())
 }

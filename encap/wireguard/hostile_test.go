@@ -397,6 +397,55 @@ func TestFlood(t *testing.T) {
 		sent.Load())
 }
 
+// TestRefusedHandshakes: each forged handshake message is counted, also those that are refused for a flood, have a
+// wrong length, or are an answer to no message.
+func TestRefusedHandshakes(t *testing.T) {
+	t.Parallel()
+	a, b := newEnd(t, "10.99.0.1"), newEnd(t, "10.99.0.2")
+	b.set(a.as(true, false))
+	conn, err := net.DialUDP("udp4", nil, net.UDPAddrFromAddrPort(b.as(true, false).Endpoint))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	var checker device.CookieGenerator // makes the only part that an attacker can: mac1 of a public key
+	checker.Init(device.NoisePublicKey(b.key.Public()))
+	before := drops(b.Device)
+	handshakes, others := uint64(0), uint64(0)
+	send := func(kind byte, size int) {
+		p := make([]byte, size)
+		p[0] = kind
+		if kind == device.MessageInitiationType && size == device.MessageInitiationSize {
+			checker.AddMacs(p)
+		}
+		if _, err := conn.Write(p); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for kind, size := range map[byte]int{device.MessageInitiationType: device.MessageInitiationSize,
+		device.MessageResponseType: device.MessageResponseSize, device.MessageCookieReplyType: 64} {
+		for _, more := range []int{-1, 1} {
+			send(kind, size+more)
+			others++
+		}
+		send(kind, size)
+		handshakes++
+	}
+	for ; handshakes < 5000; handshakes++ {
+		send(device.MessageInitiationType, device.MessageInitiationSize)
+		if handshakes%1000 == 0 { // the socket's buffer must hold them
+			testkit.Within(t, "the messages", 20*time.Second, func() bool {
+				return b.received.handshake.Load() >= handshakes
+			})
+		}
+	}
+	testkit.Within(t, "the count", 30*time.Second, func() bool {
+		now := drops(b.Device)
+		return now[drop.Handshake]-before[drop.Handshake] == handshakes &&
+			now[drop.Unauthenticated]-before[drop.Unauthenticated] == others
+	})
+}
+
 // TestKernelErrors: an error of the kernel ends no receiver, what it refuses to send is counted, and the status has the
 // error for a while.
 func TestKernelErrors(t *testing.T) {

@@ -84,7 +84,9 @@ func (d *Device) Status() Status {
 
 // refusals counts what the library has refused, and told only its log.
 type refusals struct {
-	handshake counter // handshake messages with another key, or older than the last one
+	handshake counter // handshake messages with another key, older than the last one, or without a cookie in a flood
+	cookie    counter // answers with a cookie that was not asked for; shaken has them, too
+	shaken    counter // handshake messages that were accepted
 	source    counter // packets whose source is not their peer's address, or that are neither IPv4 nor IPv6
 	keepalive counter // messages without a packet
 }
@@ -94,8 +96,14 @@ type refusals struct {
 func (d *Device) note(format string, _ ...any) {
 	switch format {
 	case "Received packet with invalid mac1", "Received invalid initiation message from %s",
-		"Received invalid response message from %s":
+		"Received invalid response message from %s", "Sending cookie response for denied handshake message for %v":
 		d.counts.handshake.Add(1)
+		return
+	case "Could not decrypt invalid cookie response":
+		d.counts.cookie.Add(1)
+		return
+	case "Receiving cookie response from %s":
+		d.counts.shaken.Add(1)
 		return
 	case "IPv4 packet with disallowed source address from %v", "IPv6 packet with disallowed source address from %v",
 		"Packet with invalid IP version from %v":
@@ -103,6 +111,7 @@ func (d *Device) note(format string, _ ...any) {
 	case "%v - Receiving keepalive packet":
 		d.counts.keepalive.Add(1) // confirms a handshake to its responder
 	case "%v - Received handshake initiation", "%v - Received handshake response":
+		d.counts.shaken.Add(1)
 	default:
 		return
 	}
@@ -139,4 +148,5 @@ func (b *backlog) look(came, taken uint64) {
 func (d *Device) lookAtBacklog() {
 	came := d.received.transport.Load()
 	d.backlog.look(came, d.taken.Load()+d.counts.source.Load()+d.counts.keepalive.Load())
+	d.shakes.look(d.received.handshake.Load(), d.counts.shaken.Load()+d.counts.handshake.Load())
 }

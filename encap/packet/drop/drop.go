@@ -47,7 +47,7 @@ const (
 	InnerProtocol    // a tunnel in the tunnel, by its protocol or the agent's own UDP port
 	Gathered         // several datagrams that the kernel has merged, of unknown sizes
 	Unauthenticated  // a WireGuard message with a packet that belongs to no session, or was there before
-	Handshake        // a WireGuard handshake message with another key, or older than the last one
+	Handshake        // a WireGuard handshake message with another key, older than the last one, or one of a flood
 	TunnelSource     // from WireGuard: the outer source is not the peer's address
 	Unexpected       // from WireGuard: a realserver has sent it to the director, which takes none
 	Question         // a question of a director's doctor, faster than the agent takes them
