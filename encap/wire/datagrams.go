@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"unsafe"
@@ -32,6 +33,13 @@ type Datagrams struct {
 	got   int // messages of the last call
 	next  int // the message that is being handed out
 	at    int // offset of its next datagram, in bytes
+	zone  zone
+}
+
+// zone is the device of link-local peers: an index, as a number and as a text.
+type zone struct {
+	index uint32
+	name  string
 }
 
 const (
@@ -42,7 +50,8 @@ const (
 	datagramControl = 96      // room for the control messages of one message: 40, 24 and 24 bytes, and to spare
 )
 
-// Ends are the addresses of a datagram: those of the peer, and the address of this host that it uses.
+// Ends are the addresses of a datagram: those of the peer, and the address of this host that it uses. A link-local peer
+// has the index of its device as zone.
 type Ends struct {
 	Peer netip.AddrPort
 	Own  netip.Addr // invalid: the kernel's route decides
@@ -172,7 +181,14 @@ func (d *Datagrams) ancillary(i int) (e Ends, class uint8, size int) {
 	name := &d.names[i]
 	port := binary.BigEndian.Uint16((*[2]byte)(unsafe.Pointer(&name.Port))[:])
 	if d.six {
-		e.Peer = netip.AddrPortFrom(netip.AddrFrom16(name.Addr), port)
+		a := netip.AddrFrom16(name.Addr)
+		if name.Scope_id != 0 && a.IsLinkLocalUnicast() {
+			if d.zone.index != name.Scope_id {
+				d.zone = zone{name.Scope_id, strconv.FormatUint(uint64(name.Scope_id), 10)}
+			}
+			a = a.WithZone(d.zone.name)
+		}
+		e.Peer = netip.AddrPortFrom(a, port)
 	} else {
 		e.Peer = netip.AddrPortFrom(netip.AddrFrom4((*unix.RawSockaddrInet4)(unsafe.Pointer(name)).Addr), port)
 	}
@@ -321,6 +337,13 @@ func (c *datagramCall) to(e Ends, six bool) {
 		at = 8
 	}
 	putAddr(c.name[at:], e.Peer.Addr())
+	if six {
+		index := uint64(0)
+		if z := e.Peer.Addr().Zone(); z != "" {
+			index, _ = strconv.ParseUint(z, 10, 32) // as ancillary makes it
+		}
+		binary.NativeEndian.PutUint32(c.name[24:], uint32(index))
+	}
 	if e.Own.IsValid() {
 		putAddr(c.own, e.Own)
 	} else {

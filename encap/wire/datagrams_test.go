@@ -5,10 +5,15 @@ import (
 	"errors"
 	"net/netip"
 	"os"
+	"strconv"
 	"strings"
 	"testing"
 
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"vstun/testdata/testkit"
 )
 
 func noClass([]byte) uint8 { return 0 }
@@ -215,5 +220,98 @@ func TestDatagramsAllocations(t *testing.T) {
 		}
 	}); n >= 1 {
 		t.Errorf("%v allocations for %d datagrams", n, len(out))
+	}
+}
+
+// TestDatagramsLinkLocal: a datagram from a link-local address is answered by the device that it came by.
+func TestDatagramsLinkLocal(t *testing.T) {
+	open := func(device, address string) (d *Datagrams, index int) {
+		t.Helper()
+		addr, err := netlink.ParseAddr(address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		addr.Flags |= unix.IFA_F_NODAD
+		link := up(t, device)
+		if err := netlink.AddrAdd(link, addr); err != nil {
+			t.Fatal(err)
+		}
+		if d, err = OpenDatagrams(0, true); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { d.Close() })
+		return d, link.Attrs().Index
+	}
+	testkit.InNamespace(t, func() {
+		here, err := netns.Get()
+		if err == nil {
+			defer here.Close()
+			err = netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "near"}, PeerName: "far"})
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		testkit.InNamespace(t, func() {
+			inner, err := netns.Get()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer inner.Close()
+			h, err := netlink.NewHandleAt(here)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer h.Close()
+			link, err := h.LinkByName("far")
+			if err == nil {
+				err = h.LinkSetNsFd(link, int(inner))
+			}
+			if err == nil { // another index than that of near
+				err = netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "x"}, PeerName: "y"})
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			b, far := open("far", "fe80::b/64")
+			if err := netns.Set(here); err != nil {
+				t.Fatal(err)
+			}
+			a, near := open("near", "fe80::a/64")
+			port, err := b.Port()
+			if err = errors.Join(err, netns.Set(inner)); err != nil {
+				t.Fatal(err)
+			}
+			testLinkLocal(t, a, b, Ends{Peer: netip.AddrPortFrom(linkLocal("fe80::b", near), port)},
+				linkLocal("fe80::a", far))
+		})
+	})
+}
+
+func linkLocal(address string, device int) netip.Addr {
+	return netip.MustParseAddr(address).WithZone(strconv.Itoa(device))
+}
+
+// testLinkLocal sends a datagram from a to b, and the answer. want is the address that it comes from.
+func testLinkLocal(t *testing.T, a, b *Datagrams, to Ends, want netip.Addr) {
+	testkit.Eventually(t, "the devices are up", func() bool {
+		_, err := a.Send([][]byte{{1}}, noClass, to)
+		return err == nil
+	})
+	_, from := receiveAll(t, b, 1, 1)
+	if from.Peer.Addr() != want {
+		t.Errorf("a datagram from %v, want %v", from.Peer.Addr(), want)
+	}
+	if _, err := b.Send([][]byte{{2}}, noClass, from); err != nil {
+		t.Fatalf("the answer: %v", err)
+	}
+	if back, _ := receiveAll(t, a, 1, 1); !bytes.Equal(back[0], []byte{2}) {
+		t.Errorf("answer %x", back[0])
+	}
+	if n := testing.AllocsPerRun(20, func() {
+		if _, err := a.Send([][]byte{{1}}, noClass, to); err != nil {
+			t.Fatal(err)
+		}
+	}); n > 1 {
+		t.Errorf("%v allocations for a datagram that is sent", n)
 	}
 }
