@@ -44,9 +44,10 @@ type Device struct {
 
 	heard map[netip.Addr]heard // of peers with a keepalive
 
-	// awaited has the handshakes before a change of the private key, of keys without one since; nil: no packet is held
-	// back.
-	awaited map[Key]time.Time
+	turns turns
+	// awaited has the turns of handshakes before a change of the private key, of keys without one since; nil: no packet
+	// is held back.
+	awaited map[Key]uint64
 }
 
 // route is the state of a peer that senders need.
@@ -150,10 +151,10 @@ const (
 // holdBack begins to hold packets back, for the peers that have had a handshake before now. d.mu is held.
 func (d *Device) holdBack(now map[Key]session) {
 	d.memory.out.hold(20 * time.Millisecond)
-	d.awaited = map[Key]time.Time{}
+	d.awaited = map[Key]uint64{}
 	for k, s := range now {
-		if !s.handshake.IsZero() {
-			d.awaited[k] = s.handshake
+		if s.turn > 0 {
+			d.awaited[k] = s.turn
 		}
 	}
 }
@@ -164,7 +165,7 @@ func (d *Device) letGo(now map[Key]session) {
 		return
 	}
 	for k, before := range d.awaited {
-		if s, stays := now[k]; !stays || s.handshake.After(before) {
+		if s, stays := now[k]; !stays || s.turn > before {
 			delete(d.awaited, k)
 		}
 	}
@@ -236,7 +237,7 @@ func (d *Device) owner(p *Peer, now map[Key]session) Key {
 		owner = k
 	}
 	for _, k := range p.PublicKeys {
-		if now[k].handshake.After(now[owner].handshake) {
+		if now[k].turn > now[owner].turn {
 			owner = k
 		}
 	}

@@ -14,16 +14,45 @@ import (
 type session struct {
 	endpoint  netip.AddrPort
 	handshake time.Time
+	turn      uint64 // of the handshake among those of all keys: later ones have larger ones; 0: there was none
 	in, out   uint64 // bytes
 }
 
-// look returns the state of all keys. The library gives it as text only (device.IpcGet).
+// turns is the order of handshakes. Their times do not give it: a clock may be set back.
+type turns struct {
+	last uint64
+	at   map[Key]session // at the last look
+}
+
+// order sets the turns of sessions. Handshakes since the last look have their times in order.
+func (t *turns) order(now map[Key]session) {
+	var changed []Key
+	for k, s := range now {
+		before := t.at[k]
+		if s.turn = before.turn; !s.handshake.Equal(before.handshake) {
+			changed = append(changed, k)
+		}
+		now[k] = s
+	}
+	slices.SortFunc(changed, func(a, b Key) int { return now[a].handshake.Compare(now[b].handshake) })
+	for _, k := range changed {
+		t.last++
+		s := now[k]
+		s.turn = t.last
+		now[k] = s
+	}
+	t.at = now
+}
+
+// look returns the state of all keys. The library gives it as text only (device.IpcGet). d.mu is held.
 func (d *Device) look() (map[Key]session, error) {
 	text, err := d.library.IpcGet()
 	if err != nil {
 		return nil, fmt.Errorf("WireGuard: %w", err)
 	}
-	return parseSessions(text), nil
+	now := parseSessions(text)
+	d.turns.order(now)
+	return now, nil
 }
 
 // parseSessions reads the state of all keys.

@@ -321,6 +321,33 @@ func TestRotation(t *testing.T) {
 	}
 }
 
+// TestClockSetBack: the address belongs to the key with the latest handshake, whatever its time says.
+func TestClockSetBack(t *testing.T) {
+	was, next := NewPrivateKey().Public(), NewPrivateKey().Public()
+	p := &Peer{PublicKeys: []Key{next, was}, Address: netip.MustParseAddr("10.99.0.2")}
+	d := &Device{owners: map[netip.Addr]Key{}}
+	noon := time.Unix(1_800_000_000, 0)
+	for i, step := range []struct {
+		was, next time.Time
+		owner     Key
+	}{
+		{owner: next},
+		{was: noon, owner: was},
+		{was: noon, next: noon.Add(-time.Hour), owner: next}, // the clock was set back meanwhile
+		{was: noon, next: noon.Add(-time.Hour), owner: next},
+		{was: noon.Add(-time.Minute), next: noon.Add(-time.Hour), owner: was},
+		{was: noon.Add(time.Minute), next: noon.Add(2 * time.Minute), owner: next}, // both since the last look
+	} {
+		now := map[Key]session{was: {handshake: step.was}, next: {handshake: step.next}}
+		d.turns.order(now)
+		owner := d.owner(p, now)
+		if owner != step.owner {
+			t.Errorf("step %d: the address belongs to the former key: %v, want %v", i, owner == was, step.owner == was)
+		}
+		d.owners[p.Address] = owner
+	}
+}
+
 // TestSet: peers come and go, and those that stay lose no packet.
 func TestSet(t *testing.T) {
 	a, b, c := newEnd(t, "10.99.0.1"), newEnd(t, "10.99.0.2"), newEnd(t, "fd99::3")
