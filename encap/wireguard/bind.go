@@ -52,6 +52,7 @@ type bind struct {
 	classOf   func(b []byte) uint8 // of classes
 	opened    atomic.Bool          // Open has been called
 	closing   sync.Once
+	sent      counter      // messages with packets that the library has sent, also those that the kernel has refused
 	refused   counter      // messages with packets, and keepalives, that the kernel has refused
 	lastErr   atomic.Int32 // errno of the last datagram that the kernel refused
 	failed    atomic.Int64 // when that was, in nanoseconds since 1970
@@ -195,6 +196,7 @@ func (b *bind) Send(bufs [][]byte, to conn.Endpoint) error {
 	if d == nil {
 		return unix.EAFNOSUPPORT
 	}
+	defer b.countSent(bufs)
 	ends := e.Ends
 	if e.cleared.Load() {
 		ends.Own = netip.Addr{}
@@ -213,6 +215,17 @@ func (b *bind) Send(bufs [][]byte, to conn.Endpoint) error {
 		b.refused.Add(uint64(refused))
 	}
 	return err
+}
+
+// countSent counts the messages with packets among bufs.
+func (b *bind) countSent(bufs [][]byte) {
+	n := uint64(0)
+	for _, m := range bufs {
+		if m[0] == device.MessageTransportType && len(m) > device.MessageKeepaliveSize {
+			n++
+		}
+	}
+	b.sent.Add(n)
 }
 
 // ParseEndpoint implements conn.Bind.

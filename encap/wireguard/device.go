@@ -86,10 +86,31 @@ func Open(port uint16, deliver func(bufs []packet.Buf) error) (*Device, error) {
 // Port is the UDP port.
 func (d *Device) Port() uint16 { return d.port }
 
-// Close closes the sockets. It ends Send, which returns os.ErrClosed.
+// Close closes the sockets. It ends Send, which returns os.ErrClosed. The packets that Send has taken leave before.
 func (d *Device) Close() error {
+	d.drain()
 	d.library.Close()
 	return d.bind.shut()
+}
+
+// drainMost bounds each part of drain. idle is the time without a message after which the packets that are left in the
+// library have no session, and will not leave.
+const (
+	drainMost = 200 * time.Millisecond
+	idle      = 20 * time.Millisecond
+)
+
+// drain sends the packets that Send has taken.
+func (d *Device) drain() {
+	d.memory.out.finish(drainMost)
+	begin := time.Now()
+	sent, since := d.bind.sent.Load(), begin
+	for sent < d.memory.handed.Load() && time.Since(begin) < drainMost && time.Since(since) < idle {
+		time.Sleep(idle / 20)
+		if n := d.bind.sent.Load(); n != sent {
+			sent, since = n, time.Now()
+		}
+	}
 }
 
 // Set makes c the configuration. Sessions of peers that stay go on, with the endpoints that they have come from. A

@@ -20,6 +20,7 @@ const maxPacket = 65507 - 16 - 16 - 15
 // deliver.
 type memory struct {
 	out    *queue
+	handed counter // packets to encrypt that the library has got
 	events chan tun.Event
 
 	mu      sync.Mutex // of the library's goroutines that write: one for each peer
@@ -42,6 +43,7 @@ func (m *memory) File() *os.File { return nil }
 // Read implements tun.Device: it hands packets to the library for encryption.
 func (m *memory) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 	n, err := m.out.take(bufs, sizes, offset)
+	m.handed.Add(uint64(n))
 	for _, b := range bufs[:n] {
 		m.classes.set(b, ecn(b[offset:]))
 	}

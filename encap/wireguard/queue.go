@@ -14,6 +14,7 @@ type queue struct {
 	some   sync.Cond // there is a packet, or the queue is closed
 	room   sync.Cond // there is room, or the queue is closed
 	closed bool
+	ending bool // no packet is added any more
 	held   bool // the library gets nothing
 
 	bufs   [][]byte // lent; nil: the library is at work
@@ -32,13 +33,13 @@ func newQueue() *queue {
 func (q *queue) lock() { q.mu.Lock() }
 
 // add returns the memory for one more packet of n bytes, at most maxPacket. It waits until there is room. It returns
-// nil if the queue is closed. The caller has called lock.
+// nil if the queue is closed, or ends. The caller has called lock.
 func (q *queue) add(n int) []byte {
-	for q.n == len(q.bufs) && !q.closed {
+	for q.n == len(q.bufs) && !q.closed && !q.ending {
 		q.some.Signal()
 		q.room.Wait()
 	}
-	if q.closed {
+	if q.closed || q.ending {
 		return nil
 	}
 	b := q.bufs[q.n][q.offset:]
@@ -58,11 +59,27 @@ func (q *queue) hold(limit time.Duration) {
 	q.mu.Lock()
 	q.held = true
 	q.mu.Unlock()
+	q.await(limit, func() bool { return q.bufs != nil })
+}
+
+// finish lets no more packets in, ends a hold, and waits until the library has got those that are here, for limit at
+// most.
+func (q *queue) finish(limit time.Duration) {
+	q.mu.Lock()
+	q.ending, q.held = true, false
+	q.mu.Unlock()
+	q.some.Signal()
+	q.room.Broadcast()
+	q.await(limit, func() bool { return q.bufs != nil && q.n == 0 || q.closed })
+}
+
+// await waits until done, which is called with q.mu, for limit at most.
+func (q *queue) await(limit time.Duration, done func() bool) {
 	for end := time.Now().Add(limit); time.Now().Before(end); time.Sleep(limit / 20) {
 		q.mu.Lock()
-		idle := q.bufs != nil
+		is := done()
 		q.mu.Unlock()
-		if idle {
+		if is {
 			return
 		}
 	}

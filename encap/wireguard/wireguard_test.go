@@ -614,6 +614,35 @@ func TestClose(t *testing.T) {
 	}
 }
 
+// TestCloseSends: the packets that Send has taken leave before Close ends, but those to a peer without a session, for
+// which Close does not wait long.
+func TestCloseSends(t *testing.T) {
+	for range 5 {
+		a, b, absent := newEnd(t, "10.99.0.1"), newEnd(t, "10.99.0.2"), newEnd(t, "10.99.0.3")
+		b.set(a.as(false, false))
+		a.set(b.as(true, false), absent.as(true, false))
+		testkit.Eventually(t, "a session", func() bool {
+			return !a.Status().Peers[0].Handshake.IsZero() && (*a.routes.Load())[b.addr].known.Load()
+		})
+		var sent [][]byte
+		for i := range uint32(500) {
+			sent = append(sent, tunnelled(a.addr, b.addr, 200, i))
+		}
+		a.send(tunnelled(a.addr, absent.addr, 200, 0))
+		a.send(sent...)
+		begin := time.Now()
+		if err := a.Close(); err != nil {
+			t.Fatal(err)
+		}
+		t.Log("Close took", time.Since(begin))
+		for i := range sent {
+			if n := numberOf(b.next()); n != uint32(i) {
+				t.Fatalf("packet %d, want %d", n, i)
+			}
+		}
+	}
+}
+
 // TestAllocations: sending, encryption, decryption and receiving allocate nothing for a packet.
 func TestAllocations(t *testing.T) {
 	if testing.Short() {
