@@ -44,7 +44,8 @@ type Device struct {
 
 	heard map[netip.Addr]heard // of peers with a keepalive
 
-	turns turns
+	turns    turns
+	rotation rotation
 	// awaited has the turns of handshakes before a change of the private key, of keys without one since; nil: no packet
 	// is held back.
 	awaited map[Key]uint64
@@ -303,6 +304,8 @@ func (d *Device) Run(ctx context.Context) error {
 // follow begins handshakes with peers that have none, with rekeyed with all, and gives addresses to the keys with the
 // latest ones. d.mu is held.
 func (d *Device) follow(rekeyed bool) error {
+	look := d.rotation.begun.Add(1)
+	defer d.rotation.done.Store(look)
 	now, err := d.look()
 	if err != nil {
 		return err
@@ -329,6 +332,7 @@ func (d *Device) follow(rekeyed bool) error {
 			}
 		}
 	}
+	d.setSpare()
 	return err
 }
 

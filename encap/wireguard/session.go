@@ -122,7 +122,7 @@ type refusals struct {
 
 // note is the library's log (device.Logger). Its lines are the only sign of what it refuses, and of the ends of
 // handshakes. TestRefused would fail if another version of the library had other lines.
-func (d *Device) note(format string, _ ...any) {
+func (d *Device) note(format string, args ...any) {
 	switch format {
 	case "Received packet with invalid mac1", "Received invalid initiation message from %s",
 		"Received invalid response message from %s", "Sending cookie response for denied handshake message for %v":
@@ -137,9 +137,14 @@ func (d *Device) note(format string, _ ...any) {
 	case "IPv4 packet with disallowed source address from %v", "IPv6 packet with disallowed source address from %v",
 		"Packet with invalid IP version from %v":
 		d.counts.source.Add(1) // perhaps by the new key of a peer, which does not have the address yet
+		defer d.rotation.confirmed(args)
 	case "%v - Receiving keepalive packet":
 		d.counts.keepalive.Add(1) // confirms a handshake to its responder
-	case "%v - Received handshake initiation", "%v - Received handshake response":
+		defer d.rotation.confirmed(args)
+	case "%v - Received handshake initiation":
+		d.counts.shaken.Add(1)
+		d.rotation.shaken(args)
+	case "%v - Received handshake response":
 		d.counts.shaken.Add(1)
 	default:
 		return
