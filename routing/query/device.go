@@ -129,6 +129,27 @@ func FindBridge(name string) (Bridge, error) {
 	})
 }
 
+// BridgePorts returns the names of the devices that are ports of a bridge. A bridge that does not exist has none.
+func BridgePorts(bridge string) ([]string, error) {
+	return ask(func(h *netlink.Handle) (ports []string, err error) {
+		links, err := h.LinkList()
+		if err != nil {
+			return nil, fmt.Errorf("devices: %w", err)
+		}
+		for _, master := range links {
+			if master.Attrs().Name != bridge {
+				continue
+			}
+			for _, l := range links {
+				if l.Attrs().MasterIndex == master.Attrs().Index {
+					ports = append(ports, l.Attrs().Name)
+				}
+			}
+		}
+		return ports, nil
+	})
+}
+
 // Dropped returns how many packets the kernel has dropped on their way out of the device since its creation: tx_dropped
 // of rtnl_link_stats64 (linux/if_link.h). On a TUN device they are the packets that its program did not read fast
 // enough. It is an error if there is no such device.

@@ -119,7 +119,7 @@ func (s *Set) paths(tunnels []config.PointToPoint) map[string]path {
 		known, ok := answer[a]
 		is := path{known: ok || err != nil, mtu: assumedMTU}
 		if ok {
-			is.mtu, links[p.Name] = known.MTU, known.Link
+			is.mtu, links[p.Name] = known.MTU, s.behind(tunnels, p.Name, known.Link)
 		}
 		if p.Encap.Sealed() {
 			is.mtu -= wireguard.Overhead(!a.Is4()) // an unknown one may be of IPv6
@@ -133,6 +133,25 @@ func (s *Set) paths(tunnels []config.PointToPoint) map[string]path {
 		}
 	}
 	return all
+}
+
+// behind returns the tunnel that is behind a device by which the named tunnel's packets leave: the only ports of a bridge
+// can be devices of tunnels. Without one it returns the device.
+func (s *Set) behind(tunnels []config.PointToPoint, name, device string) string {
+	if !slices.ContainsFunc(tunnels, func(p config.PointToPoint) bool { return p.Bridge == device }) {
+		return device
+	}
+	ports, err := query.BridgePorts(device)
+	if err != nil {
+		s.o.Log.Warn("cannot ask the kernel for the ports of a bridge", "bridge", device, "error", err)
+	}
+	if len(ports) == 0 || slices.ContainsFunc(ports, func(port string) bool { return index(tunnels, port) < 0 }) {
+		return device // the peer may be behind another port
+	}
+	if slices.Contains(ports, name) {
+		return name
+	}
+	return ports[0]
 }
 
 // loops reports whether the packets of the named tunnel come back to its device. links are the devices of the paths to

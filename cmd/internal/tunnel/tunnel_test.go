@@ -21,6 +21,7 @@ import (
 	"vstun/encap/wire"
 	"vstun/encap/wireguard"
 	"vstun/routing"
+	"vstun/routing/kernel/kerneltest"
 	"vstun/routing/query"
 	"vstun/testdata/testkit"
 )
@@ -160,6 +161,57 @@ func TestLoopIsDown(t *testing.T) {
 			t.Error("packets are still dropped")
 		}
 	})
+}
+
+// TestLoopByBridge: a bridge that has no ports but the devices of tunnels leads into these. With another port it may
+// lead to the peer.
+func TestLoopByBridge(t *testing.T) {
+	testkit.InNamespace(t, func() {
+		kerneltest.Must(t, netlink.LinkAdd(&netlink.Bridge{LinkAttrs: kerneltest.Named("br0")}))
+		kerneltest.Must(t, netlink.LinkAdd(&netlink.Veth{LinkAttrs: kerneltest.Named("port"), PeerName: "far"}))
+		kerneltest.AddAddr(t, "br0", "10.0.11.1/24")
+		kerneltest.LinkUp(t, "br0")
+		s, err := Open(Options{Log: slog.New(slog.DiscardHandler), Control: filepath.Join(t.TempDir(), "x.sock"),
+			Queues: 1, Sources: 1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Close()
+		bridged := func(p *config.PointToPoint) { p.Bridge = "br0" }
+		a := tunnelOf("a", encap.KindGRE, tap, bridged)
+		b := tunnelOf("b", encap.KindGRE, tap, bridged, func(p *config.PointToPoint) {
+			p.Remote = netip.MustParseAddr("10.0.12.2")
+		})
+		kerneltest.Must(t, s.Apply([]config.PointToPoint{a, b}, 0))
+		for _, step := range []struct {
+			change func() error
+			into   string
+		}{
+			{func() error { return nil }, "a"},
+			{func() error { return setMaster("port", "br0") }, ""},
+			{func() error { return setMaster("port", "") }, "a"},
+		} {
+			kerneltest.Must(t, step.change())
+			s.refresh()
+			all := *s.all.Load()
+			if got := all[0].into(); got != step.into || all[0].remote.Load().Loops != (got != "") {
+				t.Errorf("the path leads into %q, want %q", got, step.into)
+			}
+			if got := all[1].into(); got != "" {
+				t.Errorf("the other tunnel's path leads into %q", got)
+			}
+		}
+	})
+}
+
+// setMaster makes a device a port of a bridge; "": of none.
+func setMaster(name, bridge string) error {
+	l, err := netlink.LinkByName(name)
+	if err != nil || bridge == "" {
+		return errors.Join(err, netlink.LinkSetNoMaster(l))
+	}
+	master, err := netlink.LinkByName(bridge)
+	return errors.Join(err, netlink.LinkSetMaster(l, master))
 }
 
 // TestQueues: a device has few queues, also on a host with many CPUs.
