@@ -63,7 +63,7 @@ func (w *Inbound) ReadBatch(bufs []packet.Buf) (int, error) {
 // Take writes the packets of tunnels in bufs, as many as stats.MaxBatch at the most, to their devices. It moves the
 // others to the front, and returns them. It is for packets that no source has. One goroutine calls it at a time.
 func (w *Inbound) Take(bufs []packet.Buf) (rest []packet.Buf) {
-	if peers := w.peers.Load(); peers != nil {
+	if peers := w.peers.Load(); peers.any(w.sealed) {
 		return bufs[:w.take(peers, bufs)]
 	}
 	return bufs

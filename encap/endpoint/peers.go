@@ -35,9 +35,13 @@ type EndSink interface {
 
 // Peers finds the End of a received packet. It is immutable.
 type Peers struct {
-	ends  map[arrivesAs][]*End
-	ports map[uint16]bool // of UDP, that are the tunnels' alone
+	ends          map[arrivesAs][]*End
+	ports         map[uint16]bool // of UDP, that are the tunnels' alone
+	plain, sealed bool            // there are ends outside of WireGuard, and in it
 }
+
+// any reports whether a packet that WireGuard has brought, or has not, can belong to an end.
+func (p *Peers) any(sealed bool) bool { return p != nil && (sealed && p.sealed || !sealed && p.plain) }
 
 // arrivesAs is the part of a packet's outer headers that most tunnels differ in.
 type arrivesAs struct {
@@ -61,6 +65,7 @@ func NewPeers(ends []*End, shared uint16) *Peers {
 			at.proto = packet.ProtoGRE
 		}
 		p.ends[at] = append(p.ends[at], e)
+		p.sealed, p.plain = p.sealed || at.sealed, p.plain || !at.sealed
 	}
 	return p
 }
