@@ -2,9 +2,11 @@ package wireguard
 
 import (
 	"bytes"
+	"encoding/binary"
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -395,6 +397,42 @@ func TestFlood(t *testing.T) {
 	})
 	t.Logf("a handshake took %v, %d of 200 packets were sent again; %d forged messages in all", time.Since(begin), lost,
 		sent.Load())
+}
+
+// TestEncapsulationLimit: the header with the limit that a kernel's ip6tnl and ip6gre add by default (RFC 2473, section
+// 4.1.1) is not delivered. Other options, and what is cut short, are left as they are.
+func TestEncapsulationLimit(t *testing.T) {
+	a, b := newEnd(t, "fd99::1"), newEnd(t, "fd99::2")
+	a.set(b.as(true, false))
+	b.set(a.as(true, false))
+	a.ready()
+	b.ready()
+	plain := tunnelled(a.addr, b.addr, 200, 7)
+	with := func(options ...byte) []byte {
+		p := slices.Concat(plain[:packet.IPv6HeaderLen], options, plain[packet.IPv6HeaderLen:])
+		h := packet.IPv6(p)
+		h[6] = unix.IPPROTO_DSTOPTS
+		binary.BigEndian.PutUint16(h[4:], uint16(len(p)-packet.IPv6HeaderLen))
+		return p
+	}
+	const ipip = packet.ProtoIPIP
+	cut := with(ipip, 200, 4, 1, 4, 1, 1, 0)
+	twice := with(unix.IPPROTO_DSTOPTS, 0, 4, 1, 4, 1, 1, 0, ipip, 0, 4, 1, 3, 1, 1, 0)
+	for name, c := range map[string]struct{ sent, want []byte }{
+		"none": {plain, plain}, "limit": {with(ipip, 0, 4, 1, 4, 1, 1, 0), plain},
+		"limit 0":    {with(ipip, 0, 4, 1, 0, 0, 0, 0), plain},
+		"padded":     {with(ipip, 1, 4, 1, 4, 1, 9, 0, 0, 0, 0, 0, 0, 0, 0, 0), plain},
+		"twice":      {twice, twice},
+		"other":      {with(ipip, 0, 0x1e, 1, 4, 1, 1, 0), with(ipip, 0, 0x1e, 1, 4, 1, 1, 0)},
+		"no limit":   {with(ipip, 0, 1, 4, 0, 0, 0, 0), with(ipip, 0, 1, 4, 0, 0, 0, 0)},
+		"cut":        {cut, cut},
+		"cut option": {with(ipip, 0, 4, 1, 4, 1, 9, 0), with(ipip, 0, 4, 1, 4, 1, 9, 0)},
+	} {
+		a.send(c.sent)
+		if got := b.next(); !bytes.Equal(got, c.want) {
+			t.Errorf("%s: %x, want %x", name, got[:60], c.want[:60])
+		}
+	}
 }
 
 // TestRefusedHandshakes: each forged handshake message is counted, also those that are refused for a flood, have a

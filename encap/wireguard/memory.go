@@ -61,7 +61,8 @@ func (m *memory) Write(bufs [][]byte, offset int) (n int, err error) {
 			if m.classes.get(b)&ecnMask == ce {
 				markCE(b[offset:])
 			}
-			batch[i] = packet.Within(b[:cap(b)], offset, len(b)-offset)
+			p := withoutLimit(b[offset:])
+			batch[i] = packet.Within(b[:cap(b)], len(b)-len(p), len(p))
 		}
 		n += len(batch)
 		m.taken.Add(uint64(len(batch)))
