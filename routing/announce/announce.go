@@ -17,7 +17,8 @@ type Config struct {
 	RouterID netip.Addr // IPv4
 	Listen   netip.Addr // sessions are accepted at it; the zero value: the speaker only connects
 	Peers    []Peer     // with different addresses
-	// Graceful is the time from the GRACEFUL_SHUTDOWN community to the withdrawal; 0: withdrawn at once.
+	// Graceful is the time from the GRACEFUL_SHUTDOWN community to the withdrawal of a yielded route; 0: it is withdrawn
+	// at once.
 	Graceful time.Duration
 	// Linger is the time from the withdrawal to the end of forwarding.
 	Linger time.Duration
@@ -80,9 +81,11 @@ type Route struct {
 	LocalPref   uint32 // 0: 100; only peers of the speaker's AS get it
 	Communities []Community
 	Prepend     int // additional copies of the own AS in the path
+	// Yielded: another speaker announces the VIP, or is about to.
+	Yielded bool
 }
 
-// Equal reports whether r and o are the same.
+// Equal reports whether r and o are announced alike.
 func (r *Route) Equal(o *Route) bool {
 	return r.VIP == o.VIP && r.MED == o.MED && r.LocalPref == o.LocalPref && r.Prepend == o.Prepend &&
 		slices.Equal(r.Communities, o.Communities)

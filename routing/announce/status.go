@@ -47,10 +47,8 @@ func (f Fault) String() string { return faultNames[f] }
 // Status is the state of a speaker.
 type Status struct {
 	Config   Config
-	Standby  bool // no route is announced, or all have the community GRACEFUL_SHUTDOWN
-	Graceful bool // all have it
-	Held     bool // no route is announced yet
-	Routes   []Route
+	Routes   []Route   // the announced ones
+	Graceful bool      // one of them has the community GRACEFUL_SHUTDOWN
 	Sessions []Session // in the order of Config.Peers
 }
 

@@ -163,6 +163,9 @@ func (r *Router) HandOver() bool {
 	return false
 }
 
+// Stop ends the election: the masters give the role up, and no instance takes part any more.
+func (r *Router) Stop() { r.do((*Election).Stop) }
+
 // succeeded reports whether each of these instances has had another master since a time.
 func (r *Router) succeeded(names []string, since time.Duration) bool {
 	r.mu.Lock()
@@ -225,7 +228,7 @@ func (r *Router) Run(ctx context.Context) error {
 		})
 	}
 	r.drive(ctx)
-	r.do((*Election).Stop)
+	r.Stop()
 	err := r.Close()
 	receivers.Wait()
 	return errors.Join(append(failed, err)...)

@@ -3,6 +3,7 @@ package cli
 import (
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"text/tabwriter"
 
@@ -34,7 +35,13 @@ func printBGP(out io.Writer, b *api.BGP) error {
 			p.Local, uptime(p.HoldTime), p.Sent, p.Received)
 	}
 	if len(b.Withdrawn) > 0 {
-		fmt.Fprintf(w, "not announced\t%s\n", strings.Join(b.Withdrawn, ", "))
+		all := slices.Clone(b.Withdrawn)
+		for i, vip := range all {
+			if slices.Contains(b.Elsewhere, vip) {
+				all[i] += " (another master)"
+			}
+		}
+		fmt.Fprintf(w, "not announced\t%s\n", strings.Join(all, ", "))
 	}
 	return w.Flush()
 }

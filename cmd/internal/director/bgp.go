@@ -1,10 +1,9 @@
 package director
 
 import (
-	"context"
-	"errors"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"vstun/cmd/internal/api"
@@ -13,10 +12,10 @@ import (
 	"vstun/routing/announce/bgp"
 )
 
-// speaker announces VIPs to routers. A *bgp.Speaker is one.
-type speaker interface {
-	Set(cfg announce.Config) error
-	Announce(routes []announce.Route) error
+// routers is the director's part in BGP. The zero value has no speaker: newSpeaker makes it.
+type routers struct {
+	*bgp.Speaker
+	give func(whole bool) // sends connections to the peers, before they get the packets: see peerSync.giveTable
 }
 
 // newSpeaker returns the BGP speaker, which has no configuration yet.
@@ -33,58 +32,56 @@ func newSpeaker(log *slog.Logger) *bgp.Speaker {
 	})
 }
 
-// leave takes part in the election of VRRP until ctx is cancelled. Then it gives the roles up, withdraws the VIPs from
-// routers, and returns when packets do not come here any more. It calls leaving when it is about to give the roles up.
-func (d *director) leave(ctx context.Context, leaving func()) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	withdrawn := make(chan error, 1)
-	go func() { withdrawn <- d.withdraw(ctx) }()
-	err := d.roles.run(ctx, leaving)
-	cancel()
-	return errors.Join(err, <-withdrawn)
-}
+func (r *routers) name() string { return "BGP" }
 
-// withdraw withdraws the VIPs from routers when ctx is cancelled, and returns when they send no packets here any more.
-func (d *director) withdraw(ctx context.Context) error {
-	<-ctx.Done()
-	if !d.speaker.On() {
+// set puts the speaker's configuration in force. On an error sessions may have ended.
+func (r *routers) set(d *plan.Desired) error { return r.Set(d.Speaker) }
+
+func (r *routers) announce(_, is *state) error { return r.Announce(is.Routes) }
+
+func (r *routers) shared() bool { return r.On() }
+
+func (r *routers) standby(bool) {} // the plan yields the routes
+
+// leave withdraws the VIPs, and returns when routers send no packets here any more.
+func (r *routers) leave() error {
+	if !r.On() {
 		return nil
 	}
-	d.sync.giveTable(false) // other directors get the flows
-	return d.speaker.Leave()
+	r.give(false)
+	return r.Leave()
 }
 
-// bgpStatus returns the state of the announcement by BGP, or nil without it. It may be called from any goroutine.
-func (d *director) bgpStatus() *api.BGP {
-	st := d.speaker.Status()
-	if !st.Config.On() {
-		return nil
+func (r *routers) close() error { return r.Close() }
+
+// status sets the state of the announcement by BGP, if there is one.
+func (r *routers) status(of *state, st *api.DirectorStatus) {
+	is := r.Status()
+	if !is.Config.On() {
+		return
 	}
-	out := &api.BGP{AS: st.Config.AS, RouterID: st.Config.RouterID.String(), State: "announcing",
+	out := &api.BGP{AS: is.Config.AS, RouterID: is.Config.RouterID.String(), State: "announcing",
 		Announced: []string{}, Withdrawn: []string{}}
 	switch {
-	case st.Held:
+	case of.inputs.Held:
 		out.State = "held"
-	case st.Graceful:
+	case of.inputs.Standby && is.Graceful:
 		out.State = "graceful_shutdown"
-	case st.Standby:
+	case of.inputs.Standby:
 		out.State = "standby"
 	}
 	announced := map[netip.Addr]bool{}
-	for i := range st.Routes {
-		announced[st.Routes[i].VIP] = true
-		out.Announced = append(out.Announced, st.Routes[i].VIP.String())
+	for i := range is.Routes {
+		announced[is.Routes[i].VIP] = true
+		out.Announced = append(out.Announced, is.Routes[i].VIP.String())
 	}
-	for _, vip := range plan.VIPs(d.controller.state().Config) {
-		if !announced[vip] {
-			out.Withdrawn = append(out.Withdrawn, vip.String())
-		}
+	withdrawn := slices.DeleteFunc(plan.VIPs(of.Config), func(vip netip.Addr) bool { return announced[vip] })
+	out.Withdrawn = append(out.Withdrawn, names(withdrawn)...)
+	out.Elsewhere = names(of.inputs.Elsewhere(withdrawn))
+	for i := range is.Sessions {
+		out.Peers = append(out.Peers, bgpPeer(&is.Sessions[i], is.Config.AS))
 	}
-	for i := range st.Sessions {
-		out.Peers = append(out.Peers, bgpPeer(&st.Sessions[i], st.Config.AS))
-	}
-	return out
+	st.BGP = out
 }
 
 func bgpPeer(s *announce.Session, as uint32) api.BGPPeer {

@@ -35,8 +35,9 @@ type controller struct {
 	lan     *lan
 	roles   *roles
 	tables  *tables // for agents
-	speaker speaker
 	ask     questions
+	// announcers announce what is in force.
+	announcers []announcer
 	// neighbours are kept resolved for VS/DR.
 	neighbours neighbours
 	names      *resolve.Resolver            // keeps the answers for names
@@ -80,7 +81,7 @@ type state struct {
 func newController(log *slog.Logger, plane *dataPlane, checks *checks, network network, neighbours neighbours,
 	lan *lan) *controller {
 	return &controller{log: log, plane: plane, checks: checks, network: network, neighbours: neighbours, lan: lan,
-		roles: &roles{}, tables: &tables{}, speaker: newSpeaker(log), ask: newQuestions(plane, lan),
+		roles: &roles{}, tables: &tables{}, announcers: []announcer{lan}, ask: newQuestions(plane, lan),
 		notify: func(...notify.Event) {}, note: func(*plan.Inputs) {}, look: func([]query.Device) {},
 		requests: make(chan func()), ended: make(chan struct{}), failures: map[string]string{}, names: resolve.New()}
 }
@@ -93,7 +94,7 @@ func (c *controller) start(cfg *config.Director, former plan.Inputs) error {
 	former.Answers = c.names.Answers()
 	c.listDevices(&former)
 	in := former.Reconfigured(cfg)
-	c.incomplete = cfg.Sync.On
+	c.incomplete, in.Held = cfg.Sync.On, cfg.Sync.On
 	in.Rules = c.ask.rules()
 	c.resolvePaths(&in)
 	if cfg.TAP { // its workers do not read the answers yet
@@ -114,7 +115,6 @@ func (c *controller) start(cfg *config.Director, former plan.Inputs) error {
 	if err != nil {
 		return err
 	}
-	c.roles.set(c.state())
 	c.askNames()
 	c.logNames()
 	c.logAnswers(nil)
@@ -265,6 +265,20 @@ func (c *controller) answerUnknown() {
 	}
 }
 
+// change changes inputs that only the announcement depends on, and puts them in force.
+func (c *controller) change(fn func(in *plan.Inputs)) (err error) {
+	ending := c.do(func() {
+		was := c.state()
+		in := was.inputs
+		fn(&in)
+		if err = c.follow(in); c.state() != was { // in force, if without addresses of VRRP
+			c.logFailure(slog.LevelError, "cannot apply a change of the announcement", err)
+			err = nil
+		}
+	})
+	return errors.Join(ending, err)
+}
+
 // configure puts cfg in force, and returns the states before and after. On an error nothing has changed.
 func (c *controller) configure(cfg *config.Director) (was, is *state, err error) {
 	c.awaitNames(cfg)
@@ -283,7 +297,6 @@ func (c *controller) configure(cfg *config.Director) (was, is *state, err error)
 			return
 		}
 		is = c.state()
-		c.roles.set(is)
 		c.trim()
 	})
 	return was, is, errors.Join(ending, err)
@@ -345,23 +358,25 @@ func (c *controller) converge(in plan.Inputs) (err error) {
 	}
 	c.current.Store(&state{inputs: in, Desired: desired, snapshot: c.plane.balancer.Snapshot(),
 		grace: newGrace(c.plane.loops())})
+	c.report(was, events) // before roles that follow from them
+	for _, a := range c.announcers {
+		c.logFailure(slog.LevelError, "cannot announce VIPs by "+a.name(), a.announce(was, c.state()))
+	}
 	c.note(&c.state().inputs)
 	c.plane.fast.follow(c.state())
 	c.tables.follow(c.state())
 	if reconfigured { // the balancer and the state have the paths of new checks now
 		c.checks.monitor.Begin()
 	}
-	c.report(was, events)
-	c.roles.follow(c.state())
 	return nil
 }
 
 // apply puts desired in force in place of was, which is nil at the start. With moves the machine changes, too. mtu is
 // plan.Paths.SealedMTU. It is the only place that does so. Routes of new VIPs come first, since they can fail; routes
-// of retired VIPs go before the balancer forgets the VIPs. Neighbours and routers learn of new VIPs last. On an error
-// nothing has changed.
+// of retired VIPs go before the balancer forgets the VIPs. The announcement of VIPs follows. On an error nothing has
+// changed.
 func (c *controller) apply(was *state, desired *plan.Desired, moves bool, mtu func(netip.Addr) int) error {
-	err := c.speaker.Set(desired.Speaker)
+	err := c.setAnnouncers(desired)
 	if err == nil && moves {
 		err = c.network.Set(desired.Machine)
 	}
@@ -372,7 +387,7 @@ func (c *controller) apply(was *state, desired *plan.Desired, moves bool, mtu fu
 		err = c.plane.balancer.Apply(desired.Balancer)
 	}
 	if err != nil && was != nil {
-		err = errors.Join(err, c.speaker.Set(was.Speaker))
+		err = errors.Join(err, c.setAnnouncers(&was.Desired))
 		if moves {
 			err = errors.Join(err, c.network.Set(was.Machine))
 		}
@@ -383,14 +398,15 @@ func (c *controller) apply(was *state, desired *plan.Desired, moves bool, mtu fu
 	if len(desired.Reroute) > 0 {
 		c.plane.balancer.Reroute(desired.Reroute)
 	}
-	if was == nil || !neigh.EqualDevices(was.Announce, desired.Announce) {
-		var before []neigh.Device
-		vips := plan.VIPs(desired.Config)
-		if was != nil {
-			before, vips = was.Announce, append(vips, plan.VIPs(was.Config)...)
+	return nil
+}
+
+// setAnnouncers puts the part of d in force that an announcer can refuse.
+func (c *controller) setAnnouncers(d *plan.Desired) error {
+	for _, a := range c.announcers {
+		if err := a.set(d); err != nil {
+			return err
 		}
-		c.lan.set(before, desired.Announce, vips)
 	}
-	c.logFailure(slog.LevelError, "cannot announce VIPs by BGP", c.speaker.Announce(desired.Routes))
 	return nil
 }

@@ -11,7 +11,6 @@ import (
 	"runtime"
 	"runtime/debug"
 	"slices"
-	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -27,7 +26,6 @@ import (
 	"vstun/cmd/internal/reload"
 	"vstun/cmd/internal/replace"
 	"vstun/routing"
-	"vstun/routing/announce/bgp"
 )
 
 // director is the running program. It reads the configuration file. The controller puts the configuration in force. The
@@ -44,7 +42,8 @@ type director struct {
 	plane      dataPlane
 	lan        lan
 	roles      roles
-	speaker    *bgp.Speaker
+	routers    routers
+	announcers []announcer
 	sync       peerSync
 	tables     tables // for second chances
 	checks     checks
@@ -62,7 +61,8 @@ func open(file string, cfg *config.Director) (_ *director, err error) {
 	d.level.Set(cfg.Log)
 	d.log, d.flush = daemon.Logger(&d.level)
 	d.reloader = reload.New("director", file, d.plane.start, d.log)
-	d.speaker = newSpeaker(d.log)
+	d.routers.Speaker = newSpeaker(d.log)
+	d.announcers = d.newAnnouncers()
 	d.handover = handover{log: d.log, allowed: daemon.Handover()}
 	defer func() {
 		if err != nil {
@@ -154,10 +154,9 @@ func (d *director) wire(cfg *config.Director) {
 	d.tables.open(d.log)
 	d.controller.tables = &d.tables
 	d.controller.roles, d.roles.rejoined = &d.roles, d.sync.rejoin
-	d.controller.speaker = d.speaker
-	_ = d.speaker.Hold(cfg.Sync.On) // it has no route yet
+	d.controller.announcers = d.announcers
 	d.controller.handed, d.controller.look = d.handover.adopted, d.sync.followDevices
-	d.roles.give, d.roles.lost = d.sync.giveTable, d.sync.switched
+	d.roles.give, d.routers.give, d.roles.lost = d.sync.giveTable, d.sync.giveTable, d.sync.switched
 	d.roles.hold(cfg.Sync.On)
 }
 
@@ -255,7 +254,7 @@ func (d *director) runControl(ctx context.Context, hangup func(fn func()) daemon
 	sweeper := p.table.NewSweeper()
 	slots := min(p.table.Slots()*int(sweepEvery)/int(time.Second)+1, sweepSlots)
 	watched, announced := make(chan struct{}), make(chan struct{})
-	leaving, succeeded := make(chan struct{}), make(chan struct{})
+	succeeded := make(chan struct{})
 	tasks := []daemon.Task{
 		daemon.LogStop(d.log),
 		d.control.Run,
@@ -268,7 +267,7 @@ func (d *director) runControl(ctx context.Context, hangup func(fn func()) daemon
 		},
 		func(ctx context.Context) error {
 			defer close(announced)
-			return d.lan.run(after(ctx, leaving))
+			return d.lan.run(after(ctx, succeeded))
 		},
 		hangup(func() { _, _ = d.reload() }), // the sender of the signal reads the log
 		daemon.Every(sweepEvery, func() {
@@ -287,8 +286,9 @@ func (d *director) runControl(ctx context.Context, hangup func(fn func()) daemon
 		behind(succeeded, d.controller.names.Run),
 		func(ctx context.Context) error {
 			defer close(succeeded)
-			return d.leave(ctx, sync.OnceFunc(func() { close(leaving) }))
+			return d.leave(ctx)
 		},
+		behind(succeeded, d.roles.run),
 		d.controller.run,
 		behind(succeeded, d.exchange), // the last connections are for the successor
 		d.checks.monitor.Run,
@@ -382,7 +382,7 @@ func (d *director) serveControl() {
 // the kernel never answers for a VIP. If the process leaves its devices and changes, they stay.
 func (d *director) close(cfg *config.Director) error {
 	d.tables.close()
-	errs := []error{d.speaker.Close(), d.roles.close(), d.lan.close(), d.sync.close()}
+	errs := []error{d.closeAnnouncers(), d.sync.close()}
 	if d.network != nil {
 		errs = append(errs, d.handover.endNetwork(d.network))
 	}

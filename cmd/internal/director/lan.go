@@ -68,26 +68,51 @@ func (l *lan) changed() <-chan struct{} {
 	return l.watch.Changed()
 }
 
-// set replaces the addresses to answer for, which were was. It logs the differences between vips: a TAP device has
-// addresses of the director itself, too. Without sockets it logs once that VIPs have got into a subnet of this host:
-// check has refused the ones that were there before.
-func (l *lan) set(was, is []neigh.Device, vips []netip.Addr) {
+func (l *lan) name() string { return "ARP and neighbour discovery" }
+
+func (l *lan) set(*plan.Desired) error { return nil }
+
+// announce replaces the addresses to answer for. It logs the differences between VIPs: a TAP device has addresses of the
+// director itself, too. Without sockets it logs once that VIPs have got into a subnet of this host: check has refused
+// the ones that were there before.
+func (l *lan) announce(was, is *state) error {
+	var before []neigh.Device
+	vips := plan.VIPs(is.Config)
+	if was != nil {
+		before, vips = was.Announce, append(vips, plan.VIPs(was.Config)...)
+	}
+	if was != nil && neigh.EqualDevices(before, is.Announce) {
+		return nil
+	}
 	if l.answerer == nil {
-		if added := plan.Added(was, is); len(added) > 0 && l.missing != nil && !l.reported {
+		if added := plan.Added(before, is.Announce); len(added) > 0 && l.missing != nil && !l.reported {
 			l.reported = true
 			l.log.Error("VIPs in a subnet of this host are not announced: the director can't answer for them; give "+
 				"their neighbours a route to them, or set announce = \"none\"", "device", added[0].Name, "vip",
 				added[0].Addrs[0], "error", l.missing)
 		}
-		return
+		return nil
 	}
-	l.answerer.Set(is)
+	l.answerer.Set(is.Announce)
 	known := map[netip.Addr]bool{}
 	for _, vip := range vips {
 		known[vip] = true
 	}
-	l.logVIPs("VIPs announced", plan.Added(was, is), known)
-	l.logVIPs("VIPs not announced any more", plan.Added(is, was), known)
+	l.logVIPs("VIPs announced", plan.Added(before, is.Announce), known)
+	l.logVIPs("VIPs not announced any more", plan.Added(is.Announce, before), known)
+	return nil
+}
+
+func (l *lan) shared() bool { return false }
+
+func (l *lan) standby(bool) {}
+
+// leave ends the answers. Neighbours keep what they know.
+func (l *lan) leave() error {
+	if l.answerer == nil {
+		return nil
+	}
+	return l.answerer.Close()
 }
 
 // logVIPs logs an event about VIPs of devices.
@@ -142,33 +167,31 @@ func (l *lan) check(in plan.Inputs, was []neigh.Device) error {
 	return errors.Join(errs...)
 }
 
-// status returns those of vips that are announced on these devices, in ascending order, as vips, and the counts. Other
-// addresses that are announced are the director's own.
-func (l *lan) status(devices []neigh.Device, vips []netip.Addr,
-	now time.Time) (all []api.Announced, counts api.Neighbours) {
+// status sets the VIPs that are announced, in ascending order, and the counts. Other addresses that are announced are the
+// director's own.
+func (l *lan) status(of *state, st *api.DirectorStatus) {
 	if l.answerer == nil {
-		return nil, counts
+		return
 	}
 	c := l.answerer.Counts()
-	counts = api.Neighbours{Answers: c.Answers, Announcements: c.Announcements, Conflicts: c.Conflicts,
+	st.Neighbours = api.Neighbours{Answers: c.Answers, Announcements: c.Announcements, Conflicts: c.Conflicts,
 		Failed: c.Failed}
-	on := map[netip.Addr][]string{}
-	for _, d := range devices {
+	on, vips := map[netip.Addr][]string{}, plan.VIPs(of.Config)
+	for _, d := range of.Announce {
 		for _, a := range d.Addrs {
 			if _, isVIP := slices.BinarySearchFunc(vips, a, netip.Addr.Compare); isVIP {
 				on[a] = append(on[a], d.Name)
 			}
 		}
 	}
-	conflicts := map[netip.Addr][]api.Conflict{}
+	conflicts, now := map[netip.Addr][]api.Conflict{}, time.Now()
 	for _, c := range l.answerer.Claims() {
 		conflicts[c.Addr] = append(conflicts[c.Addr], api.Conflict{Device: c.Device, MAC: c.MAC.String(),
 			Packets: c.Count, Last: since(c.Last, now)})
 	}
 	for _, vip := range slices.SortedFunc(maps.Keys(on), netip.Addr.Compare) {
-		all = append(all, api.Announced{VIP: vip.String(), Devices: on[vip], Conflicts: conflicts[vip]})
+		st.Announced = append(st.Announced, api.Announced{VIP: vip.String(), Devices: on[vip], Conflicts: conflicts[vip]})
 	}
-	return all, counts
 }
 
 // run follows the devices and answers until ctx is cancelled.

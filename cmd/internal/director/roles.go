@@ -5,7 +5,6 @@ import (
 	"errors"
 	"log/slog"
 	"net/netip"
-	"net/url"
 	"slices"
 	"time"
 
@@ -84,14 +83,21 @@ func (r *roles) gatewayChanged() <-chan struct{} {
 	return r.gateways.Changed()
 }
 
-// set puts the instances of a new configuration in force.
-func (r *roles) set(st *state) {
+func (r *roles) name() string { return "VRRP" }
+
+func (r *roles) set(*plan.Desired) error { return nil }
+
+// announce passes the state to the election, and the instances of a new configuration.
+func (r *roles) announce(was, is *state) error {
 	if r.router == nil {
-		return
+		return nil
 	}
-	r.follow(st)
-	r.router.Set(st.Config.Instances())
-	r.logDeaf()
+	r.follow(is)
+	if was == nil || was.inputs.File != is.inputs.File {
+		r.router.Set(is.Config.Instances())
+		r.logDeaf()
+	}
+	return nil
 }
 
 // logDeaf logs why VRRP packets of other directors may not come in, the same reason once in a row.
@@ -233,61 +239,28 @@ func (r *roles) hold(held bool) {
 	}
 }
 
-// hold keeps the director from taking a role from another master, or no longer, and from announcing VIPs to routers
-// until the first time that it may. It may be called from any goroutine.
-func (d *director) hold(held bool) {
-	d.roles.hold(held)
-	if !held {
-		_ = d.speaker.Hold(false) // the routes are valid: nothing can refuse them
+func (r *roles) shared() bool { return r.router != nil }
+
+// standby gives the roles up, or takes them again.
+func (r *roles) standby(on bool) {
+	switch {
+	case r.router == nil:
+	case on:
+		r.router.Standby()
+	default:
+		r.router.Activate()
 	}
 }
 
-// standby is POST /standby. It may be called from any goroutine.
-func (d *director) standby(url.Values) (any, error) {
-	if d.roles.router == nil && !d.speaker.On() {
-		return nil, errAlone
-	}
-	d.roles.give(true)
-	if d.roles.router != nil {
-		d.roles.router.Standby()
-	}
-	if _, err := d.speaker.Standby(); err != nil {
-		return nil, err
-	}
-	return d.peers(), nil
-}
-
-// activate is POST /active. It may be called from any goroutine.
-func (d *director) activate(url.Values) (any, error) {
-	if d.roles.router == nil && !d.speaker.On() {
-		return nil, errAlone
-	}
-	if d.roles.router != nil {
-		d.roles.router.Activate()
-	}
-	if err := d.speaker.Activate(); err != nil {
-		return nil, err
-	}
-	return d.peers(), nil
-}
-
-var errAlone = errors.New("this director has neither [[vrrp]] nor [bgp], so that it has no peers: it is always active")
-
-// peers is the answer to GET /peers. It may be called from any goroutine.
-func (d *director) peers() api.Peers {
-	return api.Peers{VRRP: d.roles.status(), Sync: d.sync.status(), BGP: d.bgpStatus()}
-}
-
-// status returns the instances. It may be called from any goroutine.
-func (r *roles) status() (all []api.VRRP) {
+// status sets the instances.
+func (r *roles) status(_ *state, st *api.DirectorStatus) {
 	if r.router == nil {
-		return nil
+		return
 	}
 	list := r.router.Status()
 	for i := range list {
-		all = append(all, vrrpStatus(&list[i]))
+		st.VRRP = append(st.VRRP, vrrpStatus(&list[i]))
 	}
-	return all
 }
 
 func vrrpStatus(s *vrrp.Status) api.VRRP {
@@ -325,37 +298,38 @@ func vrrpStatus(s *vrrp.Status) api.VRRP {
 // learnt is the time in which neighbours learn of a new master, after its first advertisement.
 const learnt = 200 * time.Millisecond
 
-// run takes part in the election until ctx is cancelled. Then it gives the roles up, and returns when another director
-// has them, and the neighbours know: they still send packets here until then. It calls leave when it is about to give
-// them up.
-func (r *roles) run(ctx context.Context, leave func()) error {
-	defer leave()
+// leave gives the roles up, and returns when another director has them, and the neighbours know: they still send packets
+// here until then. They get no answers meanwhile.
+func (r *roles) leave() error {
+	if r.router == nil {
+		return nil
+	}
+	if newMaster(r.router.Roles(), nil) {
+		r.give(false) // peers have the rest
+	}
+	err := r.lan.leave()
+	if r.router.HandOver() {
+		time.Sleep(learnt)
+	}
+	r.router.Stop()
+	return err
+}
+
+// run takes part in the election until ctx is cancelled: call leave first.
+func (r *roles) run(ctx context.Context) error {
 	if r.router == nil {
 		<-ctx.Done()
 		return nil
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	electing, end := context.WithCancel(context.WithoutCancel(ctx))
-	defer end()
 	failed := make(chan error, 2)
-	go func() {
-		defer cancel()
-		failed <- r.gateways.Run(ctx)
-	}()
-	go func() {
-		defer cancel()
-		failed <- r.router.Run(electing)
-	}()
-	<-ctx.Done()
-	if newMaster(r.router.Roles(), nil) {
-		r.give(false) // peers have the rest
+	for _, run := range []func(context.Context) error{r.gateways.Run, r.router.Run} {
+		go func() {
+			defer cancel()
+			failed <- run(ctx)
+		}()
 	}
-	leave()
-	if r.router.HandOver() {
-		time.Sleep(learnt)
-	}
-	end()
 	return errors.Join(<-failed, <-failed)
 }
 

@@ -55,9 +55,7 @@ func (d *director) status() api.DirectorStatus {
 	st.WireGuard = api.WireGuardOf(p.sealed.device, time.Now())
 	state := d.controller.state()
 	st.Mail = mailStatus(state.Config.Notify.Mail, d.checks.notifier.Mail(), time.Now())
-	st.VRRP = d.roles.status()
-	st.BGP = d.bgpStatus()
-	st.Announced, st.Neighbours = d.lan.status(state.Announce, plan.VIPs(state.Config), time.Now())
+	d.announcersStatus(&st)
 	return st
 }
 

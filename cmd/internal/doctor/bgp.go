@@ -1,6 +1,7 @@
 package doctor
 
 import (
+	"fmt"
 	"strings"
 
 	"vstun/cmd/internal/api"
@@ -51,11 +52,16 @@ func (res *result) bgp(b *api.BGP) {
 		res.find(Finding{Severity: Warning, Where: "BGP", What: "this director is on standby",
 			Why: "routers send it no packets", Fix: "director active"})
 	}
-	if len(b.Announced) == 0 && b.State == "announcing" {
+	if len(b.Announced) == 0 && len(b.Elsewhere) < len(b.Withdrawn) && b.State == "announcing" {
 		res.find(Finding{Severity: Error, Where: "BGP", What: "no VIP is announced: no service has its quorum",
 			Why: "routers send this director no packets", Fix: "director status"})
 	}
 	if len(res.findings) == 0 {
-		res.fine("%s established, and %s announced", words.Count(up, "session"), words.Count(len(b.Announced), "VIP"))
+		text := fmt.Sprintf("%s established, and %s announced", words.Count(up, "session"),
+			words.Count(len(b.Announced), "VIP"))
+		if n := len(b.Elsewhere); n > 0 {
+			text += fmt.Sprintf(", and %s of another master", words.Count(n, "VIP"))
+		}
+		res.fine("%s", text)
 	}
 }

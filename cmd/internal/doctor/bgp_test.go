@@ -34,6 +34,10 @@ func TestBGPFindings(t *testing.T) {
 			[]string{"warning BGP: this director is on standby []"}},
 		{"no quorum", &api.BGP{State: "announcing", Withdrawn: vips, Peers: []api.BGPPeer{up}},
 			[]string{"error BGP: no VIP is announced: no service has its quorum []"}},
+		{"a backup", &api.BGP{State: "announcing", Withdrawn: vips, Elsewhere: vips, Peers: []api.BGPPeer{up}}, nil},
+		{"a backup, and no quorum for another VIP", &api.BGP{State: "announcing", Elsewhere: vips,
+			Withdrawn: append(vips, "198.51.100.81"), Peers: []api.BGPPeer{up}},
+			[]string{"error BGP: no VIP is announced: no service has its quorum []"}},
 	} {
 		res := result{check: "bgp"}
 		res.bgp(c.b)

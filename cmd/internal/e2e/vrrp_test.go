@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -168,6 +169,100 @@ func TestVRRP(t *testing.T) {
 		}
 		p.mustHaveNoTrace()
 	})
+}
+
+// TestVRRPWithBGP: the master alone announces the VIP to routers, also one that is master during its standby, and a
+// planned switch leaves the router a next hop at all times. The doctor of a backup finds no fault in that.
+func TestVRRPWithBGP(t *testing.T) {
+	t.Parallel()
+	p := newPair(t, false)
+	p.bird(p.first.host, p.second.host)
+	for i, d := range []*program{p.first, p.second} {
+		// Otherwise a start would take the role before it has a session.
+		p.configurePair(d, 150-50*i, "preempt = false\n"+p.addresses()+p.bgpTOML(d.host,
+			"bfd = { interval = \"100ms\" }"))
+	}
+	begin := func(d *program) {
+		t.Helper()
+		d.start()
+		testkit.Eventually(t, "a session", func() bool { return sessionOf(t, d).State == "established" })
+	}
+	begin(p.first)
+	p.role(p.first, "master")
+	begin(p.second)
+	p.role(p.second, "backup")
+	p.awaitHops(p.VIP, p.first.host)
+	if b := p.second.balance().BGP; !slices.Equal(b.Elsewhere, []string{p.VIP.String()}) {
+		t.Errorf("on the backup: %+v", b)
+	}
+	if text := p.ask("peers").stdout; strings.Contains(text, "another master") {
+		t.Errorf("on the master:\n%s", text)
+	}
+	p.director = p.second
+	if text := p.ask("peers").stdout; !strings.Contains(text, p.VIP.String()+" (another master)") {
+		t.Errorf("on the backup:\n%s", text)
+	}
+	for _, f := range p.second.examine().Findings {
+		if f.Where == "BGP" {
+			t.Errorf("the doctor of a backup finds %+v", f)
+		}
+	}
+	p.director = p.first
+
+	gaps := p.watchHops(p.VIP)
+	becomes := func(command string, master *program) {
+		t.Helper()
+		if r := p.ask(command); r.code != 0 {
+			t.Errorf("%s: %+v", command, r)
+		}
+		p.role(master, "master")
+		p.awaitHops(p.VIP, master.host)
+	}
+	becomes("standby", p.second)
+	becomes("active", p.first)
+	p.first.stop()
+	p.role(p.second, "master")
+	p.awaitHops(p.VIP, p.second.host)
+	begin(p.first)
+	becomes("active", p.first)
+	becomes("standby", p.second)
+	if n := gaps(); n > 0 {
+		t.Errorf("planned switches have left the router without a next hop %d times", n)
+	}
+	p.second.kill()
+	p.role(p.first, "master")
+	p.awaitHops(p.VIP, p.first.host)
+	p.waitServed(time.Now(), "the kill of the other director during a standby")
+}
+
+// watchHops watches the router's next hops to a VIP until its result is called, which returns how often there was none.
+func (s *site) watchHops(vip netip.Addr) (gaps func() int) {
+	s.t.Helper()
+	end, ended, n, had := make(chan struct{}), make(chan struct{}), 0, true
+	go func() {
+		defer close(ended)
+		for ; ; time.Sleep(tick) {
+			select {
+			case <-end:
+				return
+			default:
+			}
+			has := len(s.nextHops(vip)) > 0
+			if !has && had {
+				n++
+			}
+			had = has
+		}
+	}()
+	stop := sync.OnceFunc(func() {
+		close(end)
+		<-ended
+	})
+	s.t.Cleanup(stop)
+	return func() int {
+		stop()
+		return n
+	}
 }
 
 // waitServed waits until a client's new connection is answered.

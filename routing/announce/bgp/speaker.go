@@ -16,32 +16,23 @@ import (
 type Speaker struct {
 	sessions sessions // before the engine, whose goroutines use it
 
-	mu     sync.Mutex
-	cfg    announce.Config
-	engine *engine // nil: the configuration has no BGP
-	wanted []announce.Route
-	inRIB  map[netip.Addr]sent
-	phase  phase
-	held   bool
-	timer  *time.Timer // from graceful to withdrawn
-	ends   time.Time   // of graceful
-	closed bool
+	mu      sync.Mutex
+	cfg     announce.Config
+	engine  *engine // nil: the configuration has no BGP
+	wanted  []announce.Route
+	inRIB   map[netip.Addr]sent
+	leaving bool        // see Leave
+	timer   *time.Timer // to the next withdrawal of a graceful route
+	closed  bool
 }
 
 // sent is a route as peers have it.
 type sent struct {
 	announce.Route
-	graceful bool
+	ends time.Time // it has the community GRACEFUL_SHUTDOWN, and is withdrawn then; the zero Time: it has not
 }
 
-// phase is what a speaker does with its routes.
-type phase uint8
-
-const (
-	announcing phase = iota
-	graceful         // they have the community GRACEFUL_SHUTDOWN
-	withdrawn
-)
+func (s sent) graceful() bool { return !s.ends.IsZero() }
 
 // New returns a speaker without a configuration. report is called with each event, by a goroutine of the speaker's or
 // the caller's, and must not call the speaker.
@@ -134,6 +125,8 @@ func (s *Speaker) setPeers(former []announce.Peer) error {
 }
 
 // Announce makes routes the announced ones. Routes that are announced already, and are not changed, are not sent again.
+// A yielded route that is announced gets the community GRACEFUL_SHUTDOWN, so that peers prefer others, and is withdrawn
+// after Config.Graceful. One that is not announced stays so.
 func (s *Speaker) Announce(routes []announce.Route) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -146,78 +139,59 @@ func (s *Speaker) sync() error {
 	if s.engine == nil || s.closed {
 		return nil
 	}
-	keep := make(map[netip.Addr]bool, len(s.wanted))
-	var changed []announce.Route
-	if s.phase != withdrawn && !s.held {
-		for i := range s.wanted {
-			r := &s.wanted[i]
-			keep[r.VIP] = true
-			old, known := s.inRIB[r.VIP]
-			if known && old.Equal(r) && old.graceful == (s.phase == graceful) {
+	now := time.Now()
+	var next time.Time // of a withdrawal
+	is := make(map[netip.Addr]sent, len(s.wanted))
+	var plain, graceful []announce.Route // that are sent
+	for i := range s.wanted {
+		r := &s.wanted[i]
+		old, known := s.inRIB[r.VIP]
+		v := sent{Route: *r}
+		if r.Yielded || s.leaving {
+			if v.ends = old.ends; !old.graceful() {
+				v.ends = now.Add(s.cfg.Graceful)
+			}
+			if !known || !now.Before(v.ends) {
 				continue
 			}
-			if !known && s.phase == graceful { // it would be withdrawn at once
-				delete(keep, r.VIP)
-				continue
+			if next.IsZero() || v.ends.Before(next) {
+				next = v.ends
 			}
-			changed = append(changed, *r)
-			s.inRIB[r.VIP] = sent{*r, s.phase == graceful}
+		}
+		is[r.VIP] = v
+		switch {
+		case known && old.Equal(r) && old.graceful() == v.graceful():
+		case v.graceful():
+			graceful = append(graceful, *r)
+		default:
+			plain = append(plain, *r)
 		}
 	}
 	var gone []netip.Addr
 	for vip := range s.inRIB {
-		if !keep[vip] {
+		if _, kept := is[vip]; !kept {
 			gone = append(gone, vip)
-			delete(s.inRIB, vip)
 		}
 	}
-	return errors.Join(s.engine.withdraw(gone), s.engine.announce(s.cfg.AS, changed, s.phase == graceful))
+	s.inRIB = is
+	s.wake(next)
+	return errors.Join(s.engine.withdraw(gone), s.engine.announce(s.cfg.AS, plain, false),
+		s.engine.announce(s.cfg.AS, graceful, true))
 }
 
-// Hold keeps the speaker from announcing, or no longer.
-func (s *Speaker) Hold(held bool) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.held = held
-	return s.sync()
-}
-
-// Standby gives the routes the community GRACEFUL_SHUTDOWN, so that peers prefer others. It withdraws them after
-// Config.Graceful, and returns the time in which that will have happened. A speaker without a configuration, or without
-// routes, announces none later.
-func (s *Speaker) Standby() (time.Duration, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	switch {
-	case s.phase == graceful:
-		return max(time.Until(s.ends), 0), nil
-	case s.phase == withdrawn:
-		return 0, nil
-	case s.cfg.Graceful <= 0 || len(s.inRIB) == 0:
-		s.phase = withdrawn
-		return 0, s.sync()
-	}
-	s.phase, s.ends = graceful, time.Now().Add(s.cfg.Graceful)
-	s.timer = time.AfterFunc(s.cfg.Graceful, func() {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		if s.phase == graceful && !time.Now().Before(s.ends) { // else it is the timer of a former Standby
-			s.phase = withdrawn
-			_ = s.sync() // the routes are the engine's own
-		}
-	})
-	return s.cfg.Graceful, s.sync()
-}
-
-// Activate announces the routes again.
-func (s *Speaker) Activate() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+// wake makes sync run again at a time; the zero Time: not.
+func (s *Speaker) wake(at time.Time) {
 	if s.timer != nil {
 		s.timer.Stop()
 	}
-	s.phase = announcing
-	return s.sync()
+	if at.IsZero() {
+		return
+	}
+	s.timer = time.AfterFunc(time.Until(at), func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		_ = s.sync() // the routes are the engine's own
+	})
 }
 
 // On reports whether there is a configuration.
@@ -227,21 +201,21 @@ func (s *Speaker) On() bool {
 	return s.engine != nil
 }
 
-// Leave is Standby, and waits until the routes are withdrawn and packets that were under way have come: for
-// Config.Linger. It returns at once if no peer has a route.
+// Leave yields all routes, and waits until they are withdrawn and packets that were under way have come: for
+// Config.Linger. It returns at once if no peer has a route. No route is announced afterwards.
 func (s *Speaker) Leave() error {
-	wait, err := s.Standby()
-	if err != nil {
-		return err
-	}
 	s.mu.Lock()
-	linger := s.cfg.Linger
-	s.mu.Unlock()
-	if !s.heard() {
-		return nil
+	s.leaving = true
+	err := s.sync()
+	wait := s.cfg.Linger
+	for _, r := range s.inRIB {
+		wait = max(wait, time.Until(r.ends)+s.cfg.Linger)
 	}
-	time.Sleep(wait + linger)
-	return nil
+	s.mu.Unlock()
+	if err == nil && s.heard() {
+		time.Sleep(wait)
+	}
+	return err
 }
 
 // heard reports whether a session is established.

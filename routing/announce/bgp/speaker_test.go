@@ -307,8 +307,17 @@ func TestPlannedEnd(t *testing.T) {
 	}
 }
 
-// TestStandby announces the community GRACEFUL_SHUTDOWN, then withdraws the routes, and announces them again.
-func TestStandby(t *testing.T) {
+// yielded returns routes as another speaker is about to announce them.
+func yielded(routes ...announce.Route) []announce.Route {
+	for i := range routes {
+		routes[i].Yielded = true
+	}
+	return routes
+}
+
+// TestYield: yielded routes get the community GRACEFUL_SHUTDOWN, and are withdrawn later, each after its own time.
+// Others are not touched.
+func TestYield(t *testing.T) {
 	b := newBird(t)
 	b.run(ownAS, ownAS, false, "")
 	cfg := config(b.peer(ownAS, false))
@@ -316,44 +325,54 @@ func TestStandby(t *testing.T) {
 	s := New(func(Event) {})
 	defer func() { kerneltest.Must(t, s.Close()) }()
 	kerneltest.Must(t, s.Set(cfg))
-	kerneltest.Must(t, s.Announce([]announce.Route{route("198.51.100.80")}))
+	one, two := route("198.51.100.80"), route("198.51.100.81")
+	kerneltest.Must(t, s.Announce([]announce.Route{one, two}))
 	b.waitRoute("198.51.100.80", `BGP\.local_pref: 100\n`)
-	_, err := s.Standby()
-	kerneltest.Must(t, err)
+	b.waitRoute("198.51.100.81")
+	kerneltest.Must(t, s.Announce(append(yielded(one), two)))
 	b.waitRoute("198.51.100.80", `BGP\.local_pref: 0\n`, `BGP\.community: \(65535,0\)\n`)
-	kerneltest.Must(t, s.Activate())
+	b.waitRoute("198.51.100.81", `BGP\.local_pref: 100\n`)
+	if st := s.Status(); !st.Graceful || len(st.Routes) != 2 {
+		t.Errorf("status: %+v", st)
+	}
+	kerneltest.Must(t, s.Announce([]announce.Route{one, two}))
 	b.waitRoute("198.51.100.80", `BGP\.local_pref: 100\n`)
 	cfg.Graceful = 10 * time.Millisecond
 	kerneltest.Must(t, s.Set(cfg))
-	kerneltest.Must(t, s.Leave())
+	kerneltest.Must(t, s.Announce(append(yielded(one), two)))
 	b.waitNoRoute("198.51.100.80")
-	kerneltest.Must(t, s.Activate())
+	kerneltest.Must(t, s.Announce([]announce.Route{one, two}))
 	b.waitRoute("198.51.100.80")
-	if st := s.Status(); st.Sessions[0].Ups != 1 || st.Standby {
+	kerneltest.Must(t, s.Announce([]announce.Route{two})) // without another speaker there is nothing to wait for
+	b.waitNoRoute("198.51.100.80")
+	kerneltest.Must(t, s.Leave())
+	b.waitNoRoute("198.51.100.81")
+	kerneltest.Must(t, s.Announce([]announce.Route{one, two}))
+	if st := s.Status(); st.Sessions[0].Ups != 1 || st.Graceful || len(st.Routes) > 0 {
 		t.Errorf("status: %+v", st)
 	}
 }
 
-// TestStandbyFirst: a speaker on standby announces nothing when it gets a configuration.
-func TestStandbyFirst(t *testing.T) {
+// TestYieldFirst: a route that is yielded before it is announced is not announced.
+func TestYieldFirst(t *testing.T) {
 	b := newBird(t)
 	b.run(routerAS, ownAS, false, "")
 	s := New(func(Event) {})
 	defer func() { kerneltest.Must(t, s.Close()) }()
-	_, err := s.Standby()
-	kerneltest.Must(t, err)
-	kerneltest.Must(t, s.Announce([]announce.Route{route("198.51.100.80")}))
-	kerneltest.Must(t, s.Set(config(b.peer(routerAS, false))))
+	kerneltest.Must(t, s.Announce(yielded(route("198.51.100.80"))))
+	cfg := config(b.peer(routerAS, false))
+	cfg.Graceful = time.Hour
+	kerneltest.Must(t, s.Set(cfg))
 	waitState(t, s, announce.Established)
-	if st := s.Status(); len(st.Routes) > 0 || !st.Standby || b.route("198.51.100.80") != "" {
+	if st := s.Status(); len(st.Routes) > 0 || b.route("198.51.100.80") != "" {
 		t.Errorf("status: %+v", st)
 	}
-	kerneltest.Must(t, s.Activate())
+	kerneltest.Must(t, s.Announce([]announce.Route{route("198.51.100.80")}))
 	b.waitRoute("198.51.100.80")
 }
 
-// TestLeaveBehindStandby waits for the withdrawal that Standby has begun.
-func TestLeaveBehindStandby(t *testing.T) {
+// TestLeaveBehindYield waits for the withdrawal that has begun before.
+func TestLeaveBehindYield(t *testing.T) {
 	b := newBird(t)
 	b.run(routerAS, ownAS, false, "")
 	cfg := config(b.peer(routerAS, false))
@@ -363,10 +382,10 @@ func TestLeaveBehindStandby(t *testing.T) {
 	kerneltest.Must(t, s.Set(cfg))
 	kerneltest.Must(t, s.Announce([]announce.Route{route("198.51.100.80")}))
 	b.waitRoute("198.51.100.80")
-	_, err := s.Standby()
-	kerneltest.Must(t, err)
+	ends := time.Now().Add(cfg.Graceful)
+	kerneltest.Must(t, s.Announce(yielded(route("198.51.100.80"))))
 	kerneltest.Must(t, s.Leave())
-	if time.Now().Before(s.ends) {
+	if time.Now().Before(ends) {
 		t.Error("it has not waited")
 	}
 	b.waitNoRoute("198.51.100.80")

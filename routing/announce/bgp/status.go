@@ -15,13 +15,14 @@ import (
 func (s *Speaker) Status() announce.Status {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	st := announce.Status{Config: s.cfg, Standby: s.phase != announcing, Graceful: s.phase == graceful, Held: s.held}
+	st := announce.Status{Config: s.cfg}
 	if s.engine == nil {
 		return st
 	}
 	for i := range s.wanted {
 		if r, known := s.inRIB[s.wanted[i].VIP]; known {
 			st.Routes = append(st.Routes, r.Route)
+			st.Graceful = st.Graceful || r.graceful()
 		}
 	}
 	engine := map[netip.Addr]*api.Peer{}

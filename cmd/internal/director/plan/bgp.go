@@ -6,6 +6,7 @@ import (
 
 	"vstun/routing/announce"
 	"vstun/routing/query"
+	"vstun/routing/vrrp"
 )
 
 // Speaker returns the configuration of the BGP speaker. Peers that get VIPs of the family that the session does not
@@ -39,8 +40,9 @@ func nextHop(p *announce.Peer, devices []query.Device) (hop netip.Addr) {
 	return hop
 }
 
-// Routes returns the VIPs that are announced to routers, in ascending order: those of a service that has its quorum, or
-// that is always announced. The VIPs of an instance of VRRP are announced by its master alone.
+// Routes returns the VIPs for routers, in ascending order: those of a service that has its quorum, or that is always
+// announced. VRRP decides about the VIPs of its instances: the master announces them, and backups yield them. The
+// others are announced by each director that does not stand by.
 func Routes(in Inputs, services map[string]ServiceState) (all []announce.Route) {
 	cfg := in.Config
 	if !cfg.BGP.On() {
@@ -53,24 +55,21 @@ func Routes(in Inputs, services map[string]ServiceState) (all []announce.Route) 
 			vips = append(vips, s.VIPs...)
 		}
 	}
-	var elsewhere []netip.Addr // VIPs with another master
-	for i := range cfg.VRRP {
-		elsewhere = append(elsewhere, cfg.VRRP[i].VIPs...)
-	}
-	for _, v := range in.mastered() {
-		elsewhere = slices.DeleteFunc(elsewhere, func(a netip.Addr) bool { return slices.Contains(v.VIPs, a) })
-	}
 	configured := make(map[netip.Addr]announce.Route, len(cfg.BGP.VIPs))
 	for _, r := range cfg.BGP.VIPs {
 		configured[r.VIP] = r
 	}
+	roles := in.vipRoles()
 	for _, vip := range unique(vips) {
-		if slices.Contains(elsewhere, vip) {
+		r := configured[vip]
+		r.VIP = vip
+		switch role, elected := roles[vip]; {
+		case elected && role < vrrp.Backup, !elected && in.Held:
 			continue
-		}
-		r, special := configured[vip]
-		if !special {
-			r.VIP = vip
+		case elected:
+			r.Yielded = role == vrrp.Backup
+		default:
+			r.Yielded = in.Standby
 		}
 		all = append(all, r)
 	}

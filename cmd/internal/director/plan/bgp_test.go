@@ -2,7 +2,7 @@ package plan
 
 import (
 	"net/netip"
-	"slices"
+	"strings"
 	"testing"
 
 	"vstun/cmd/internal/config"
@@ -11,52 +11,73 @@ import (
 	"vstun/routing/vrrp"
 )
 
-// TestRoutes announces the VIPs of services that have their quorum, or are always announced, with their attributes.
+// TestRoutes announces the VIPs of services that have their quorum, or are always announced, with their attributes. Each
+// combination of the quorum with roles of VRRP, a standby and a wait for peers has one result. "b~" is a yielded VIP.
 func TestRoutes(t *testing.T) {
-	a, b, c := netip.MustParseAddr("198.51.100.1"), netip.MustParseAddr("198.51.100.2"),
-		netip.MustParseAddr("2001:db8::1")
-	cfg := &config.Director{Services: []config.Service{
-		{Name: "web", VIPs: []netip.Addr{b, a}}, {Name: "mail", VIPs: []netip.Addr{a}},
-		{Name: "dns", VIPs: []netip.Addr{c}},
-	}, BGP: config.BGP{Config: announce.Config{AS: 65010}, VIPs: []announce.Route{{VIP: b, MED: 7}}}}
+	vips := map[string]netip.Addr{"a": netip.MustParseAddr("198.51.100.1"), "b": netip.MustParseAddr("198.51.100.2"),
+		"c": netip.MustParseAddr("2001:db8::1")}
 	up, down, unknown := ServiceState{Up: true, Known: true}, ServiceState{Known: true}, ServiceState{Up: true}
-	one := []config.VRRP{{Instance: vrrp.Instance{Name: "VI_1"}, VIPs: []netip.Addr{a}}}
+	all := map[string]ServiceState{"web": up, "mail": up, "dns": up}
+	role := func(r vrrp.Role, change func(in *Inputs)) func(in *Inputs) {
+		return func(in *Inputs) {
+			in.Config.VRRP = []config.VRRP{{Instance: vrrp.Instance{Name: "VI_1"}, VIPs: []netip.Addr{vips["a"]}}}
+			in.Roles = vrrp.Roles{"VI_1": r}
+			change(in)
+		}
+	}
+	nothing := func(*Inputs) {}
+	standby, held := func(in *Inputs) { in.Standby = true }, func(in *Inputs) { in.Held = true }
 	for _, v := range []struct {
-		name   string
-		states map[string]ServiceState
-		change func(in *Inputs)
-		want   []netip.Addr
+		name            string
+		states          map[string]ServiceState
+		change          func(in *Inputs)
+		want, elsewhere string
 	}{
-		{"all up", map[string]ServiceState{"web": up, "mail": up, "dns": up}, nil, []netip.Addr{a, b, c}},
-		{"one of two services down", map[string]ServiceState{"web": down, "mail": up, "dns": down}, nil,
-			[]netip.Addr{a}},
-		{"not known yet", map[string]ServiceState{"web": unknown, "mail": unknown, "dns": unknown}, nil, nil},
+		{"all up", all, nothing, "a b c", ""},
+		{"one of two services down", map[string]ServiceState{"web": down, "mail": up, "dns": down}, nothing, "a", ""},
+		{"not known yet", map[string]ServiceState{"web": unknown, "mail": unknown, "dns": unknown}, nothing, "", ""},
 		{"always", map[string]ServiceState{"dns": down}, func(in *Inputs) {
 			in.Config.Services[2].AnnounceAlways = true
-		}, []netip.Addr{c}},
-		{"another master", map[string]ServiceState{"web": up}, func(in *Inputs) {
-			in.Config.VRRP, in.Roles = one, vrrp.Roles{"VI_1": vrrp.Backup}
-		}, []netip.Addr{b}},
-		{"the master", map[string]ServiceState{"web": up}, func(in *Inputs) {
-			in.Config.VRRP, in.Roles = one, vrrp.Roles{"VI_1": vrrp.Master}
-		}, []netip.Addr{a, b}},
-		{"no BGP", map[string]ServiceState{"web": up}, func(in *Inputs) { in.Config.BGP = config.BGP{} }, nil},
+		}, "c", ""},
+		{"standby", all, standby, "a~ b~ c~", ""},
+		{"waits for peers", all, held, "", ""},
+		{"a master", all, role(vrrp.Master, nothing), "a b c", ""},
+		{"a backup", all, role(vrrp.Backup, nothing), "a~ b c", "a"},
+		{"a fault", all, role(vrrp.Fault, nothing), "b c", "a"},
+		{"an instance that has begun", all, role(vrrp.Initialize, nothing), "b c", "a"},
+		{"a master without quorum", map[string]ServiceState{"dns": up}, role(vrrp.Master, nothing), "c", ""},
+		{"a backup without quorum", map[string]ServiceState{"dns": up}, role(vrrp.Backup, nothing), "c", "a"},
+		{"a backup on standby", all, role(vrrp.Backup, standby), "a~ b~ c~", "a"},
+		{"a master on standby: there is no other one", all, role(vrrp.Master, standby), "a b~ c~", ""},
+		{"a master that waits for peers: there is no other one", all, role(vrrp.Master, held), "a", ""},
+		{"two instances have the VIP", all, role(vrrp.Backup, func(in *Inputs) {
+			in.Config.VRRP = append(in.Config.VRRP, config.VRRP{Instance: vrrp.Instance{Name: "VI_2"},
+				VIPs: []netip.Addr{vips["a"]}})
+			in.Roles["VI_2"] = vrrp.Master
+		}), "a b c", ""},
+		{"no BGP", all, func(in *Inputs) { in.Config.BGP = config.BGP{} }, "", ""},
 	} {
-		is := *cfg
-		is.Services = slices.Clone(cfg.Services)
-		in := Inputs{Config: &is}
-		if v.change != nil {
-			v.change(&in)
-		}
-		var got []netip.Addr
+		in := Inputs{Config: &config.Director{Services: []config.Service{
+			{Name: "web", VIPs: []netip.Addr{vips["b"], vips["a"]}}, {Name: "mail", VIPs: []netip.Addr{vips["a"]}},
+			{Name: "dns", VIPs: []netip.Addr{vips["c"]}},
+		}, BGP: config.BGP{Config: announce.Config{AS: 65010}, VIPs: []announce.Route{{VIP: vips["b"], MED: 7}}}}}
+		v.change(&in)
+		var got, elsewhere []string
 		for _, r := range Routes(in, v.states) {
-			got = append(got, r.VIP)
-			if want := uint32(0); r.VIP == b && r.MED != 7 || r.VIP != b && r.MED != want {
+			for name, vip := range vips {
+				if vip == r.VIP {
+					got = append(got, name+map[bool]string{true: "~"}[r.Yielded])
+				}
+			}
+			if r.VIP == vips["b"] && r.MED != 7 || r.VIP != vips["b"] && r.MED != 0 {
 				t.Errorf("%s: %+v", v.name, r)
 			}
 		}
-		if !slices.Equal(got, v.want) {
-			t.Errorf("%s: %v, want %v", v.name, got, v.want)
+		for _, vip := range in.Elsewhere(VIPs(in.Config)) {
+			elsewhere = append(elsewhere, map[bool]string{true: "a"}[vip == vips["a"]])
+		}
+		if is := strings.Join(got, " "); is != v.want || strings.Join(elsewhere, " ") != v.elsewhere {
+			t.Errorf("%s: %q, want %q; elsewhere %q", v.name, is, v.want, elsewhere)
 		}
 	}
 }

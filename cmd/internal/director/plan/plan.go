@@ -60,6 +60,9 @@ type Inputs struct {
 	Devices    []query.Device
 	Rules      Rules
 	Roles      vrrp.Roles // of [[vrrp]]
+	// Standby gives the VIPs that no instance of VRRP has to other directors behind the same routers, and Held leaves
+	// them there after the start, until connections of peers are here.
+	Standby, Held bool
 	// Unowned leaves out the addresses that the host has as the master: it cannot have them now.
 	Unowned bool
 }
@@ -81,7 +84,7 @@ type Desired struct {
 	Unreachable []netip.Addr                 // realservers without a route, in ascending order
 	Faults      []Unreachable                // realservers of VS/DR that are no neighbours, or do not answer
 	Speaker     announce.Config              // of BGP
-	Routes      []announce.Route             // the VIPs that the speaker announces
+	Routes      []announce.Route             // for the speaker, see Routes
 }
 
 // Event is a change of a service's known state, or a new service with a state that is not known yet.

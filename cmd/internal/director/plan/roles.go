@@ -21,20 +21,34 @@ func (in *Inputs) mastered() (all []*config.VRRP) {
 	return all
 }
 
+// vipRoles returns this director's roles for the VIPs that instances of VRRP have: the best one, if several have a VIP.
+func (in *Inputs) vipRoles() map[netip.Addr]vrrp.Role {
+	all := map[netip.Addr]vrrp.Role{}
+	for i := range in.Config.VRRP {
+		v := &in.Config.VRRP[i]
+		for _, vip := range v.VIPs {
+			all[vip] = max(all[vip], in.Roles[v.Name])
+		}
+	}
+	return all
+}
+
+// Elsewhere returns those of vips that another director is to have: it is the master of their instance.
+func (in *Inputs) Elsewhere(vips []netip.Addr) []netip.Addr {
+	roles := in.vipRoles()
+	return slices.DeleteFunc(slices.Clone(vips), func(vip netip.Addr) bool {
+		role, elected := roles[vip]
+		return !elected || role == vrrp.Master
+	})
+}
+
 // active returns those of vips that this director has the role for: all without [[vrrp]].
 func (in *Inputs) active(vips []netip.Addr) []netip.Addr {
 	if len(in.Config.VRRP) == 0 {
 		return vips
 	}
-	var all []netip.Addr
-	for _, v := range in.mastered() {
-		all = append(all, v.VIPs...)
-	}
-	all = unique(all)
-	return slices.DeleteFunc(slices.Clone(vips), func(vip netip.Addr) bool {
-		_, found := slices.BinarySearchFunc(all, vip, netip.Addr.Compare)
-		return !found
-	})
+	roles := in.vipRoles()
+	return slices.DeleteFunc(slices.Clone(vips), func(vip netip.Addr) bool { return roles[vip] != vrrp.Master })
 }
 
 // elected returns the addresses of VRRP that neighbours on a device are to learn of: VIPs of the instances there, also
