@@ -7,8 +7,8 @@ type BGP struct {
 	// "announcing"; "held": it waits for the connections of its peers; "graceful_shutdown": its routes have this
 	// community, and will be withdrawn; "standby": its routes are withdrawn
 	State     string    `json:"state"`
-	Announced []string  `json:"announced"` // VIPs
-	Withdrawn []string  `json:"withdrawn"` // VIPs that are not announced: their services have no quorum, or see Elsewhere
+	Announced []string  `json:"announced"`           // VIPs
+	Withdrawn []string  `json:"withdrawn"`           // VIPs that are not announced: their services have no quorum, or see Elsewhere
 	Elsewhere []string  `json:"elsewhere,omitempty"` // those of Withdrawn that another director has by VRRP
 	Peers     []BGPPeer `json:"peers"`
 }

@@ -27,6 +27,14 @@ func (b *BGP) Route(vip netip.Addr) announce.Route {
 	return announce.Route{VIP: vip}
 }
 
+// systemdWaits is the time that systemd gives a unit to stop, unless it has TimeoutStopSec= (DefaultTimeoutStopSec= in
+// systemd-system.conf(5)). restOfStop is what a stop may take besides the withdrawal from routers: peers of [sync] get
+// connections before.
+const (
+	systemdWaits = 90 * time.Second
+	restOfStop   = 10 * time.Second
+)
+
 // bgpReader reads the [bgp] table and keeps the addresses that must not be VIPs, or must.
 type bgpReader struct {
 	vips map[netip.Addr]bool
@@ -52,6 +60,11 @@ func readBGP(root *table, services []Service) (b BGP) {
 	b.Listen = r.readOwn(t, "listen")
 	b.Graceful = t.duration("graceful_shutdown", time.Second, 0, time.Minute, "0s (withdraw at once) to 1m")
 	b.Linger = t.duration("linger", 3*time.Second, 0, time.Minute, "0s to 1m")
+	if stop := b.Graceful + b.Linger; stop+restOfStop > systemdWaits {
+		t.warnAt("linger", "a stop takes %v with graceful_shutdown, and up to %v for the rest, and systemd kills a "+
+			"director after %v: shorten them, or set TimeoutStopSec=%d in the unit", stop, restOfStop, systemdWaits,
+			int((stop + 2*restOfStop).Seconds()))
+	}
 	for i, row := range t.tables("peer", "[[bgp.peer]] tables") {
 		r.readPeer(t, i+1, row, &b)
 	}

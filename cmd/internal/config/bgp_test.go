@@ -164,6 +164,11 @@ func TestBGPWarnings(t *testing.T) {
 	for name, c := range map[string]struct{ text, want string }{
 		"announce_when without BGP": {goodService + "announce_when = \"always\"\n", "announce_when: without [bgp] no " +
 			"VIP is announced to routers"},
+		"a stop that systemd ends": {strings.Replace(text, "[[", "graceful_shutdown = \"25s\"\nlinger = \"1m\"\n[[", 1) +
+			goodService, "x.toml:5: bgp: linger: a stop takes 1m25s with graceful_shutdown, and up to 10s for the rest, and " +
+			"systemd kills a director after 1m30s: shorten them, or set TimeoutStopSec=105 in the unit"},
+		"a long stop": {strings.Replace(text, "[[", "graceful_shutdown = \"20s\"\nlinger = \"1m\"\n[[", 1) +
+			goodService, ""},
 		"announce_when": {text + goodService + "announce_when = \"always\"\n", ""},
 		"local_pref elsewhere": {text + "[[bgp.vip]]\naddress = \"198.51.100.80\"\nlocal_pref = 7\n" +
 			goodService, "local_pref: only peers"},

@@ -79,7 +79,7 @@ func TestBGP(t *testing.T) {
 	s.awaitHops(s.VIP)
 }
 
-// manualBlock returns the code block of bgp.md behind a line that has this text.
+// manualBlock returns the code block of bgp.md, of any language, behind a line that has this text.
 func manualBlock(t *testing.T, after string) string {
 	t.Helper()
 	text, err := os.ReadFile(filepath.Join(testkit.Root(t), "cmd/director/bgp.md"))
@@ -87,7 +87,8 @@ func manualBlock(t *testing.T, after string) string {
 		t.Fatal(err)
 	}
 	_, rest, found := strings.Cut(string(text), after)
-	_, block, isCode := strings.Cut(rest, "\n```\n")
+	_, block, isCode := strings.Cut(rest, "\n```")
+	_, block, _ = strings.Cut(block, "\n")
 	if !found || !isCode {
 		t.Fatalf("bgp.md has no block behind %q", after)
 	}
@@ -125,7 +126,7 @@ func TestBGPOfAnotherProgram(t *testing.T) {
 	}
 }
 
-// TestBGPRouterOfManual: BIRD and FRR as routers, with the manual's configurations, take a director's VIP.
+// TestBGPRouterOfManual: BIRD and FRR as routers, and the director, have the manual's configurations.
 func TestBGPRouterOfManual(t *testing.T) {
 	t.Parallel()
 	for name, route := range map[string]func(s *site){
@@ -140,14 +141,16 @@ func TestBGPRouterOfManual(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			s := newSite(t, 1, nil)
+			s := newSite(t, 2, nil)
 			route(s)
 			s.startAgents("")
-			s.namedEchoAt(s.Webs[0], ":80")
-			s.startDirectorWith(s.bgpTOML(s.Director, "bfd = {}") + s.bgpService("web", s.VIP, ""))
+			for _, web := range s.Webs {
+				s.namedEchoAt(web, ":80")
+			}
+			s.startDirectorWith(manualBlock(t, "### A director"))
 			s.awaitHops(s.VIP, s.Director)
 			testkit.Eventually(t, "BFD is up", func() bool { return sessionOf(t, s.director).BFD == "up" })
-			s.mustBeServedBy(80, "web1")
+			s.mustBeServedBy(80, "")
 		})
 	}
 }

@@ -171,17 +171,24 @@ func TestVRRP(t *testing.T) {
 	})
 }
 
-// TestVRRPWithBGP: the master alone announces the VIP to routers, also one that is master during its standby, and a
-// planned switch leaves the router a next hop at all times. The doctor of a backup finds no fault in that.
+// TestVRRPWithBGP: with the manual's configuration the master alone announces the VIP to routers, also one that is
+// master during its standby, and a planned switch leaves the router a next hop at all times. The doctor of a backup
+// finds no fault in that.
 func TestVRRPWithBGP(t *testing.T) {
 	t.Parallel()
-	p := newPair(t, false)
-	p.bird(p.first.host, p.second.host)
-	for i, d := range []*program{p.first, p.second} {
-		// Otherwise a start would take the role before it has a session.
-		p.configurePair(d, 150-50*i, "preempt = false\n"+p.addresses()+p.bgpTOML(d.host,
-			"bfd = { interval = \"100ms\" }"))
+	p := &pair{site: newLANFor(t, dr)}
+	p.startAgents("")
+	for _, web := range p.Webs {
+		p.namedEchoAt(web, ":80")
 	}
+	p.bird(p.Director, p.Backup)
+	p.first, p.second = p.prepare(p.Director, "director"), p.prepare(p.Backup, "director")
+	for i, d := range []*program{p.first, p.second} {
+		p.director = d
+		d.configure(strings.NewReplacer("= 150", fmt.Sprintf("= %d", 150-50*i), `"10.0.2.2"`, quoted([]netip.Addr{d.host.Addr})).
+			Replace(p.fileWith(manualBlock(t, "The file of lb1"))))
+	}
+	p.director = p.first
 	begin := func(d *program) {
 		t.Helper()
 		d.start()
@@ -232,7 +239,7 @@ func TestVRRPWithBGP(t *testing.T) {
 	p.second.kill()
 	p.role(p.first, "master")
 	p.awaitHops(p.VIP, p.first.host)
-	p.waitServed(time.Now(), "the kill of the other director during a standby")
+	p.mustBeServedBy(80, "")
 }
 
 // watchHops watches the router's next hops to a VIP until its result is called, which returns how often there was none.
