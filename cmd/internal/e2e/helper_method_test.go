@@ -38,6 +38,16 @@ func byMethod(t *testing.T, test func(t *testing.T, m method, ipv6 bool)) {
 	}
 }
 
+// byMethodOnce is byMethod with one family for each method, and with both in the long form.
+func byMethodOnce(t *testing.T, test func(t *testing.T, m method, ipv6 bool)) {
+	byMethod(t, func(t *testing.T, m method, ipv6 bool) {
+		if ipv6 != (m == dr) {
+			needFull(t, "the other family has run")
+		}
+		test(t, m, ipv6)
+	})
+}
+
 // network returns the lab's network that a method needs.
 func (m method) network() lab.Network {
 	switch m {

@@ -19,13 +19,10 @@ import (
 // states before and after. Without VSTUN_FULL each method has one family.
 func TestHostRestored(t *testing.T) {
 	t.Parallel()
-	byMethod(t, testRestore)
+	byMethodOnce(t, testRestore)
 }
 
 func testRestore(t *testing.T, m method, ipv6 bool) {
-	if ipv6 == (m == tun) {
-		needFull(t, "takes 5 s of a CPU")
-	}
 	s := newMethodSite(t, m, ipv6, 1, nil)
 	services := []service{{"tcp", "80", "wrr", []int{1}}, {"udp", "53", "rr", []int{1}}}
 	before := s.observeAll()

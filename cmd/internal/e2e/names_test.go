@@ -98,11 +98,7 @@ func (s *site) mustShare(port uint16, webs ...int) {
 // which the configuration is reloaded and the director starts again, and an answer is hostile: no download breaks, and
 // new connections go where the last good answer says. With VSTUN_FULL=1 each method has both families.
 func TestNames(t *testing.T) {
-	byMethod(t, func(t *testing.T, m method, ipv6 bool) {
-		if full() || ipv6 == (m == dr) {
-			testNames(t, m, ipv6)
-		}
-	})
+	byMethodOnce(t, testNames)
 }
 
 func testNames(t *testing.T, m method, ipv6 bool) {

@@ -18,7 +18,7 @@ import (
 // connections. The configurations differ in settings of connections, weights, a service, and a realserver with
 // connections. Each connection gets answers of its own realserver only. A busy machine needs longer for the same number
 // of reloads and requests. With VSTUN_FULL=1 (`make long`) there are 200 reloads, and 100 with other methods and IPv6.
-func TestReloadStorm(t *testing.T) { byMethod(t, testReloadStorm) }
+func TestReloadStorm(t *testing.T) { byMethodOnce(t, testReloadStorm) }
 
 func testReloadStorm(t *testing.T, m method, ipv6 bool) {
 	const talkers = 500
