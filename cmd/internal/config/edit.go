@@ -10,8 +10,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/BurntSushi/toml"
-
 	"vstun/cmd/internal/words"
 )
 
@@ -92,8 +90,7 @@ func editRealserver(text []byte, service string, id netip.AddrPort, keys map[str
 	result := e.apply()
 	s.values["realserver"] = all
 	// The places are of one's own reading: what the parser makes of the result decides.
-	got := map[string]any{}
-	if err := toml.Unmarshal(result, &got); err != nil || !reflect.DeepEqual(plainValue(got), plainValue(d.values)) {
+	if got, _, err := decode(result); err != nil || !reflect.DeepEqual(plainValue(got), plainValue(d.values)) {
 		return nil, fmt.Errorf("service %q: %w", service, errLayout)
 	}
 	return append([]byte(byteOrderMark(text)), result...), nil
@@ -107,15 +104,8 @@ type document struct {
 }
 
 func readDocument(text []byte) (*document, error) {
-	d := &document{text: text[len(byteOrderMark(text)):], values: map[string]any{}}
-	if nesting(text) > maxNesting {
-		return nil, errLayout
-	}
-	if err := toml.Unmarshal(text, &d.values); err != nil {
-		return nil, err
-	}
-	d.at = locate(text)
-	return d, nil
+	values, at, err := decode(text)
+	return &document{text[len(byteOrderMark(text)):], values, at}, err
 }
 
 // service returns a service by its name.

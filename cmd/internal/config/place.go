@@ -53,11 +53,16 @@ func (p *place) put(name string, value *place) {
 	p.keys[name] = value
 }
 
-// locate returns the places of the keys and values of a document. The TOML parser does not export them. locate reads
-// valid TOML only: the parser has accepted the document.
-func locate(text []byte) *place {
+// maxLevels is far more than a configuration needs: tables and arrays that are in each other. The TOML parser's time
+// for a value grows with the square of its levels.
+const maxLevels = 16
+
+// locate returns the places of the keys and values of a document. The TOML parser does not export them. They are right
+// up to the first error that the parser finds. If a value has more levels than maxLevels, locate ends there and returns
+// the place as excess.
+func locate(text []byte) (root, excess *place) {
 	l := &locator{text: text[len(byteOrderMark(text)):], line: 1}
-	root := &place{line: 1}
+	root = &place{line: 1}
 	table := root
 	for l.blank(); !l.end(); l.blank() {
 		if l.peek() != '[' {
@@ -65,7 +70,7 @@ func locate(text []byte) *place {
 			continue
 		}
 		line, from := l.line, l.at
-		l.at++
+		l.at, l.level = l.at+1, 0
 		array := l.peek() == '['
 		if array {
 			l.at++
@@ -91,7 +96,7 @@ func locate(text []byte) *place {
 		table.line, table.header = line, true
 		table.from, table.at, table.to = from, l.at, l.at
 	}
-	return root
+	return root, l.excess
 }
 
 // byteOrderMark returns the mark at the beginning of a text that the parser skips; "" is none.
@@ -107,9 +112,21 @@ func byteOrderMark(text []byte) string {
 // locator is a cursor at a byte of a document and on its line. Each of its methods advances by at least one byte, or is
 // at the end.
 type locator struct {
-	text []byte
-	at   int
-	line int
+	text   []byte
+	at     int
+	line   int
+	level  int    // tables and arrays around the cursor
+	excess *place // where there were too many
+}
+
+// enter notes that the cursor is below level tables and arrays. It reports whether that is allowed; else the cursor is
+// at the end.
+func (l *locator) enter(level int) bool {
+	if l.level = level; level <= maxLevels {
+		return true
+	}
+	l.excess, l.at = &place{line: l.line}, len(l.text)
+	return false
 }
 
 func (l *locator) end() bool { return l.at >= len(l.text) }
@@ -152,8 +169,9 @@ func (l *locator) blank() {
 
 // pair reads a key, "=" and a value into a table.
 func (l *locator) pair(table *place) {
-	line, from := l.line, l.at
+	line, from, level := l.line, l.at, l.level
 	names := l.names()
+	defer func() { l.level = level }()
 	for _, name := range names[:len(names)-1] {
 		table = table.table(name, line)
 	}
@@ -177,7 +195,7 @@ func (l *locator) names() (names []string) {
 		l.blank()
 		names = append(names, l.name())
 		l.blank()
-		if l.peek() != '.' {
+		if !l.enter(l.level+1) || l.peek() != '.' {
 			return names
 		}
 		l.at++
@@ -220,11 +238,12 @@ func (l *locator) value(p *place) {
 			l.text1(c)
 		}
 	case '[':
-		for l.open(); l.more(']'); {
+		for l.open(); l.enter(l.level+1) && l.more(']'); l.level-- {
 			item := &place{line: l.line}
 			l.value(item)
 			p.items = append(p.items, item)
 		}
+		l.level--
 	case '{':
 		for l.open(); l.more('}'); {
 			l.pair(p)

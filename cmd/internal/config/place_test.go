@@ -4,14 +4,14 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
-
-	"github.com/BurntSushi/toml"
+	"time"
 )
 
 // TestLocate: each key, element and table has its line, however it is written.
 func TestLocate(t *testing.T) {
-	root := locate([]byte("\xef\xbb\xbf# comment [x]\r\n" + `a = """
+	root, _ := locate([]byte("\xef\xbb\xbf# comment [x]\r\n" + `a = """
 two lines "" # no comment""""
 b.c = '''
 \'''
@@ -94,18 +94,14 @@ func FuzzLocate(f *testing.F) {
 		f.Add([]byte(text))
 	}
 	f.Fuzz(func(t *testing.T, text []byte) {
-		if nesting(text) > maxNesting {
-			return
-		}
-		values := map[string]any{}
 		lines := 1
 		for _, c := range text {
 			if c == '\n' {
 				lines++
 			}
 		}
-		if toml.Unmarshal(text, &values) == nil {
-			checkPlaces(t, "", values, locate(text), lines)
+		if values, places, err := decode(text); err == nil {
+			checkPlaces(t, "", values, places, lines)
 		}
 	})
 }
@@ -129,5 +125,23 @@ func checkPlaces(t *testing.T, path string, value any, p *place, lines int) {
 		for i, below := range v {
 			checkPlaces(t, fmt.Sprintf("%s[%d]", path, i), below, p.item(i), lines)
 		}
+	}
+}
+
+// TestManyLevels: a document that the TOML parser would need seconds for is refused before that.
+func TestManyLevels(t *testing.T) {
+	began := time.Now()
+	for _, text := range []string{strings.Repeat("a.", 50_000) + "a = 1", "[[" + strings.Repeat("a . ", 50_000) + "a]]",
+		"a = " + strings.Repeat("{a=", 900) + "1" + strings.Repeat("}", 900)} {
+		if _, at, err := decode([]byte(text)); err == nil || at == nil {
+			t.Errorf("%.20s…: no error", text)
+		}
+	}
+	if took := time.Since(began); took > 3*time.Second {
+		t.Errorf("took %v", took)
+	}
+	deepest := "[[a.b]]\nc = [[[{ d.e.f = [[{ g = [[{ h.i = 1 }]] }]] }]]]\n" // 16 levels
+	if _, _, err := decode([]byte(deepest)); err != nil {
+		t.Error(err)
 	}
 }

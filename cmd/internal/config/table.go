@@ -1,6 +1,7 @@
 package config
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"iter"
@@ -62,22 +63,35 @@ func nesting(text []byte) int {
 // parse decodes a file into its top-level table. A fault in the syntax makes it an empty table.
 func parse(name string, text []byte) (*table, bool) {
 	t := &table{file: &file{name: name, places: Places{}}, values: map[string]any{}, at: &place{line: 1}}
+	values, at, err := decode(text)
+	if err == nil {
+		t.values, t.at = values, at
+		return t, true
+	}
+	if syntax, ok := errors.AsType[toml.ParseError](err); ok {
+		line, column, message := syntaxFault(text, syntax)
+		t.file.faults = append(t.file.faults, t.file.line(fmt.Sprintf("%d:%d", line, column), message))
+	} else {
+		t.at = cmp.Or(at, t.at)
+		t.fault("%v", err)
+	}
+	return t, false
+}
+
+// decode returns the values of a document and their places. It refuses what would overflow the parser's stack or keep
+// the parser busy for seconds; the place is then that of the excess, nil if it has none.
+func decode(text []byte) (values map[string]any, at *place, err error) {
 	if nesting(text) > maxNesting {
-		t.fault("more than %d brackets are open at once: close them", maxNesting)
-		return t, false
+		return nil, nil, fmt.Errorf("more than %d brackets are open at once: close them", maxNesting)
 	}
-	if err := toml.Unmarshal(text, &t.values); err != nil {
-		t.values = map[string]any{}
-		if syntax, ok := errors.AsType[toml.ParseError](err); ok {
-			line, column, message := syntaxFault(text, syntax)
-			t.file.faults = append(t.file.faults, t.file.line(fmt.Sprintf("%d:%d", line, column), message))
-		} else {
-			t.fault("%v", err)
-		}
-		return t, false
+	root, excess := locate(text)
+	if excess != nil {
+		return nil, excess, fmt.Errorf("a value is in more than %d tables and arrays: want fewer dots and brackets",
+			maxLevels)
 	}
-	t.at = locate(text)
-	return t, true
+	values = map[string]any{}
+	err = toml.Unmarshal(text, &values)
+	return values, root, err
 }
 
 // child returns the table below t with a label and a place; a nil place means t's.
