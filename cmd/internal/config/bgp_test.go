@@ -105,6 +105,8 @@ func TestBGPFaults(t *testing.T) {
 			at + `hold_time: "3.5s" is no whole number of seconds: want whole seconds from 3s on`}},
 		"password": {speaker + peer + "password = \"" + strings.Repeat("x", 81) + "\"\n", []string{
 			at + "password: has 81 bytes: want at most 80"}},
+		"password without quotes": {speaker + peer + "password = 12345678\n", []string{
+			at + "password: the value is of the wrong type: want a password of at most 80 bytes"}},
 		"multihop 1": {speaker + peer + "multihop = 1\n", []string{
 			at + "multihop: 1 is the TTL to a neighbour: leave it out, or want 2 to 255"}},
 		"multihop and GTSM": {speaker + peer + "multihop = 2\nttl_security = true\n", []string{

@@ -18,11 +18,17 @@ func syntaxFault(text []byte, err toml.ParseError) (line, column int, message st
 	begin := bytes.LastIndexByte(text[:at], '\n') + 1
 	line = bytes.Count(text[:at], []byte("\n")) + 1
 	column = utf8.RuneCount(text[begin:at]) + 1
+	if secretValue.Match(text[begin:at]) { // the parser's message may quote the value
+		return line, column, secretKey + ": its value is not a string: want it in quotes, \"…\""
+	}
 	return line, column, syntaxMessage(err, bareWord(text, at))
 }
 
 // reDefined is the parser's message about a key or table that is defined twice.
 var reDefined = regexp.MustCompile(`^Key '(.*)' (?:has already|was already)`)
+
+// secretValue matches the beginning of a value that stands in no message.
+var secretValue = regexp.MustCompile(`\b` + secretKey + `\s*=`)
 
 // syntaxMessage rewords the parser's message; word is the unquoted word at its position.
 func syntaxMessage(err toml.ParseError, word string) string {

@@ -153,8 +153,15 @@ func (t *table) elements(key string, list []any) iter.Seq2[int, any] {
 
 // wrongType notes that a key has a value of another type than the wanted one.
 func (t *table) wrongType(key string, value any, want string) {
-	t.faultAt(key, "%s is of the wrong type: want %s", show(value), want)
+	shown := show(value)
+	if key == secretKey {
+		shown = "the value"
+	}
+	t.faultAt(key, "%s is of the wrong type: want %s", shown, want)
 }
+
+// secretKey is the key whose value stands in no message: those are logged and mailed.
+const secretKey = "password"
 
 // value returns the value of a key and marks the key as known.
 func (t *table) value(key string) (any, bool) {
