@@ -26,6 +26,7 @@ type Director struct {
 	seq      uint64
 	version  uint64
 	tables   map[string]string // encodings of the tables in force, by service
+	unsent   map[string]bool   // services whose table has changed since the last datagrams
 	members  map[string][]netip.Addr
 	history  history
 	agents   map[netip.Addr]*agent
@@ -49,7 +50,7 @@ type agent struct {
 // NewDirector returns a director without tables.
 func NewDirector(key []byte) *Director {
 	return &Director{sealer: envelope.New(key, protocol), session: envelope.Random(), history: history{},
-		agents: map[netip.Addr]*agent{}}
+		unsent: map[string]bool{}, agents: map[netip.Addr]*agent{}}
 }
 
 // Set puts tables in force, and reports whether they differ from those before. Members with an address of which gets
@@ -69,7 +70,11 @@ func (d *Director) Set(tables []*Table, gets func(*Member) bool, now time.Time) 
 				members[t.Service] = append(members[t.Service], m.Address)
 			}
 		}
-		d.history.note(t, content, 0, d.tables[t.Service] != content, now)
+		news := d.tables[t.Service] != content
+		d.history.note(t, content, 0, news, now)
+		if news {
+			d.unsent[t.Service] = true
+		}
 	}
 	changed = !maps.Equal(next, d.tables)
 	if changed {
@@ -100,8 +105,19 @@ func (d *Director) Send(now time.Time, yield func(to netip.Addr, b []byte)) {
 		d.renew(name, content, now)
 	}
 	d.history.forget(now)
+	clear(d.unsent)
 	for _, to := range slices.SortedFunc(maps.Keys(d.agents), netip.Addr.Compare) {
 		d.sendTo(to, now, yield)
+	}
+}
+
+// SendChanged is Send for the services whose tables have changed since the last datagrams.
+func (d *Director) SendChanged(now time.Time, yield func(to netip.Addr, b []byte)) {
+	for _, name := range slices.Sorted(maps.Keys(d.unsent)) {
+		delete(d.unsent, name)
+		for _, to := range d.members[name] {
+			d.sendService(name, to, now, yield)
+		}
 	}
 }
 

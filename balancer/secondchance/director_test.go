@@ -162,3 +162,36 @@ func TestDirectorsOfAgent(t *testing.T) {
 		t.Errorf("after an hour: %+v", a.Status().Directors)
 	}
 }
+
+// TestSendChanged: a change of a service's table sends no tables of others.
+func TestSendChanged(t *testing.T) {
+	n := newNet(t, 1, 2)
+	other := func() *Table { return tableOf(1, 2).named("other") }
+	send := func(tables ...*Table) (sent []string) {
+		n.director.Set(tables, all, n.now)
+		n.director.SendChanged(n.now, func(to netip.Addr, b []byte) {
+			e, _ := opened(n.director.sealer, b)
+			table, err := parse(e.Body[tableHead:])
+			if err != nil {
+				t.Fatal(err)
+			}
+			sent = append(sent, fmt.Sprintf("%s %d to %v", table.Service, len(table.Members), to))
+		})
+		return sent
+	}
+	for i, c := range []struct {
+		tables []*Table
+		want   []string
+	}{
+		{[]*Table{tableOf(1), other()}, []string{"other 2 to 10.0.11.1", "other 2 to 10.0.11.2",
+			"web 1 to 10.0.11.1"}},
+		{[]*Table{tableOf(1), other()}, nil},
+		{[]*Table{tableOf(1, 2), other()}, []string{"web 1 to 10.0.11.1", "web 2 to 10.0.11.1",
+			"web 1 to 10.0.11.2", "web 2 to 10.0.11.2"}},
+		{[]*Table{tableOf(1, 2)}, nil},
+	} {
+		if got := send(c.tables...); !slices.Equal(got, c.want) {
+			t.Errorf("%d: %q, want %q", i, got, c.want)
+		}
+	}
+}

@@ -153,28 +153,66 @@ func (c *chances) close() error {
 	return errors.Join(errs...)
 }
 
+// datagram is one of a director's.
+type datagram struct {
+	b    []byte
+	from netip.AddrPort
+}
+
+// burst is the largest number of datagrams for which new choices are made once: to make them takes milliseconds where
+// there are many services, all of which may change at the same time.
+const burst = 64
+
 // receive processes datagrams of directors until socket is closed.
 func (c *chances) receive(socket *net.UDPConn) {
+	waiting := make(chan datagram, burst)
+	defer close(waiting)
+	go c.process(socket, waiting)
 	b := make([]byte, secondchance.MaxDatagram)
 	for {
 		n, from, err := socket.ReadFromUDPAddrPort(b)
 		if errors.Is(err, net.ErrClosed) {
 			return
 		}
-		if err != nil { // an ICMP error about an answer
-			continue
+		if err == nil { // else an ICMP error about an answer
+			waiting <- datagram{slices.Clone(b[:n]), from}
 		}
-		c.mu.Lock()
-		if c.socket == socket {
-			answers, changed := c.tables.Take(b[:n], from, c.owns, time.Now())
-			if changed { // before the director counts this agent as current
-				c.refresh()
-			}
-			for _, a := range answers {
-				_, _ = socket.WriteToUDPAddrPort(a, from) // without an answer the director sends again
-			}
+	}
+}
+
+// process takes the datagrams that wait, all at once, until there are no more.
+func (c *chances) process(socket *net.UDPConn, waiting <-chan datagram) {
+	for first := range waiting {
+		all := []datagram{first}
+		for range len(waiting) {
+			all = append(all, <-waiting)
 		}
-		c.mu.Unlock()
+		c.take(socket, all)
+	}
+}
+
+// take takes datagrams, makes the choices, and answers then: a director that has the answers counts this agent as
+// current.
+func (c *chances) take(socket *net.UDPConn, all []datagram) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.socket != socket {
+		return
+	}
+	var answers []datagram
+	news := false
+	for _, d := range all {
+		list, changed := c.tables.Take(d.b, d.from, c.owns, time.Now())
+		news = news || changed
+		for _, b := range list {
+			answers = append(answers, datagram{b, d.from})
+		}
+	}
+	if news {
+		c.refresh()
+	}
+	for _, a := range answers {
+		_, _ = socket.WriteToUDPAddrPort(a.b, a.from) // without an answer the director sends again
 	}
 }
 

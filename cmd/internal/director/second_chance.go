@@ -96,30 +96,28 @@ func (t *tables) close() {
 	t.end()
 }
 
-// run sends the tables at each change, and every secondchance.Every, until ctx is cancelled. Meanwhile it calls agents
+// run sends changed tables, and all of them every secondchance.Every, until ctx is cancelled. Meanwhile it calls agents
 // that may have restarted.
 func (t *tables) run(ctx context.Context) error {
 	tick, call := time.NewTicker(secondchance.Every), time.NewTicker(secondchance.CallEvery)
 	defer tick.Stop()
 	defer call.Stop()
 	for {
-		send := true
+		var send func(*secondchance.Director)
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-t.wake:
+			send = func(d *secondchance.Director) { d.SendChanged(time.Now(), t.send) }
 		case <-tick.C:
+			send = func(d *secondchance.Director) { d.Send(time.Now(), t.send) }
 		case <-call.C:
-			send = false
+			send = func(d *secondchance.Director) { d.Call(t.send) }
 		}
 		t.mu.Lock()
-		switch {
-		case t.sender == nil:
-		case send:
-			t.sender.Send(time.Now(), t.send)
+		if t.sender != nil {
+			send(t.sender)
 			t.warnTooLarge()
-		default:
-			t.sender.Call(t.send)
 		}
 		t.mu.Unlock()
 	}
