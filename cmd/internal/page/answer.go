@@ -22,6 +22,7 @@ type answer struct {
 	Roles    []role          `json:"roles"`
 	Exchange *exchange       `json:"exchange,omitempty"`
 	Sessions *sessions       `json:"sessions,omitempty"`
+	Names    *names          `json:"names,omitempty"`
 	Services []serviceUpdate `json:"services"`
 }
 
@@ -52,7 +53,7 @@ func (p *Page) live(since uint64, now time.Time) *answer {
 	a := &answer{Boot: p.boot, Number: s.number, Full: since == 0, Now: now.UnixMilli(), Age: now.Sub(s.at).Seconds(),
 		Step: s.step, Director: s.director,
 		Totals: s.totals, Drops: s.drops, Leaving: s.leaving, Claimed: s.claimed, Roles: s.roles,
-		Exchange: s.exchange, Sessions: s.sessions}
+		Exchange: s.exchange, Sessions: s.sessions, Names: s.names}
 	for _, svc := range s.services {
 		u := serviceUpdate{ID: svc.id}
 		if svc.stateAt > since {

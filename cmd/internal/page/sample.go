@@ -26,6 +26,7 @@ type sample struct {
 	roles    []role
 	exchange *exchange // nil: none
 	sessions *sessions // nil: none
+	names    *names    // nil: none
 	services []*service
 	nextID   int
 
@@ -323,6 +324,7 @@ func (s *sample) takeTotals(st *api.DirectorStatus, scheduled uint64) {
 	s.roles = s.rolesOf(st.VRRP, s.roles)
 	s.exchange = s.exchangeOf(st.Sync)
 	s.sessions = s.sessionsOf(st.BGP, s.sessions)
+	s.names = s.namesOf(st.Names, s.names)
 	s.leaving = leaving{Realservers: st.Leaving.Realservers, Connections: st.Leaving.Connections}
 	for _, r := range st.Leaving.List[:min(len(st.Leaving.List), leavingShown)] {
 		s.leaving.List = append(s.leaving.List, leavingRealserver{r.Name(), r.Service, r.Method(), r.Active,

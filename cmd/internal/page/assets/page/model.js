@@ -35,7 +35,7 @@ export class Model {
         changed.set(s, { state: Boolean(u.state) || touched.some((t) => t.state), realservers: touched });
       }
     }
-    Object.assign(this, { director: a.director, totals: a.totals, drops: a.drops ?? [], leaving: a.leaving, conflicts: a.conflicts ?? [], roles: a.roles ?? [], exchange: a.exchange ?? null, sessions: a.sessions ?? null, step: a.step });
+    Object.assign(this, { director: a.director, totals: a.totals, drops: a.drops ?? [], leaving: a.leaving, conflicts: a.conflicts ?? [], roles: a.roles ?? [], exchange: a.exchange ?? null, sessions: a.sessions ?? null, names: a.names ?? null, step: a.step });
     return { full: a.full, services: changed };
   }
 

@@ -81,6 +81,7 @@ export class Overview {
     this.#roles(m);
     this.#exchange(m);
     this.#sessions(m);
+    this.#names(m);
     this.#leaving(m.leaving);
   }
 
@@ -102,6 +103,8 @@ export class Overview {
     if (m.conflicts.length) notices.push(["bad", `${plural(new Set(m.conflicts.map((x) => x.vip)).size, "VIP")} used by another host, too: see Conflicts`, false]);
     for (const x of m.roles.filter((r) => r.trouble)) notices.push(["bad", `${x.name}: ${x.note}`, false]);
     if (m.exchange?.trouble) notices.push(["bad", m.exchange.trouble, false]);
+    const unresolved = m.names?.list.filter((n) => n.note).length;
+    if (unresolved) notices.push(["warn", `${plural(unresolved, "name")} of realservers cannot be resolved as a whole: see Names`, false]);
     if (m.sessions?.trouble) notices.push(["bad", m.sessions.trouble, false]);
     const key = JSON.stringify(notices);
     if (key === this.#notices) return;
@@ -199,6 +202,23 @@ export class Overview {
       const bfd = p.bfd ? `, BFD ${p.bfd}` : "";
       [p.address, (p.up ? "established" : "DOWN") + bfd, String(p.as), span(m.now() - p.since), count(p.vips), p.note].forEach((words, j) => text(body.rows[i].cells[j], words));
     });
+  }
+
+  #names(m) {
+    const x = m.names;
+    $("names").hidden = !x;
+    if (!x) return;
+    const body = $("names").querySelector("tbody");
+    while (body.rows.length > x.list.length) body.deleteRow(-1);
+    while (body.rows.length < x.list.length) {
+      body.append(row(5, "", 3)[0].parentNode);
+      body.rows[body.rows.length - 1].cells[4].className = "";
+    }
+    x.list.forEach((n, i) => {
+      [n.name, n.services, n.state, n.answered ? `${span(m.now() - n.answered)} ago` : "", n.note].forEach((words, j) => text(body.rows[i].cells[j], words));
+    });
+    $("more-names").hidden = x.count <= x.list.length;
+    text($("more-names"), `and ${count(x.count - x.list.length)} more, without trouble`);
   }
 
   #leaving(l) {
