@@ -52,6 +52,9 @@ type Status struct {
 	Sessions []Session // in the order of Config.Peers
 }
 
+// ManyRoutes is a number of a peer's routes that shows that the peer sends them without a filter.
+const ManyRoutes = 1000
+
 // Session is the state of a session.
 type Session struct {
 	Peer     Peer
@@ -67,6 +70,7 @@ type Session struct {
 	// Missing are the families of announced VIPs that are configured, and that the peer does not have or that have no
 	// next hop.
 	Missing  []string
+	Routes   int    // that the peer has sent: they take memory, and none is used
 	BFD      string // state of BFD: "up", "down", "init"; "": none
 	Ups      uint64 // times that the session has come up
 	Downs    uint64 // times that it has ended

@@ -28,9 +28,11 @@ type BGPPeer struct {
 	// the number of VIPs that the peer has
 	Announced int      `json:"announced"`
 	Missing   []string `json:"missing_families,omitempty"` // that the peer does not have, or that have no next hop
-	BFD       string   `json:"bfd,omitempty"`              // "up", "init" or "down"
-	Ups       uint64   `json:"ups"`                        // times that the session has come up
-	Downs     uint64   `json:"downs"`                      // times that it has ended
-	Sent      uint64   `json:"sent"`                       // messages
-	Received  uint64   `json:"received"`
+	// that the peer has sent: they take memory, and none is used
+	Routes   int    `json:"received_routes"`
+	BFD      string `json:"bfd,omitempty"` // "up", "init" or "down"
+	Ups      uint64 `json:"ups"`           // times that the session has come up
+	Downs    uint64 `json:"downs"`         // times that it has ended
+	Sent     uint64 `json:"sent"`          // messages
+	Received uint64 `json:"received"`
 }

@@ -1,6 +1,7 @@
 package director
 
 import (
+	"fmt"
 	"log/slog"
 	"net/netip"
 	"slices"
@@ -86,7 +87,7 @@ func (r *routers) status(of *state, st *api.DirectorStatus) {
 
 func bgpPeer(s *announce.Session, as uint32) api.BGPPeer {
 	p := api.BGPPeer{Address: s.Peer.Addr.String(), AS: s.Peer.AS, State: s.State.String(), Since: s.Since.Seconds(),
-		Reason: s.Reason, Fault: s.Fault.String(), Announced: s.Announced, Missing: s.Missing, BFD: s.BFD, Ups: s.Ups,
+		Reason: s.Reason, Fault: s.Fault.String(), Announced: s.Announced, Missing: s.Missing, Routes: s.Routes, BFD: s.BFD, Ups: s.Ups,
 		Downs: s.Downs, Sent: s.Sent, Received: s.Received, HoldTime: s.HoldTime.Seconds()}
 	if s.Local.IsValid() {
 		p.Local = s.Local.String()
@@ -128,6 +129,9 @@ func sessionFixes(s *announce.Session, as uint32) (all []string) {
 		} else {
 			all = append(all, "set next_hop of the peer for "+f+", or leave it out of families")
 		}
+	}
+	if s.Routes >= announce.ManyRoutes {
+		all = append(all, fmt.Sprintf("let the router send no routes: the director keeps %d, and uses none", s.Routes))
 	}
 	return all
 }

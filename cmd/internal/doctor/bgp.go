@@ -6,6 +6,7 @@ import (
 
 	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/words"
+	"vstun/routing/announce"
 )
 
 // bgp examines the sessions of the running director with routers.
@@ -41,6 +42,9 @@ func (res *result) bgp(b *api.BGP) {
 			res.find(Finding{Severity: Warning, Where: where, Fix: "director peers", Remarks: remarks,
 				What: "it gets no VIPs of " + strings.Join(p.Missing, " and "),
 				Why:  "it does not send packets for them here"})
+		case p.Routes >= announce.ManyRoutes:
+			res.find(Finding{Severity: Warning, Where: where, What: fmt.Sprintf("it sends %d routes", p.Routes),
+				Why: "the director keeps them in memory, and uses none", Fix: "director peers", Remarks: remarks})
 		case p.BFD == "down" || p.BFD == "init":
 			res.find(Finding{Severity: Warning, Where: where, What: "BFD is " + p.BFD + " and the session is up",
 				Why: "the router finds a dead director only after the hold time", Fix: "director peers",

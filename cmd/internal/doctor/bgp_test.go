@@ -30,6 +30,9 @@ func TestBGPFindings(t *testing.T) {
 			State: "established", BFD: "down"}}}, []string{
 			"warning BGP peer 10.0.2.1: BFD is down and the session is " +
 				"up [switch BFD on for this neighbour at the router; let UDP port 3784 pass]"}},
+		{"many routes", &api.BGP{State: "announcing", Announced: vips, Peers: []api.BGPPeer{{Address: "10.0.2.1",
+			State: "established", Routes: 1000, Fix: "a filter"}}},
+			[]string{"warning BGP peer 10.0.2.1: it sends 1000 routes [a filter]"}},
 		{"standby", &api.BGP{State: "standby", Peers: []api.BGPPeer{up}},
 			[]string{"warning BGP: this director is on standby []"}},
 		{"no quorum", &api.BGP{State: "announcing", Withdrawn: vips, Peers: []api.BGPPeer{up}},

@@ -22,6 +22,8 @@ var bgpPeerSeries = []series[api.BGPPeer]{
 		func(p *api.BGPPeer) float64 { return boolean(p.State == "established") }),
 	gauge(ofPeer, "vstun_bgp_session_vips", "VIPs that the router has from this director.",
 		func(p *api.BGPPeer) float64 { return float64(p.Announced) }),
+	gauge(ofPeer, "vstun_bgp_session_received_routes", "Routes that the router has sent: none is used.",
+		func(p *api.BGPPeer) float64 { return float64(p.Routes) }),
 	counter(ofPeer, "vstun_bgp_session_ups_total", "Times that the session has come up.",
 		func(p *api.BGPPeer) float64 { return float64(p.Ups) }),
 	counter(ofPeer, "vstun_bgp_session_downs_total", "Times that the session has ended.",

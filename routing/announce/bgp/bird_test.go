@@ -32,6 +32,7 @@ type bird struct {
 	ns     netns.NsHandle
 	dir    string
 	cmd    *exec.Cmd
+	static []string // prefixes of routes that it sends
 }
 
 var birds int // that have been made
@@ -101,6 +102,10 @@ func (b *bird) addr(host int, ipv6 bool) netip.Addr {
 // run runs BIRD with a session with this host. statements are those of its protocol.
 func (b *bird) run(as, peerAS uint32, ipv6 bool, statements string) {
 	b.t.Helper()
+	var routes strings.Builder
+	for _, p := range b.static {
+		fmt.Fprintf(&routes, "route %s blackhole;\n", p)
+	}
 	config := fmt.Sprintf(`router id 10.0.%d.2;
 log "%s" all;
 protocol device { scan time 1; }
@@ -112,10 +117,14 @@ protocol bgp vstun {
 	error wait time 1, 2;
 	connect delay time 1;
 	%s
-	ipv4 { import all; export none; };
+	ipv4 { import all; export where source = RTS_STATIC; };
 	ipv6 { import all; export none; };
 }
-`, b.number, b.path("log"), b.addr(2, ipv6), as, b.addr(1, ipv6), peerAS, statements)
+protocol static {
+	ipv4;
+	%s
+}
+`, b.number, b.path("log"), b.addr(2, ipv6), as, b.addr(1, ipv6), peerAS, statements, routes.String())
 	kerneltest.Must(b.t, os.WriteFile(b.path("bird.conf"), []byte(config), 0o600))
 	b.in(func() {
 		b.cmd = exec.Command("bird", "-f", "-c", b.path("bird.conf"), "-s", b.path("ctl"), "-P", b.path("pid"))

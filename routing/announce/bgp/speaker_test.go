@@ -1,6 +1,7 @@
 package bgp
 
 import (
+	"fmt"
 	"net"
 	"net/netip"
 	"runtime"
@@ -41,6 +42,19 @@ func TestAttributes(t *testing.T) {
 	if text := b.ask("show protocols all vstun"); !strings.Contains(text, "Established") {
 		t.Error(text)
 	}
+}
+
+// TestManyRoutes counts the routes of a peer that sends them without a filter, and puts none in force.
+func TestManyRoutes(t *testing.T) {
+	b := newBird(t)
+	for i := range announce.ManyRoutes {
+		b.static = append(b.static, fmt.Sprintf("192.0.%d.%d/32", i>>8, i&255))
+	}
+	b.run(routerAS, ownAS, false, "")
+	s, _ := speak(t, b.peer(routerAS, false))
+	testkit.Eventually(t, "its routes are counted", func() bool {
+		return s.Status().Sessions[0].Routes == announce.ManyRoutes
+	})
 }
 
 // TestInternal announces a VIP to a peer of the speaker's own AS.

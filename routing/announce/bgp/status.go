@@ -56,6 +56,9 @@ func (s *Speaker) session(p *announce.Peer, e *api.Peer, routes []announce.Route
 	out.Local, _ = netip.ParseAddr(e.GetTransport().GetLocalAddress())
 	out.RouterID, _ = netip.ParseAddr(state.GetRouterId())
 	out.HoldTime = time.Duration(e.GetTimers().GetState().GetNegotiatedHoldTime()) * time.Second
+	for _, f := range e.GetAfiSafis() {
+		out.Routes += int(f.GetState().GetReceived())
+	}
 	has := families(state.GetRemoteCap())
 	for i := range routes {
 		if vip := routes[i].VIP; p.Carries(vip) && has[vip.Is6()] {
