@@ -82,7 +82,8 @@ rate:
 	VSTUN_FULL=1 $(GO) test -count=1 -run '^TestConnectionRate$$' -v ./cmd/internal/e2e
 
 # Two directors stand in for each other, under 1,000 downloads, 500 idle connections and 500 requests a second; and how long a failover takes.
-# Three directors behind BGP: one is killed, stopped and started under 1,000 downloads and 500 requests a second; 1,000 VIPs.
+# Three directors behind BGP: one is killed, cut off, stopped and started under 1,000 downloads and 500 requests a second, and a fourth one takes
+# the place of another; two routers at a time; 1,000 VIPs.
 ha:
 	VSTUN_FULL=1 $(GO) test -count=1 -timeout 20m -run '^(TestHA|TestVRRPFailoverTime|TestVRRPPlannedSwitch)$$' -v ./cmd/internal/e2e
 	VSTUN_FULL=1 $(GO) test -count=1 -timeout 20m -parallel 1 -run '^TestBGP(Spread|Downloads|ManyVIPs)$$' -v ./cmd/internal/e2e

@@ -13,8 +13,9 @@ import (
 	"vstun/testdata/testkit"
 )
 
-// TestBGPDownloads kills one of three directors under downloads and requests, and stops and starts another one. With
-// [sync], and with second chances and mh, no download breaks. With neither those break that come to another director.
+// TestBGPDownloads kills one of three directors under downloads and requests, and stops and starts another one. In the
+// long form it also cuts one off, and puts a fourth one in the place of another. With [sync], and with second chances
+// and mh, no download breaks. With neither those break that come to another director.
 func TestBGPDownloads(t *testing.T) {
 	t.Parallel()
 	for _, mode := range []string{"sync", "chance", "neither"} {
@@ -31,7 +32,7 @@ func TestBGPDownloads(t *testing.T) {
 func downloadSpread(t *testing.T, mode string) *spread {
 	t.Helper()
 	var key string
-	s := newSpread(t, long(8, 4, 4), func(s *spread) string {
+	s := newSpread(t, long(8, 4, 4), long(1, 0, 0), func(s *spread) string {
 		key = filepath.Join(s.dir, "shared.key")
 		if err := os.WriteFile(key, slices.Repeat([]byte("key "), 8), 0o600); err != nil {
 			t.Fatal(err)
@@ -51,13 +52,14 @@ func downloadSpread(t *testing.T, mode string) *spread {
 	switch mode {
 	case "sync":
 		s.scheduling = "scheduler = \"rr\"\n"
-		s.tables = fmt.Sprintf("[sync]\npeers = [%s]\nkey = %q\n", quoted(s.sources), key)
+		// A connection may come to another director before this one has it.
+		s.tables = fmt.Sprintf("no_connection = \"drop\"\n[sync]\npeers = [%s]\nkey = %q\n", quoted(s.sources), key)
 	case "chance":
 		s.tables = fmt.Sprintf("[second_chance]\nkey = %q\n", key)
 	default:
 		s.scheduling = "scheduler = \"rr\"\n"
 	}
-	s.bird(s.hosts...)
+	s.bird(append(s.hosts, s.spare...)...)
 	s.start(s.Webs[:len(s.Webs)-1]...)
 	return s
 }
@@ -72,19 +74,7 @@ func testBGPDownloads(t *testing.T, mode string) {
 
 	begin := time.Now()
 	s.directors[2].kill()
-	s.awaitHops(s.VIP, s.hosts[:2]...)
-	requests.await(t, 200)
-	outage, disturbed := requests.takeOutage(t, begin)
-	broken, why := downloads.broken()
-	for before := -1; broken > before; { // one that breaks may have got bytes before
-		before = broken
-		broken, why = downloads.broken()
-	}
-	t.Logf("after a kill -9: the last disturbed request began after %v, %d disturbed; %d of %d downloads broken: %v",
-		outage.Round(time.Millisecond), disturbed, broken, downloads.n, why)
-	if full() && outage > time.Second {
-		t.Errorf("requests were answered again only after %v, want 1s", outage)
-	}
+	broken := s.mustGoOnWithout("a kill -9", begin, downloads, requests)
 	if mode == "neither" {
 		if broken == 0 {
 			t.Error("no download is broken: the test shows nothing")
@@ -103,10 +93,71 @@ func testBGPDownloads(t *testing.T, mode string) {
 	s.awaitHops(s.VIP, s.hosts...)
 	s.mustLoseNothing(requests, "another start")
 	downloads.mustGoOn(t, "after a stop and a start", 1024)
+	if full() {
+		s.vanish(mode, downloads, requests)
+		s.replace(mode, downloads, requests)
+	}
 	if mode == "chance" {
 		s.killWhileRealserversChange()
 		downloads.mustGoOn(t, "after a change of realservers", 1024)
 	}
+}
+
+// mustGoOnWithout waits until the router does without the third director, which has died at begin, and returns how many
+// downloads are broken. In the long form requests must be answered again within a second.
+func (s *spread) mustGoOnWithout(what string, begin time.Time, downloads *downloads, requests *requests) int {
+	s.t.Helper()
+	s.awaitHops(s.VIP, s.hosts[:2]...)
+	found := time.Since(begin)
+	requests.await(s.t, 200)
+	outage, disturbed := requests.takeOutage(s.t, begin)
+	broken, why := downloads.broken()
+	for before := -1; broken > before; { // one that breaks may have got bytes before
+		before = broken
+		broken, why = downloads.broken()
+	}
+	s.t.Logf("after %s: found after %v, the last disturbed request began after %v, %d disturbed; %d of %d downloads "+
+		"broken: %v", what, found.Round(time.Millisecond), outage.Round(time.Millisecond), disturbed, broken,
+		downloads.n, why)
+	if full() && outage > time.Second {
+		s.t.Errorf("requests were answered again only after %v, want 1s", outage)
+	}
+	return broken
+}
+
+// vanish cuts the third director's host off, which BFD finds, and connects it again.
+func (s *spread) vanish(mode string, downloads *downloads, requests *requests) {
+	s.t.Helper()
+	before := sessionOf(s.t, s.directors[2])
+	begin := time.Now()
+	mend := s.cut(s.hosts[2])
+	if n := s.mustGoOnWithout("a cut", begin, downloads, requests); n > 0 {
+		s.t.Errorf("%d downloads are broken, want 0", n)
+	}
+	mend()
+	s.awaitHops(s.VIP, s.hosts...)
+	s.mustLoseNothing(requests, "the cut's end")
+	s.mustBeShared(mode, downloads.n)
+	downloads.mustGoOn(s.t, "after the cut's end", 1024)
+	if after := sessionOf(s.t, s.directors[2]); after.Ups != before.Ups+1 || after.Downs != before.Downs+1 {
+		s.t.Errorf("the session before and after: %+v, %+v", before, after)
+	}
+}
+
+// replace adds a fourth director, and stops the second one.
+func (s *spread) replace(mode string, downloads *downloads, requests *requests) {
+	s.t.Helper()
+	s.add(s.spare[0], s.Webs[:len(s.Webs)-1]...)
+	s.hosts = append(s.hosts, s.spare[0])
+	s.awaitHops(s.VIP, s.hosts...)
+	s.mustLoseNothing(requests, "a fourth director")
+	downloads.mustGoOn(s.t, "with a fourth director", 1024)
+	s.mustBeShared(mode, downloads.n)
+	s.directors[1].stop()
+	s.hosts, s.directors = slices.Delete(s.hosts, 1, 2), slices.Delete(s.directors, 1, 2)
+	s.awaitHops(s.VIP, s.hosts...)
+	s.mustLoseNothing(requests, "the end of the second director")
+	downloads.mustGoOn(s.t, "after the end of the second director", 1024)
 }
 
 // killWhileRealserversChange removes the first realserver, which runs on, and adds the last one, while the first

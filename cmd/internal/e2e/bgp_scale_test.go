@@ -18,21 +18,24 @@ import (
 type spread struct {
 	*site
 	hosts      []*lab.Host // of the directors
+	spare      []*lab.Host // without a program
 	directors  []*program
-	scheduling string // keys of the service
-	tables     string // of director.toml
+	second     *lab.Host // another router, which has a session with each director; nil: none
+	scheduling string    // keys of the service
+	tables     string    // further keys of [director], then tables
 }
 
-// newSpread builds the hosts of three directors and these realservers, and starts the realservers with keys of their
-// agents. start starts the directors.
-func newSpread(t *testing.T, realservers int, agents func(s *spread) string) *spread {
+// newSpread builds the hosts of three directors, of these realservers and spare ones, and starts the realservers with
+// keys of their agents. start starts the directors.
+func newSpread(t *testing.T, realservers, spare int, agents func(s *spread) string) *spread {
 	t.Helper()
-	s := &spread{site: newSite(t, realservers+2, nil)}
+	s := &spread{site: newSite(t, realservers+2+spare, nil)}
 	s.scheduling = "scheduler = \"mh\"\nscheduler_flags = [\"mh-port\"]\norder = \"address\"\n"
-	s.hosts = append([]*lab.Host{s.Director}, s.Webs[realservers:]...)
+	s.hosts = []*lab.Host{s.Director, s.Webs[realservers], s.Webs[realservers+1]}
+	s.spare = s.Webs[realservers+2:]
 	s.Webs = s.Webs[:realservers]
 	s.sources = nil
-	for _, h := range s.hosts {
+	for _, h := range append(s.hosts, s.spare...) {
 		s.sources = append(s.sources, h.Addr)
 	}
 	if err := s.Router.Sysctl("net.ipv4.fib_multipath_hash_policy", "1"); err != nil {
@@ -51,16 +54,21 @@ func plain(*spread) string { return "" }
 // start starts the directors with these realservers, and waits until the router sends flows to all of them.
 func (s *spread) start(realservers ...*lab.Host) {
 	s.t.Helper()
-	for i, h := range s.hosts {
-		s.directors = append(s.directors, s.prepare(h, "director"))
-		s.configure(i, realservers...)
-		s.directors[i].start()
+	for _, h := range s.hosts {
+		s.add(h, realservers...)
 	}
 	s.awaitHops(s.VIP, s.hosts...)
-	for _, d := range s.directors {
-		testkit.Eventually(s.t, "BFD of "+d.String(), func() bool { return sessionOf(s.t, d).BFD == "up" })
-	}
+	s.awaitBFD(s.directors...)
 	s.director = s.directors[0]
+}
+
+// add starts the next director, on this host.
+func (s *spread) add(h *lab.Host, realservers ...*lab.Host) {
+	s.t.Helper()
+	i := len(s.directors)
+	s.directors = append(s.directors, s.prepare(h, "director"))
+	s.configure(i, realservers...)
+	s.directors[i].start()
 }
 
 // configure writes a director's file. The directors have the realservers in different orders, and choose the same one
@@ -75,8 +83,12 @@ func (s *spread) configure(i int, realservers ...*lab.Host) {
 	if i == 1 {
 		slices.Reverse(list)
 	}
-	d.configure(fmt.Sprintf("[director]\ncontrol = %q\nunknown_flows = \"hash\"\n", d.socket) +
-		s.bgpTOML(s.hosts[i], "bfd = { interval = \"100ms\" }") + s.tables +
+	const bfd = "bfd = { interval = \"100ms\" }"
+	bgp := s.bgpTOML(d.host, bfd)
+	if s.second != nil {
+		bgp += peerTOML(atSecond(i, 1), bfd)
+	}
+	d.configure(fmt.Sprintf("[director]\ncontrol = %q\nunknown_flows = \"hash\"\n", d.socket) + s.tables + bgp +
 		fmt.Sprintf("[[service]]\nname = \"web\"\nvip = %q\nprotocol = \"tcp\"\nport = [80, 81]\n"+
 			"check = { type = \"tcp\", port = 80, initial = \"up\" }\n%srealserver = [%s]\n", s.VIP, s.scheduling,
 			strings.Join(list, ", ")))
@@ -104,17 +116,21 @@ func (r *requests) takeOutage(t *testing.T, begin time.Time) (last time.Duration
 }
 
 // TestBGPSpread: three directors share the flows. One that stops or starts again breaks no request. One that is killed
-// breaks requests only until BFD has found it.
+// breaks requests only until BFD has found it. In the long form there is a second router, and the service loses its
+// quorum in the end.
 func TestBGPSpread(t *testing.T) {
 	t.Parallel()
-	for name, router := range map[string]func(s *site, directors ...*lab.Host){
-		"BIRD": func(s *site, directors ...*lab.Host) { s.bird(directors...) },
-		"FRR":  (*site).frr,
-	} {
+	routers := map[string]func(s *site, router *lab.Host, directors ...netip.Addr){
+		"BIRD": (*site).birdOn, "FRR": (*site).frrOn}
+	for name, other := range map[string]string{"BIRD": "FRR", "FRR": "BIRD"} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			s := newSpread(t, 2, plain)
-			router(s.site, s.hosts...)
+			s := newSpread(t, 2, long(1, 0, 0), plain)
+			routers[name](s.site, s.Router, s.sources[:3]...)
+			if full() {
+				s.second = s.spare[0]
+				routers[other](s.site, s.second, s.connect(s.second, s.hosts...)...)
+			}
 			s.start(s.Webs...)
 			r := s.startRequests(long(500, 100, 50))
 			r.await(t, 100)
@@ -144,7 +160,45 @@ func TestBGPSpread(t *testing.T) {
 				t.Errorf("requests were answered again only after %v, want 1s", outage)
 			}
 			s.mustLoseNothing(r, "two directors")
+			if full() {
+				r.stop()
+				last.start()
+				s.awaitHops(s.VIP, s.hosts...)
+				s.loseQuorum()
+			}
 		})
+	}
+}
+
+// loseQuorum ends all realservers. Both routers lose each director's route within a second after the director finds
+// that the service is down.
+func (s *spread) loseQuorum() {
+	s.t.Helper()
+	testkit.Eventually(s.t, "the second router has all routes", func() bool {
+		return len(s.hopsAt(s.second, s.VIP)) == len(s.hosts)
+	})
+	for i := range s.Webs {
+		s.die(i)
+	}
+	down, late := make([]time.Time, len(s.directors)), make([]time.Duration, len(s.directors))
+	testkit.Within(s.t, "no router has a route", 3*soon, func() bool {
+		for i, d := range s.directors {
+			if down[i].IsZero() && d.balance().Services[0].Health == "down" {
+				down[i] = time.Now()
+			}
+		}
+		first, second := s.nextHops(s.VIP), s.hopsAt(s.second, s.VIP)
+		for i, h := range s.hosts {
+			if !down[i].IsZero() && (slices.Contains(first, h.Addr.String()) ||
+				slices.Contains(second, atSecond(i, 2).String())) {
+				late[i] = time.Since(down[i])
+			}
+		}
+		return len(first)+len(second) == 0
+	})
+	s.t.Logf("withdrawn at both routers within %v after the quorum was lost", slices.Max(late))
+	if slices.Max(late) > time.Second {
+		s.t.Errorf("withdrawn within %v after the quorum was lost, want 1s", late)
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"vstun/cmd/internal/lab"
 	"vstun/testdata/testkit"
 )
 
@@ -19,21 +20,32 @@ func (s *site) bgpService(name string, vip netip.Addr, more string) string {
 		"realserver = [{ address = %q }]\n", name, vip, more, s.Webs[0].Addr)
 }
 
-// TestBGP: the router has the VIP's route while its service has its quorum, and the session goes on through everything.
+// TestBGP: two routers, BIRD and FRR, have the VIP's route while its service has its quorum, and the sessions go on
+// through everything.
 func TestBGP(t *testing.T) {
 	t.Parallel()
-	s := newSite(t, 1, nil)
+	s := newSite(t, 2, nil)
+	frr := s.Webs[1]
+	s.Webs = s.Webs[:1]
 	second := netip.MustParseAddr("198.51.100.81")
 	s.vips = append(s.vips, second, s.VIP6)
 	s.sources = append(s.sources, s.Director.Addr6)
 	s.bird(s.Director)
+	s.frrOn(frr, s.connect(frr, s.Director)...)
 	s.startAgents("")
 	s.namedEchoAt(s.Webs[0], ":80")
-	bgp := s.bgpTOML(s.Director, "bfd = { interval = \"100ms\" }")
+	const bfd = "bfd = { interval = \"1s\" }" // a busy machine ends no session
+	bgp := s.bgpTOML(s.Director, bfd) + peerTOML(atSecond(0, 1), bfd)
 	s.startDirectorWith(bgp + s.bgpService("web", s.VIP, ""))
-	s.awaitHops(s.VIP, s.Director)
+	both := func(director ...*lab.Host) {
+		t.Helper()
+		s.awaitHops(s.VIP, director...)
+		testkit.Eventually(t, "FRR has the same", func() bool { return len(s.hopsAt(frr, s.VIP)) == len(director) })
+	}
+	both(s.Director)
 	s.mustBeServedBy(80, "web1")
-	testkit.Eventually(t, "BFD is up", func() bool { return sessionOf(t, s.director).BFD == "up" })
+	s.awaitBFD(s.director)
+	sessions := s.director.balance().BGP.Peers
 
 	// A reload of services brings and takes VIPs, and disturbs no session.
 	s.reloadWith(bgp + s.bgpService("web", s.VIP, "") + s.bgpService("new", second, ""))
@@ -54,29 +66,31 @@ func TestBGP(t *testing.T) {
 		return s.director.balance().Services[0].Health == "down"
 	})
 	down := time.Now()
-	s.awaitHops(s.VIP)
-	t.Logf("withdrawn %v after the quorum was lost", time.Since(down).Round(time.Millisecond))
+	both()
+	t.Logf("withdrawn at both routers %v after the quorum was lost", time.Since(down).Round(time.Millisecond))
 	s.revive(0)
-	s.awaitHops(s.VIP, s.Director)
+	both(s.Director)
 
 	// Standby: first the community, then the withdrawal.
 	if r := s.ask("standby"); r.code != 0 || !strings.Contains(r.stdout, "GRACEFUL SHUTDOWN") {
 		t.Errorf("standby: %+v", r)
 	}
-	s.awaitHops(s.VIP)
-	if r := s.ask("peers"); !strings.Contains(r.stdout, "STANDBY") || !strings.Contains(r.stdout, "established") {
+	both()
+	if r := s.ask("peers"); !strings.Contains(r.stdout, "STANDBY") || strings.Count(r.stdout, "established") != 2 {
 		t.Errorf("peers: %+v", r)
 	}
 	if r := s.ask("active"); r.code != 0 {
 		t.Errorf("active: %+v", r)
 	}
-	s.awaitHops(s.VIP, s.Director)
+	both(s.Director)
 	s.mustBeServedBy(80, "web1")
-	if p := sessionOf(t, s.director); p.Ups != 1 || p.Downs != 0 {
-		t.Errorf("the session has not gone on: %+v", p)
+	for i, p := range s.director.balance().BGP.Peers {
+		if p.Ups != sessions[i].Ups || p.Downs != sessions[i].Downs {
+			t.Errorf("the session has not gone on: %+v", p)
+		}
 	}
 	s.director.stop()
-	s.awaitHops(s.VIP)
+	both()
 }
 
 // manualBlock returns the code block of bgp.md, of any language, behind a line that has this text.
@@ -149,7 +163,7 @@ func TestBGPRouterOfManual(t *testing.T) {
 			}
 			s.startDirectorWith(manualBlock(t, "### A director"))
 			s.awaitHops(s.VIP, s.Director)
-			testkit.Eventually(t, "BFD is up", func() bool { return sessionOf(t, s.director).BFD == "up" })
+			s.awaitBFD(s.director)
 			s.mustBeServedBy(80, "")
 		})
 	}

@@ -25,9 +25,19 @@ import (
 // The autonomous systems of the directors and of the router.
 const directorAS, routerAS = 65010, 65000
 
-// bird runs BIRD on the site's router, with a session with each of these directors. The router has no other routes to
-// the VIPs.
-func (s *site) bird(directors ...*lab.Host) *lab.Process {
+// bird runs BIRD on the site's router, with a session with each of these directors.
+func (s *site) bird(directors ...*lab.Host) {
+	s.t.Helper()
+	var all []netip.Addr
+	for _, d := range directors {
+		all = append(all, d.Addr)
+	}
+	s.birdOn(s.Router, all...)
+}
+
+// birdOn runs BIRD on a router, with a session with each of these directors. The router has no other routes to the
+// VIPs.
+func (s *site) birdOn(router *lab.Host, directors ...netip.Addr) {
 	s.t.Helper()
 	config := fmt.Sprintf(`log stderr all;
 router id 192.0.2.1;
@@ -45,11 +55,11 @@ template bgp directors {
 }
 `, routerAS)
 	for i, d := range directors {
-		config += fmt.Sprintf("protocol bgp director%d from directors { neighbor %v as %d; }\n", i+1, d.Addr,
+		config += fmt.Sprintf("protocol bgp director%d from directors { neighbor %v as %d; }\n", i+1, d,
 			directorAS)
 	}
 	s.removeRoutes()
-	return s.runBird(s.Router, config)
+	s.runBird(router, config)
 }
 
 // runBird runs BIRD on a host.
@@ -111,10 +121,16 @@ func hostNet(a netip.Addr) *net.IPNet {
 	return &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(a.BitLen(), a.BitLen())}
 }
 
-// nextHops returns the next hops of the router to a VIP, in ascending order.
-func (s *site) nextHops(vip netip.Addr) (hops []string) {
+// nextHops returns the next hops of the site's router to a VIP, in ascending order.
+func (s *site) nextHops(vip netip.Addr) []string {
 	s.t.Helper()
-	err := s.Router.Do(func() error {
+	return s.hopsAt(s.Router, vip)
+}
+
+// hopsAt is nextHops of a router.
+func (s *site) hopsAt(router *lab.Host, vip netip.Addr) (hops []string) {
+	s.t.Helper()
+	err := router.Do(func() error {
 		family := unix.AF_INET
 		if vip.Is6() {
 			family = unix.AF_INET6
@@ -156,8 +172,44 @@ func (s *site) awaitHops(vip netip.Addr, directors ...*lab.Host) {
 
 // bgpTOML returns [bgp] of a director. more is further keys of the peer.
 func (s *site) bgpTOML(h *lab.Host, more string) string {
-	return fmt.Sprintf("[bgp]\nas = %d\nrouter_id = %q\ngraceful_shutdown = \"300ms\"\nlinger = \"1s\"\n"+
-		"[[bgp.peer]]\naddress = %q\nas = %d\n%s\n", directorAS, h.Addr, s.routerOf(h), routerAS, more)
+	return fmt.Sprintf("[bgp]\nas = %d\nrouter_id = %q\ngraceful_shutdown = \"300ms\"\nlinger = \"1s\"\n",
+		directorAS, h.Addr) + peerTOML(s.routerOf(h), more)
+}
+
+// peerTOML returns [[bgp.peer]] of a router. more is further keys.
+func peerTOML(router netip.Addr, more string) string {
+	return fmt.Sprintf("[[bgp.peer]]\naddress = %q\nas = %d\n%s\n", router, routerAS, more)
+}
+
+// connect connects a second router with the hosts of directors, by a link each, and returns their addresses there.
+func (s *site) connect(router *lab.Host, directors ...*lab.Host) (all []netip.Addr) {
+	s.t.Helper()
+	needTool(s.t, "ip", "iproute2")
+	for i, d := range directors {
+		s.shell(d, fmt.Sprintf("ip link add second type veth peer name director%d netns %s; "+
+			"ip address add %v/24 dev second; ip link set second up", i, router.Namespace, atSecond(i, 2)))
+		s.shell(router, fmt.Sprintf("ip address add %v/24 dev director%d; ip link set director%d up",
+			atSecond(i, 1), i, i))
+		all = append(all, atSecond(i, 2))
+	}
+	return all
+}
+
+// atSecond returns an address at the i-th director's link to the second router: of the router, 1, or the director, 2.
+func atSecond(i, host int) netip.Addr { return netip.AddrFrom4([4]byte{10, 1, byte(i), byte(host)}) }
+
+// cut drops all packets from and to a host at the router, until mend is called: BFD alone finds it.
+func (s *site) cut(h *lab.Host) (mend func()) {
+	s.t.Helper()
+	needTool(s.t, "nft", "nftables")
+	s.shell(s.Router, fmt.Sprintf("nft 'add table inet cut; "+
+		"add chain inet cut in { type filter hook prerouting priority -300; }; add rule inet cut in iifname %s drop; "+
+		"add chain inet cut out { type filter hook postrouting priority -300; }; add rule inet cut out oifname %s drop'",
+		h.Name, h.Name))
+	return func() {
+		s.t.Helper()
+		s.shell(s.Router, "nft delete table inet cut")
+	}
 }
 
 // routerOf returns the router's address on the link of a host.
@@ -168,7 +220,20 @@ func (s *site) routerOf(h *lab.Host) netip.Addr {
 	return a
 }
 
-// sessionOf returns the session of a director with its only router.
+// awaitBFD waits until these directors have sessions that last, with BFD. FRR makes its BFD anew when a session comes up
+// later than BFD, which ends the session once.
+func (s *site) awaitBFD(directors ...*program) {
+	s.t.Helper()
+	for _, d := range directors {
+		testkit.Eventually(s.t, "sessions of "+d.String()+" with BFD", func() bool {
+			return !slices.ContainsFunc(d.balance().BGP.Peers, func(p api.BGPPeer) bool {
+				return p.State != "established" || p.BFD != "up" || p.Since < 1
+			})
+		})
+	}
+}
+
+// sessionOf returns the session of a director with the site's router.
 func sessionOf(t *testing.T, d *program) api.BGPPeer {
 	t.Helper()
 	st := d.balance()
@@ -178,15 +243,15 @@ func sessionOf(t *testing.T, d *program) api.BGPPeer {
 	return st.BGP.Peers[0]
 }
 
-// frr runs FRR on the site's router, as bird does BIRD.
-func (s *site) frr(directors ...*lab.Host) {
+// frrOn runs FRR on a router, as birdOn does BIRD.
+func (s *site) frrOn(router *lab.Host, directors ...netip.Addr) {
 	s.t.Helper()
 	config := fmt.Sprintf("router bgp %d\n bgp router-id 192.0.2.1\n no bgp ebgp-requires-policy\n", routerAS)
 	for _, d := range directors {
-		config += fmt.Sprintf(" neighbor %v remote-as %d\n neighbor %v bfd 3 100 100\n", d.Addr, directorAS, d.Addr)
+		config += fmt.Sprintf(" neighbor %v remote-as %d\n neighbor %v bfd 3 100 100\n", d, directorAS, d)
 	}
 	s.removeRoutes()
-	s.runFRR(s.Router, config+" address-family ipv4 unicast\n  maximum-paths 16\n")
+	s.runFRR(router, config+" address-family ipv4 unicast\n  maximum-paths 16\n")
 }
 
 // runFRR runs FRR's bgpd, bfdd and zebra on a host.

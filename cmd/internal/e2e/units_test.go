@@ -1,6 +1,8 @@
 package e2e
 
 import (
+	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -89,6 +91,51 @@ func TestUnitsSandbox(t *testing.T) {
 	if out := s.agents[0].Output(); !strings.Contains(out, "fast_path=true") {
 		t.Errorf("the agent has no fast path:\n%s", out)
 	}
+}
+
+// TestUnitsSandboxBGP: in the director's sandbox a session with a password and BFD comes up, and a realserver's name is
+// resolved: when a reload brings them after the director has given up its capabilities, and at a start, with a
+// listening socket.
+func TestUnitsSandboxBGP(t *testing.T) {
+	t.Parallel()
+	if raceDetector {
+		t.Skip("SKIPPED: the race detector has needs of its own")
+	}
+	s := newSite(t, 1, nil)
+	needTool(t, "systemd-analyze", "systemd")
+	s.removeRoutes()
+	s.runBird(s.Router, fmt.Sprintf("log stderr all;\nrouter id 192.0.2.1;\nprotocol device { }\n"+
+		"protocol bfd { interface \"*\" { interval 100 ms; }; }\nprotocol kernel { ipv4 { export all; }; }\n"+
+		"protocol bgp director1 { local as %d; neighbor %v as %d; password \"secret\"; bfd on; error wait time 1, 2; "+
+		"ipv4 { import all; export none; }; }\n", routerAS, s.Director.Addr, directorAS))
+	s.zone(s.addressRecords("web.test.", 0)...)
+	d := s.prepare(s.Director, "director")
+	s.director = d
+	d.configure(s.fileWith(firstVIP))
+	s.openDir()
+	dir := filepath.Dir(d.socket)
+	if err := errors.Join(os.Mkdir(dir, 0o755), os.Chown(dir, unprivileged, unprivileged)); err != nil {
+		t.Fatal(err)
+	}
+	d.startAs(d.inUnit())
+	d.mustHaveOnlyNetAdmin(d.startBounding())
+	service := fmt.Sprintf("[[service]]\nname = \"first\"\nvip = %q\nprotocol = \"tcp\"\nport = 80\n"+
+		"resolve = { server = %q }\nrealserver = [ { address = \"web.test\" } ]\n", s.VIP, s.Client.Addr)
+	bgp := s.bgpTOML(s.Director, "password = \"secret\"\nbfd = { interval = \"100ms\" }\n")
+	s.reloadWith(bgp + service)
+	mustWork := func() {
+		t.Helper()
+		s.has(0)
+		s.awaitHops(s.VIP, s.Director)
+		s.awaitBFD(d)
+		d.mustHaveOnlyNetAdmin(d.startBounding())
+	}
+	mustWork()
+	d.stop()
+	d.configure(s.fileWith(strings.Replace(bgp, "[bgp]\n", fmt.Sprintf("[bgp]\nlisten = %q\n", s.Director.Addr), 1) +
+		service))
+	d.startAs(d.inUnit())
+	mustWork()
 }
 
 // inUnit returns the command that runs the program in its sandbox of the unit. The user nobody owns the folder of its
