@@ -83,13 +83,30 @@ func readAnnounceWhen(t *table) (always bool) {
 	return t.oneOf("announce_when", "quorum", "always") == "always"
 }
 
-// warnAnnounceWhen warns of services whose key announce_when has no effect.
+// warnAnnounceWhen warns of services whose key announce_when has no effect, and of those that need it.
 func warnAnnounceWhen(r *serviceReader, d *Director) {
-	for _, t := range r.tables {
-		if _, set := t.values["announce_when"]; set && !d.BGP.On() {
+	for i, t := range r.tables {
+		s := &d.Services[i]
+		switch _, set := t.values["announce_when"]; {
+		case set && !d.BGP.On():
 			t.warnAt("announce_when", "without [bgp] no VIP is announced to routers: leave it out, or add [bgp]")
+		case d.BGP.On() && s.HasSorry() && !s.AnnounceAlways && aloneAt(d.Services, i):
+			t.warnAt("sorry_server", "without its quorum the VIP is withdrawn from routers, so that no client comes to "+
+				"it: set announce_when = \"always\"")
 		}
 	}
+}
+
+// aloneAt reports whether no other service has a VIP of the i-th one: another one can announce it.
+func aloneAt(services []Service, i int) bool {
+	for j := range services {
+		if j != i && slices.ContainsFunc(services[j].VIPs, func(a netip.Addr) bool {
+			return slices.Contains(services[i].VIPs, a)
+		}) {
+			return false
+		}
+	}
+	return true
 }
 
 func (r *bgpReader) readRouterID(t *table) netip.Addr {

@@ -172,6 +172,11 @@ func TestBGPWarnings(t *testing.T) {
 		"a long stop": {strings.Replace(text, "[[", "graceful_shutdown = \"20s\"\nlinger = \"1m\"\n[[", 1) +
 			goodService, ""},
 		"announce_when": {text + goodService + "announce_when = \"always\"\n", ""},
+		"sorry_server": {text + goodService + "sorry_server = \"10.0.11.9\"\n", "sorry_server: without its quorum " +
+			"the VIP is withdrawn from routers"},
+		"sorry_server, announced": {text + goodService + "sorry_server = \"10.0.11.9\"\nannounce_when = \"always\"\n",
+			""},
+		"sorry_server without BGP": {goodService + "sorry_server = \"10.0.11.9\"\n", ""},
 		"local_pref elsewhere": {text + "[[bgp.vip]]\naddress = \"198.51.100.80\"\nlocal_pref = 7\n" +
 			goodService, "local_pref: only peers"},
 		"next_hop without VIPs": {text + "families = \"ipv4\"\nnext_hop = \"2001:db8::2\"\n" + goodService,
@@ -183,7 +188,7 @@ func TestBGPWarnings(t *testing.T) {
 			text = err.Error()
 		} else {
 			for _, w := range got.Warnings {
-				if strings.Contains(w, "bgp") || strings.Contains(w, "announce") {
+				if strings.Contains(w, "bgp") || strings.Contains(w, "announce") || strings.Contains(w, "sorry") {
 					text += w
 				}
 			}

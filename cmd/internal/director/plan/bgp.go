@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"slices"
 
+	"vstun/cmd/internal/config"
 	"vstun/routing/announce"
 	"vstun/routing/query"
 	"vstun/routing/vrrp"
@@ -17,23 +18,30 @@ func Speaker(in Inputs) announce.Config {
 	for i := range c.Peers {
 		p := &c.Peers[i]
 		if other := p.Addr.Is4() && p.IPv6 || p.Addr.Is6() && p.IPv4; other && !p.NextHop.IsValid() {
-			p.NextHop = nextHop(p, in.Devices)
+			p.NextHop = nextHop(p, in.Devices, in.Config.VRRP)
 		}
 	}
 	return c
 }
 
 // nextHop returns an address of the family that the session with p does not have, of the device by which p is a
-// neighbour; the zero Addr: there is none.
-func nextHop(p *announce.Peer, devices []query.Device) (hop netip.Addr) {
+// neighbour; the zero Addr: there is none. Of several it is the least, since the kernel lists new ones of IPv6 first. It
+// is none that the master of an instance of VRRP has, since that moves.
+func nextHop(p *announce.Peer, devices []query.Device, roles []config.VRRP) (hop netip.Addr) {
+	moves := func(a netip.Addr) bool {
+		return slices.ContainsFunc(roles, func(v config.VRRP) bool {
+			return slices.ContainsFunc(v.Owned, func(o config.Owned) bool { return o.Prefix.Addr() == a })
+		})
+	}
 	for i := range devices {
 		d := &devices[i]
 		if !slices.ContainsFunc(d.Addrs, func(a netip.Prefix) bool { return neighbour(a, p.Addr) }) {
 			continue
 		}
 		for _, a := range d.Addrs {
-			if a.Addr().Is4() != p.Addr.Is4() && !a.Addr().IsLinkLocalUnicast() {
-				return a.Addr()
+			at := a.Addr()
+			if at.Is4() != p.Addr.Is4() && !at.IsLinkLocalUnicast() && !moves(at) && (!hop.IsValid() || at.Less(hop)) {
+				hop = at
 			}
 		}
 	}

@@ -86,7 +86,8 @@ func TestRoutes(t *testing.T) {
 func TestNextHop(t *testing.T) {
 	devices := []query.Device{
 		{Name: "eth0", Addrs: []netip.Prefix{netip.MustParsePrefix("10.0.1.1/24"),
-			netip.MustParsePrefix("fe80::1/64"), netip.MustParsePrefix("2001:db8:1::1/64")}},
+			netip.MustParsePrefix("fe80::1/64"), netip.MustParsePrefix("2001:db8:1::/64"),
+			netip.MustParsePrefix("2001:db8:1::10/64"), netip.MustParsePrefix("2001:db8:1::1/64")}},
 		{Name: "eth1", Addrs: []netip.Prefix{netip.MustParsePrefix("10.0.2.1/24"),
 			netip.MustParsePrefix("fe80::1/64")}},
 	}
@@ -102,7 +103,8 @@ func TestNextHop(t *testing.T) {
 		{announce.Peer{Addr: netip.MustParseAddr("2001:db8:1::2"), IPv4: true, IPv6: true}, "10.0.1.1"},
 		{announce.Peer{Addr: netip.MustParseAddr("10.0.1.2"), IPv4: true, IPv6: true, NextHop: own}, own.String()},
 	} {
-		cfg := &config.Director{BGP: config.BGP{Config: announce.Config{AS: 1, Peers: []announce.Peer{c.peer}}}}
+		cfg := &config.Director{BGP: config.BGP{Config: announce.Config{AS: 1, Peers: []announce.Peer{c.peer}}},
+			VRRP: []config.VRRP{{Owned: []config.Owned{{Prefix: netip.MustParsePrefix("2001:db8:1::/64")}}}}}
 		got := Speaker(Inputs{Config: cfg, Devices: devices}).Peers[0].NextHop
 		if got.IsValid() != (c.want != "") || got.IsValid() && got.String() != c.want {
 			t.Errorf("%v: next hop %v, want %q", c.peer.Addr, got, c.want)
