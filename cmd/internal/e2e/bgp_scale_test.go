@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"vstun/cmd/internal/lab"
 	"vstun/testdata/testkit"
 )
@@ -161,13 +163,40 @@ func TestBGPSpread(t *testing.T) {
 			}
 			s.mustLoseNothing(r, "two directors")
 			if full() {
-				r.stop()
 				last.start()
 				s.awaitHops(s.VIP, s.hosts...)
+				s.awaitBFD(s.directors...)
+				s.freeze(r)
+				r.stop()
 				s.loseQuorum()
 			}
 		})
 	}
+}
+
+// freeze stops the second director for a second, which BFD finds. Then each session comes back once.
+func (s *spread) freeze(r *requests) {
+	s.t.Helper()
+	d := s.directors[1]
+	before := d.balance().BGP.Peers
+	r.take(s.t)
+	begin := time.Now()
+	d.signal(unix.SIGSTOP)
+	s.awaitHops(s.VIP, s.hosts[0], s.hosts[2])
+	time.Sleep(time.Until(begin.Add(time.Second)))
+	d.signal(unix.SIGCONT)
+	r.await(s.t, 200)
+	outage, disturbed := r.takeOutage(s.t, begin)
+	s.awaitHops(s.VIP, s.hosts...)
+	s.awaitBFD(d)
+	s.t.Logf("a director without CPU for 1s: the last disturbed request began after %v, %d disturbed",
+		outage.Round(time.Millisecond), disturbed)
+	for i, p := range d.balance().BGP.Peers {
+		if p.Ups != before[i].Ups+1 || p.Downs != before[i].Downs+1 {
+			s.t.Errorf("a session before and after a director had no CPU for 1s: %+v, %+v", before[i], p)
+		}
+	}
+	s.mustLoseNothing(r, "a director that has CPU again")
 }
 
 // loseQuorum ends all realservers. Both routers lose each director's route within a second after the director finds

@@ -202,10 +202,9 @@ func atSecond(i, host int) netip.Addr { return netip.AddrFrom4([4]byte{10, 1, by
 func (s *site) cut(h *lab.Host) (mend func()) {
 	s.t.Helper()
 	needTool(s.t, "nft", "nftables")
-	s.shell(s.Router, fmt.Sprintf("nft 'add table inet cut; "+
-		"add chain inet cut in { type filter hook prerouting priority -300; }; add rule inet cut in iifname %s drop; "+
-		"add chain inet cut out { type filter hook postrouting priority -300; }; add rule inet cut out oifname %s drop'",
-		h.Name, h.Name))
+	chain := "add chain inet cut %s { type filter hook %s priority -300; }; add rule inet cut %[1]s %[3]s %[4]s drop; "
+	s.shell(s.Router, "nft 'add table inet cut; "+fmt.Sprintf(chain, "in", "prerouting", "iifname", h.Name)+
+		fmt.Sprintf(chain, "out", "postrouting", "oifname", h.Name)+"'")
 	return func() {
 		s.t.Helper()
 		s.shell(s.Router, "nft delete table inet cut")
@@ -220,8 +219,7 @@ func (s *site) routerOf(h *lab.Host) netip.Addr {
 	return a
 }
 
-// awaitBFD waits until these directors have sessions that last, with BFD. FRR makes its BFD anew when a session comes up
-// later than BFD, which ends the session once.
+// awaitBFD waits until these directors have sessions that last, with BFD.
 func (s *site) awaitBFD(directors ...*program) {
 	s.t.Helper()
 	for _, d := range directors {

@@ -140,9 +140,21 @@ func unicast(ipv6 bool) *api.Family {
 	return f
 }
 
-// add begins a session with a peer.
+// add begins a session with a peer, without BFD.
 func (e *engine) add(p *announce.Peer) error {
 	return e.AddPeer(context.Background(), &api.AddPeerRequest{Peer: peerRequest(p)})
+}
+
+// setBFD switches BFD to a peer on or off, without effect on the session.
+func (e *engine) setBFD(p *announce.Peer, on bool) error {
+	r := peerRequest(p)
+	if on {
+		interval := uint32(p.BFD.Interval.Microseconds())
+		r.Bfd = &api.BfdPeerConfig{Enabled: true, DesiredMinimumTxInterval: interval, RequiredMinimumReceive: interval,
+			DetectionMultiplier: uint32(p.BFD.Multiplier)}
+	}
+	_, err := e.UpdatePeer(context.Background(), &api.UpdatePeerRequest{Peer: r})
+	return err
 }
 
 // remove ends a session.
@@ -163,6 +175,7 @@ func (e *engine) resend(a netip.Addr) error {
 		Direction: api.ResetPeerRequest_DIRECTION_OUT})
 }
 
+// peerRequest returns a peer without BFD.
 func peerRequest(p *announce.Peer) *api.Peer {
 	hold := uint64(p.HoldTime.Seconds())
 	r := &api.Peer{
@@ -184,11 +197,6 @@ func peerRequest(p *announce.Peer) *api.Peer {
 			r.AfiSafis = append(r.AfiSafis, &api.AfiSafi{Config: &api.AfiSafiConfig{Family: unicast(ipv6),
 				Enabled: true}})
 		}
-	}
-	if p.BFD.On() {
-		interval := uint32(p.BFD.Interval.Microseconds())
-		r.Bfd = &api.BfdPeerConfig{Enabled: true, DesiredMinimumTxInterval: interval, RequiredMinimumReceive: interval,
-			DetectionMultiplier: uint32(p.BFD.Multiplier)}
 	}
 	return r
 }

@@ -27,7 +27,7 @@ type Event struct {
 // sessions keeps what happens to the sessions. GoBGP has it only in its log.
 type sessions struct {
 	report func(Event)
-	renew  func(netip.Addr) // of a peer whose next session a stale reset would end; called by a goroutine of its own
+	settle func(netip.Addr) // adapts the engine to the session with a peer; called by a goroutine of its own
 	mu     sync.Mutex
 	all    map[netip.Addr]*session
 }
@@ -84,6 +84,7 @@ func (s *sessions) up(a netip.Addr) {
 	v.ups++
 	s.mu.Unlock()
 	s.report(Event{Peer: a, Up: true})
+	go s.settle(a)
 }
 
 // failed notes why there is no session, or why the present one ends.
@@ -116,42 +117,33 @@ func (s *sessions) down(a netip.Addr) {
 	v.up, v.since = false, time.Now()
 	v.downs++
 	e := Event{Peer: a, Fault: v.fault, Reason: v.reason, Ended: true}
-	stale := v.reset
 	s.mu.Unlock()
 	s.report(e)
-	if stale {
-		go s.renew(a)
-	}
+	go s.settle(a)
 }
 
-// reset notes that the engine resets a session because of BFD. Where there is none, the engine keeps the reset and ends
-// the next session with it as soon as that is up; BFD then ends with the session at many peers, which brings the next
-// reset, and so on (GoBGP 4.8.0, its issue 3561). Then the peer is made anew.
-func (s *sessions) reset(a netip.Addr) {
-	s.mu.Lock()
-	v := s.all[a]
-	if v == nil {
-		s.mu.Unlock()
-		return
-	}
-	v.reset = true
-	stale := !v.up
-	s.mu.Unlock()
-	if stale {
-		go s.renew(a)
-	}
-}
-
-// taken notes that no reset waits any more, and reports whether one did.
-func (s *sessions) taken(a netip.Addr) bool {
+// setReset notes that the engine resets a session because of BFD, or has done so. Where there is no session any more,
+// the engine keeps the reset and ends the next session with it as soon as that is up; BFD then ends with the session at
+// many peers, which brings the next reset, and so on (GoBGP 4.8.0, its issue 3561).
+func (s *sessions) setReset(a netip.Addr, waits bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	v := s.all[a]
-	if v == nil || !v.reset {
-		return false
+	if v == nil {
+		return
 	}
-	v.reset = false
-	return true
+	v.reset = waits
+	if waits && !v.up {
+		go s.settle(a)
+	}
+}
+
+// state returns whether there is a session, and whether a reset waits for the next one.
+func (s *sessions) state(a netip.Addr) (up, stale bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	v := s.all[a]
+	return v != nil && v.up, v != nil && !v.up && v.reset
 }
 
 // faultTexts are the faults in words.
@@ -233,7 +225,7 @@ func (h *handler) Handle(_ context.Context, r slog.Record) error {
 	case "sent notification", "received notification":
 		sent := r.Message[0] == 's'
 		if sent && code == bgp.BGP_ERROR_CEASE && subcode == bgp.BGP_ERROR_SUB_ADMINISTRATIVE_RESET {
-			s.taken(peer)
+			s.setReset(peer, false)
 		}
 		if sent && code == bgp.BGP_ERROR_CEASE && slices.Contains(reconfigured, subcode) {
 			return nil
@@ -251,7 +243,7 @@ func (h *handler) Handle(_ context.Context, r slog.Record) error {
 	case "Expired", "Remote peer signaled BFD down":
 		s.failed(peer, announce.BFDDown, faultTexts[announce.BFDDown])
 	case "Send operation notification": // this speaker orders none itself
-		s.reset(peer)
+		s.setReset(peer, true)
 	}
 	return nil
 }

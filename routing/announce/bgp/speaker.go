@@ -38,20 +38,30 @@ func (s sent) graceful() bool { return !s.ends.IsZero() }
 // the caller's, and must not call the speaker.
 func New(report func(Event)) *Speaker {
 	s := &Speaker{inRIB: map[netip.Addr]sent{}}
-	s.sessions.report, s.sessions.renew = report, s.renew
+	s.sessions.report, s.sessions.settle = report, s.settle
 	return s
 }
 
-// renew makes the engine's session with a peer anew, so that a reset that waits for it is gone.
-func (s *Speaker) renew(a netip.Addr) {
+// settle adapts the engine to the session with a peer: BFD runs while there is a session. A router may make its BFD anew
+// for a new session, as FRR does, and the engine would end this session because of it. A peer whose next session a
+// stale reset would end is made anew.
+func (s *Speaker) settle(a netip.Addr) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	i := slices.IndexFunc(s.cfg.Peers, func(p announce.Peer) bool { return p.Addr == a })
-	if s.engine == nil || s.closed || i < 0 || !s.sessions.taken(a) {
+	if s.engine == nil || s.closed || i < 0 {
 		return
 	}
 	p := &s.cfg.Peers[i]
-	if err := errors.Join(s.engine.remove(p), s.engine.add(p)); err != nil {
+	up, stale := s.sessions.state(a)
+	var err error
+	if stale {
+		s.sessions.setReset(a, false)
+		err = errors.Join(s.engine.remove(p), s.engine.add(p))
+	} else if p.BFD.On() {
+		err = s.engine.setBFD(p, up)
+	}
+	if err != nil {
 		s.sessions.failed(a, announce.NoSocket, err.Error())
 	}
 }

@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/osrg/gobgp/v4/api"
+
 	"vstun/routing/announce"
 	"vstun/routing/kernel/kerneltest"
 	"vstun/testdata/testkit"
@@ -188,29 +190,19 @@ func TestBFD(t *testing.T) {
 	waitState(t, s, announce.Established)
 }
 
-// TestStaleReset: a peer that was killed, so that BFD finds it silent when there is no session any more, has one lasting
-// session when it is back.
+// TestStaleReset: the engine has got a reset while there is no session. The next session lasts.
 func TestStaleReset(t *testing.T) {
 	b := newBird(t)
-	b.run(routerAS, ownAS, false, "bfd yes;")
-	s, e := speak(t, b.peer(routerAS, false, func(p *announce.Peer) {
-		p.BFD = announce.BFD{Interval: 100 * time.Millisecond, Multiplier: 3}
-	}))
-	bfdIs := func(state string) {
-		t.Helper()
-		testkit.Eventually(t, "BFD "+state, func() bool { return s.Status().Sessions[0].BFD == state })
-	}
-	waitState(t, s, announce.Established)
-	bfdIs("up")
-	downs := s.Status().Sessions[0].Downs
-	b.end(syscall.SIGKILL)
-	waitState(t, s, announce.Down)
-	bfdIs("down")
-	b.run(routerAS, ownAS, false, "bfd yes;")
-	waitState(t, s, announce.Established)
-	bfdIs("up")
-	if st := s.Status().Sessions[0]; st.Downs != downs+1 || st.State != announce.Established {
-		t.Errorf("%d sessions have ended, want the one with the killed peer: %+v", st.Downs-downs, e.all)
+	s, _ := speak(t, b.peer(routerAS, false))
+	waitFault(t, s, announce.Refused)
+	kerneltest.Must(t, s.engine.ResetPeer(t.Context(), &api.ResetPeerRequest{Address: b.addr(2, false).String()}))
+	b.run(routerAS, ownAS, false, "")
+	testkit.Eventually(t, "a session that lasts", func() bool {
+		v := s.Status().Sessions[0]
+		return v.State == announce.Established && v.Since > time.Second
+	})
+	if st := s.Status().Sessions[0]; st.Ups != 1 {
+		t.Errorf("the reset has ended a session: %+v", st)
 	}
 }
 
