@@ -17,8 +17,8 @@ type Config struct {
 	RouterID netip.Addr // IPv4
 	Listen   netip.Addr // sessions are accepted at it; the zero value: the speaker only connects
 	Peers    []Peer     // with different addresses
-	// Graceful is the time from the GRACEFUL_SHUTDOWN community to the withdrawal of a yielded route; 0: it is withdrawn
-	// at once.
+	// Graceful is the time from the GRACEFUL_SHUTDOWN community to the withdrawal of a yielded route; 0: it is
+	// withdrawn at once.
 	Graceful time.Duration
 	// Linger is the time from the withdrawal to the end of forwarding.
 	Linger time.Duration

@@ -8,7 +8,7 @@ type BGP struct {
 	// community, and will be withdrawn; "standby": its routes are withdrawn
 	State     string    `json:"state"`
 	Announced []string  `json:"announced"`           // VIPs
-	Withdrawn []string  `json:"withdrawn"`           // VIPs that are not announced: their services have no quorum, or see Elsewhere
+	Withdrawn []string  `json:"withdrawn"`           // VIPs that are not announced: without quorum, or see Elsewhere
 	Elsewhere []string  `json:"elsewhere,omitempty"` // those of Withdrawn that another director has by VRRP
 	Peers     []BGPPeer `json:"peers"`
 }

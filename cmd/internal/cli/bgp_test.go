@@ -9,7 +9,8 @@ import (
 
 func TestPrintBGP(t *testing.T) {
 	b := &api.BGP{AS: 65010, State: "announcing", Announced: []string{"198.51.100.80"},
-		Withdrawn: []string{"198.51.100.81", "198.51.100.82"}, Elsewhere: []string{"198.51.100.82"}, Peers: []api.BGPPeer{
+		Withdrawn: []string{"198.51.100.81", "198.51.100.82"}, Elsewhere: []string{"198.51.100.82"},
+		Peers: []api.BGPPeer{
 			{Address: "10.0.2.1", AS: 65000, State: "established", Since: 7, Announced: 1, BFD: "up",
 				RouterID: "192.0.2.1", Local: "10.0.2.2", HoldTime: 9, Sent: 6, Received: 8},
 			{Address: "10.0.3.1", AS: 65000, State: "down", Since: 7, Reason: "the connection is refused",

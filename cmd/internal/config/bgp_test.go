@@ -163,14 +163,16 @@ func TestBGPFaults(t *testing.T) {
 
 func TestBGPWarnings(t *testing.T) {
 	const text = "[bgp]\nas = 65010\nrouter_id = \"10.0.2.2\"\n[[bgp.peer]]\naddress = \"10.0.2.1\"\nas = 65000\n"
+	stop := func(graceful string) string {
+		return strings.Replace(text, "[[", "graceful_shutdown = \""+graceful+"\"\nlinger = \"1m\"\n[[", 1) + goodService
+	}
 	for name, c := range map[string]struct{ text, want string }{
 		"announce_when without BGP": {goodService + "announce_when = \"always\"\n", "announce_when: without [bgp] no " +
 			"VIP is announced to routers"},
-		"a stop that systemd ends": {strings.Replace(text, "[[", "graceful_shutdown = \"25s\"\nlinger = \"1m\"\n[[", 1) +
-			goodService, "x.toml:5: bgp: linger: a stop takes 1m25s with graceful_shutdown, and up to 10s for the rest, and " +
-			"systemd kills a director after 1m30s: shorten them, or set TimeoutStopSec=105 in the unit"},
-		"a long stop": {strings.Replace(text, "[[", "graceful_shutdown = \"20s\"\nlinger = \"1m\"\n[[", 1) +
-			goodService, ""},
+		"a stop that systemd ends": {stop("25s"), "x.toml:5: bgp: linger: a stop takes 1m25s with graceful_shutdown, " +
+			"and up to 10s for the rest, and systemd kills a director after 1m30s: shorten them, or set " +
+			"TimeoutStopSec=105 in the unit"},
+		"a long stop":   {stop("20s"), ""},
 		"announce_when": {text + goodService + "announce_when = \"always\"\n", ""},
 		"sorry_server": {text + goodService + "sorry_server = \"10.0.11.9\"\n", "sorry_server: without its quorum " +
 			"the VIP is withdrawn from routers"},

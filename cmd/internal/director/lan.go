@@ -72,9 +72,9 @@ func (l *lan) name() string { return "ARP and neighbour discovery" }
 
 func (l *lan) set(*plan.Desired) error { return nil }
 
-// announce replaces the addresses to answer for. It logs the differences between VIPs: a TAP device has addresses of the
-// director itself, too. Without sockets it logs once that VIPs have got into a subnet of this host: check has refused
-// the ones that were there before.
+// announce replaces the addresses to answer for. It logs the differences between VIPs: a TAP device has addresses of
+// the director itself, too. Without sockets it logs once that VIPs have got into a subnet of this host: check has
+// refused the ones that were there before.
 func (l *lan) announce(was, is *state) error {
 	var before []neigh.Device
 	vips := plan.VIPs(is.Config)
@@ -167,8 +167,8 @@ func (l *lan) check(in plan.Inputs, was []neigh.Device) error {
 	return errors.Join(errs...)
 }
 
-// status sets the VIPs that are announced, in ascending order, and the counts. Other addresses that are announced are the
-// director's own.
+// status sets the VIPs that are announced, in ascending order, and the counts. Other addresses that are announced are
+// the director's own.
 func (l *lan) status(of *state, st *api.DirectorStatus) {
 	if l.answerer == nil {
 		return
@@ -190,7 +190,8 @@ func (l *lan) status(of *state, st *api.DirectorStatus) {
 			Packets: c.Count, Last: since(c.Last, now)})
 	}
 	for _, vip := range slices.SortedFunc(maps.Keys(on), netip.Addr.Compare) {
-		st.Announced = append(st.Announced, api.Announced{VIP: vip.String(), Devices: on[vip], Conflicts: conflicts[vip]})
+		st.Announced = append(st.Announced,
+			api.Announced{VIP: vip.String(), Devices: on[vip], Conflicts: conflicts[vip]})
 	}
 }
 

@@ -298,8 +298,8 @@ func vrrpStatus(s *vrrp.Status) api.VRRP {
 // learnt is the time in which neighbours learn of a new master, after its first advertisement.
 const learnt = 200 * time.Millisecond
 
-// leave gives the roles up, and returns when another director has them, and the neighbours know: they still send packets
-// here until then. They get no answers meanwhile.
+// leave gives the roles up, and returns when another director has them, and the neighbours know: they still send
+// packets here until then. They get no answers meanwhile.
 func (r *roles) leave() error {
 	if r.router == nil {
 		return nil

@@ -185,8 +185,8 @@ func TestVRRPWithBGP(t *testing.T) {
 	p.first, p.second = p.prepare(p.Director, "director"), p.prepare(p.Backup, "director")
 	for i, d := range []*program{p.first, p.second} {
 		p.director = d
-		d.configure(strings.NewReplacer("= 150", fmt.Sprintf("= %d", 150-50*i), `"10.0.2.2"`, quoted([]netip.Addr{d.host.Addr})).
-			Replace(p.fileWith(manualBlock(t, "The file of lb1"))))
+		own := strings.NewReplacer("= 150", fmt.Sprintf("= %d", 150-50*i), `"10.0.2.2"`, `"`+d.host.Addr.String()+`"`)
+		d.configure(own.Replace(p.fileWith(manualBlock(t, "The file of lb1"))))
 	}
 	p.director = p.first
 	begin := func(d *program) {

@@ -11,8 +11,9 @@ import (
 	"vstun/routing/vrrp"
 )
 
-// TestRoutes announces the VIPs of services that have their quorum, or are always announced, with their attributes. Each
-// combination of the quorum with roles of VRRP, a standby and a wait for peers has one result. "b~" is a yielded VIP.
+// TestRoutes announces the VIPs of services that have their quorum, or are always announced, with their attributes.
+// Each combination of the quorum with roles of VRRP, a standby and a wait for peers has one result. "b~" is a yielded
+// VIP.
 func TestRoutes(t *testing.T) {
 	vips := map[string]netip.Addr{"a": netip.MustParseAddr("198.51.100.1"), "b": netip.MustParseAddr("198.51.100.2"),
 		"c": netip.MustParseAddr("2001:db8::1")}
