@@ -354,8 +354,8 @@ func chanceChanges(all *[]api.Change, was, is *config.SecondChance) {
 			*all = append(*all, api.Change{Key: "second_chance.key", Old: "the former key", New: "another key",
 				Text: "second_chance: key changed"})
 		}
+		compare("port", was.Port, is.Port)
 	}
-	compare("port", was.Port, is.Port)
 }
 
 func prefixNames(prefixes []netip.Prefix) (names []string) {

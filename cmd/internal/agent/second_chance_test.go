@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"vstun/balancer/secondchance"
+	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/config"
 )
 
@@ -105,5 +106,14 @@ func TestManyTables(t *testing.T) {
 		if via, _ := is.view.Other(netip.MustParseAddrPort("192.0.2.1:1"), to, time.Now()); !via.Address.IsValid() {
 			t.Fatalf("no choice for %v", to)
 		}
+	}
+}
+
+// TestSecondChanceSwitchedOn: a reload that switches second chances on changes no port.
+func TestSecondChanceSwitchedOn(t *testing.T) {
+	var all []api.Change
+	chanceChanges(&all, &config.SecondChance{}, &config.SecondChance{On: true, Port: 8849, Key: "key"})
+	if len(all) != 1 || all[0].Text != "second_chance: enabled false -> true" {
+		t.Errorf("%+v", all)
 	}
 }

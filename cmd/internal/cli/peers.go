@@ -22,18 +22,23 @@ func PeersCommand(socket *Socket) *cobra.Command {
 		"directors, and the exchange of connections with them",
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			path, err := socket.Path()
+			p, err := getPeers(c, socket)
 			if err != nil {
-				return err
-			}
-			var p api.Peers
-			if err := api.Get(c.Context(), path, "/peers", &p); err != nil {
 				return err
 			}
 			return printPeers(c.OutOrStdout(), p, asJSON)
 		}}
 	c.Flags().BoolVar(&asJSON, "json", false, "as JSON")
 	return socket.Flag(c)
+}
+
+// getPeers asks the running director for its roles.
+func getPeers(c *cobra.Command, socket *Socket) (p api.Peers, err error) {
+	path, err := socket.Path()
+	if err != nil {
+		return p, err
+	}
+	return p, api.Get(c.Context(), path, "/peers", &p)
 }
 
 // StandbyCommand returns the command standby, which gives the director's roles to its peers.
@@ -48,10 +53,15 @@ func StandbyCommand(socket *Socket) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			select { // a stop that follows breaks nothing that still comes here
-			case <-time.After(linger):
-			case <-c.Context().Done():
-				return c.Context().Err()
+			if linger > 0 {
+				select { // a stop that follows breaks nothing that still comes here
+				case <-time.After(linger):
+				case <-c.Context().Done():
+					return c.Context().Err()
+				}
+				if p, err = getPeers(c, socket); err != nil {
+					return err
+				}
 			}
 			return printPeers(c.OutOrStdout(), p, asJSON)
 		}}

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"net/url"
 	"strings"
 	"testing"
 
@@ -119,6 +120,24 @@ func TestPrintElection(t *testing.T) {
 		var out strings.Builder
 		if err := printElection(&out, []api.VRRP{c.v}); err != nil || out.String() != c.want {
 			t.Errorf("%s: %v\n%q\nwant\n%q", c.name, err, out.String(), c.want)
+		}
+	}
+}
+
+// TestStandbyLinger prints what is announced after the time to linger: VIPs may have been withdrawn meanwhile.
+func TestStandbyLinger(t *testing.T) {
+	at := listen(t, func(s *api.Server) {
+		s.Handle("POST /standby", api.JSON(func(url.Values) (any, error) {
+			return api.Peers{BGP: &api.BGP{State: "graceful_shutdown", Announced: []string{"198.51.100.80"}}}, nil
+		}))
+		s.Handle("GET /peers", api.JSON(func(url.Values) (any, error) {
+			return api.Peers{BGP: &api.BGP{State: "standby"}}, nil
+		}))
+	})
+	for flag, want := range map[string]string{"--linger=0s": "1 VIP announced, 0 not, GRACEFUL SHUTDOWN",
+		"--linger=1ms": "0 VIPs announced, 0 not, STANDBY"} {
+		if out, err := execute(StandbyCommand(at), flag); err != nil || !strings.Contains(out, want) {
+			t.Errorf("%s: %q, %v", flag, out, err)
 		}
 	}
 }

@@ -1,10 +1,12 @@
 package doctor
 
 import (
+	"net/netip"
 	"strings"
 	"testing"
 
 	"vstun/cmd/internal/api"
+	"vstun/cmd/internal/config"
 )
 
 // TestSilentTables: a director whose tables have stopped is a finding, one that sends them is none.
@@ -23,5 +25,16 @@ func TestSilentTables(t *testing.T) {
 		if strings.Join(got, "\n") != want {
 			t.Errorf("heard %v s ago: %q, want %q", heard, got, want)
 		}
+	}
+}
+
+// TestOwnTablesPort: the agent's own port for tables is no server of a VIP.
+func TestOwnTablesPort(t *testing.T) {
+	at := func(text string) listener { return listener{netip.MustParseAddrPort(text), "1"} }
+	cfg := &config.Realserver{SecondChance: config.SecondChance{On: true, Port: 8849}}
+	res := result{check: "servers"}
+	res.wildcardUDP(cfg, []listener{at("[::]:8849"), at("[::]:53")})
+	if len(res.findings) != 1 || res.findings[0].Where != "UDP port 53" {
+		t.Errorf("%+v", res.findings)
 	}
 }

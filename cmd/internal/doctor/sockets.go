@@ -139,7 +139,7 @@ func (res *result) wildcardUDP(cfg *config.Realserver, udp []listener) {
 	for _, l := range udp {
 		at := l.at
 		agents := at.Port() == cfg.EncapPort && (slices.Contains(cfg.Encaps, "gue") || slices.Contains(cfg.Encaps,
-			"fou"))
+			"fou")) || cfg.SecondChance.On && int(at.Port()) == cfg.SecondChance.Port
 		if !at.Addr().IsUnspecified() || agents || slices.Contains(ownUDP(), at.Port()) || at.Port() >= 32768 ||
 			l.inode == "0" {
 			continue
