@@ -75,8 +75,10 @@ func (d *director) standby(url.Values) (any, error) { return d.standBy(true) }
 // activate is POST /active. It may be called from any goroutine.
 func (d *director) activate(url.Values) (any, error) { return d.standBy(false) }
 
+// standBy begins a standby, or ends it: also one whose announcers a reload has taken out of the configuration.
 func (d *director) standBy(on bool) (any, error) {
-	if !slices.ContainsFunc(d.announcers, announcer.shared) {
+	ends := !on && d.controller.state().inputs.Standby
+	if !ends && !slices.ContainsFunc(d.announcers, announcer.shared) {
 		return nil, errAlone
 	}
 	if on {

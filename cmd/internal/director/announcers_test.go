@@ -105,6 +105,15 @@ func TestStandbyAndHold(t *testing.T) {
 		t.Error(err)
 	}
 	is(true, false)
+	all := o.announcers
+	o.announcers = nil // as after a reload without them
+	for _, want := range []error{nil, errAlone} {
+		if _, err := o.activate(nil); err != want {
+			t.Errorf("alone: %v, want %v", err, want)
+		}
+		is(false, false)
+	}
+	o.announcers = all
 	if _, err := o.activate(nil); err != nil {
 		t.Error(err)
 	}
