@@ -25,6 +25,7 @@ import (
 	"vstun/cmd/internal/ping"
 	"vstun/cmd/internal/reload"
 	"vstun/cmd/internal/replace"
+	"vstun/cmd/internal/tunnel"
 	"vstun/routing"
 )
 
@@ -134,7 +135,8 @@ func (d *director) openPlane(cfg *config.Director) (err error) {
 	if d.checks.pinger, err = ping.NewPinger(); err != nil {
 		return err
 	}
-	err = d.plane.tunnels.open(cfg, &d.plane.sealed, d.checks.pinger, d.log)
+	err = d.plane.tunnels.open(cfg, &d.plane.sealed, tunnel.Options{Log: d.log, Pinger: d.checks.pinger,
+		Keeper: d.handover.keeper()})
 	if err == nil && len(cfg.WireGuard.TunnelPeers) > 0 { // the host sends by a device as soon as it is there
 		err = d.plane.sealed.set(&cfg.WireGuard, func(netip.Addr) int { return 0 })
 	}
@@ -302,6 +304,7 @@ func (d *director) runControl(ctx context.Context, hangup func(fn func()) daemon
 			<-succeeded
 			<-d.controller.ended
 			if d.handover.end(d.file, d.controller.state().Config.Control); d.handover.leaves {
+				p.tunnels.Leave()
 				return d.controller.releaseAddresses()
 			}
 			return d.network.Close()

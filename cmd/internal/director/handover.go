@@ -9,6 +9,7 @@ import (
 	"vstun/balancer/conntab"
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/daemon"
+	"vstun/cmd/internal/tunnel"
 	"vstun/routing"
 	"vstun/tundev"
 )
@@ -29,6 +30,7 @@ import (
 const (
 	storedClients = "clients" // of dataPlane.device
 	storedLocal   = "local"   // of dataPlane.local
+	storedTunnel  = "tunnel-" // of a point-to-point tunnel, whose name follows
 )
 
 // handover is the part of the director that outlives its process.
@@ -38,6 +40,7 @@ type handover struct {
 	adopted bool // the devices are a predecessor's
 	stored  bool // the service manager has the queues
 	leaves  bool // the process ends, and a successor or the command undo takes over
+	tunnels keptTunnels
 	moved   bool // the next start has another control socket, and does not find what this process would leave
 }
 
@@ -49,7 +52,11 @@ func (h *handover) take(stored daemon.Stored, cfg *config.Director, p *dataPlane
 	clients, local := stored[storedClients], stored[storedLocal]
 	delete(stored, storedClients)
 	delete(stored, storedLocal)
+	h.tunnels.take(stored)
 	stored.Close() // those of other units
+	if len(clients)+len(local) == 0 {
+		return nil
+	}
 	var devices []string
 	for _, fds := range [][]int{clients, local} {
 		if len(fds) > 0 {
@@ -135,10 +142,11 @@ func (h *handover) endNetwork(m *routing.Manager) error {
 
 // close removes the devices that the service manager has, unless they are left.
 func (h *handover) close(cfg *config.Director) error {
+	err := h.tunnels.drop() // if the start has failed before the tunnels
 	if !h.stored || h.leaves {
-		return nil
+		return err
 	}
-	return h.forget(cfg.TUN, cfg.LocalTUN())
+	return errors.Join(err, h.forget(cfg.TUN, cfg.LocalTUN()))
 }
 
 // forget removes devices of which the service manager has descriptors, and lets it close these. It would do so too
@@ -150,6 +158,53 @@ func (h *handover) forget(devices ...string) error {
 	}
 	h.stored = false
 	return errors.Join(append(errs, daemon.Forget(storedClients), daemon.Forget(storedLocal))...)
+}
+
+// keptTunnels is the devices of point-to-point tunnels that the service manager keeps (tunnel.Keeper).
+type keptTunnels map[string][]int
+
+// take takes the descriptors of tunnels' devices out of stored.
+func (k *keptTunnels) take(stored daemon.Stored) {
+	*k = keptTunnels{}
+	for name, fds := range stored {
+		if device, is := strings.CutPrefix(name, storedTunnel); is {
+			(*k)[device] = fds
+			delete(stored, name)
+		}
+	}
+}
+
+// Kept implements tunnel.Keeper.
+func (k *keptTunnels) Kept() map[string][]int {
+	all := *k
+	*k = nil
+	return all
+}
+
+// Keep implements tunnel.Keeper.
+func (k *keptTunnels) Keep(device string, fds []int) error {
+	return daemon.Store(storedTunnel+device, fds)
+}
+
+// Forget implements tunnel.Keeper.
+func (k *keptTunnels) Forget(device string) error { return daemon.Forget(storedTunnel + device) }
+
+// drop removes the devices that nothing has adopted.
+func (k *keptTunnels) drop() error {
+	var errs []error
+	for device, fds := range k.Kept() {
+		daemon.Stored{device: fds}.Close()
+		errs = append(errs, routing.RemoveLink(device), k.Forget(device))
+	}
+	return errors.Join(errs...)
+}
+
+// keeper returns what keeps the devices of tunnels, nil for nothing.
+func (h *handover) keeper() tunnel.Keeper {
+	if !h.allowed {
+		return nil
+	}
+	return &h.tunnels
 }
 
 // journalPath returns the path of the journal that belongs to a control socket.

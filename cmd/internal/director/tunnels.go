@@ -3,14 +3,12 @@ package director
 import (
 	"context"
 	"errors"
-	"log/slog"
 	"os"
 	"reflect"
 	"sync"
 
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/daemon"
-	"vstun/cmd/internal/ping"
 	"vstun/cmd/internal/tunnel"
 	"vstun/encap/endpoint"
 	"vstun/encap/packet"
@@ -26,9 +24,9 @@ type peerTunnels struct {
 
 // open opens what a reload may need: the director has no right to open raw sockets then. The sockets receive nothing
 // until apply.
-func (t *peerTunnels) open(cfg *config.Director, s *sealed, pinger *ping.Pinger, log *slog.Logger) (err error) {
-	t.Set, err = tunnel.Open(tunnel.Options{Log: log, Control: cfg.Control, Queues: cfg.Queues, Offload: cfg.Offload,
-		Sources: cfg.Queues + 1, Sealed: s.device, Pinger: pinger})
+func (t *peerTunnels) open(cfg *config.Director, s *sealed, o tunnel.Options) (err error) {
+	o.Control, o.Queues, o.Offload, o.Sources, o.Sealed = cfg.Control, cfg.Queues, cfg.Offload, cfg.Queues+1, s.device
+	t.Set, err = tunnel.Open(o)
 	if err != nil {
 		return err
 	}

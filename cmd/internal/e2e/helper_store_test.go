@@ -88,6 +88,13 @@ func (st *descriptorStore) release() {
 	clear(st.fds)
 }
 
+// names returns the names of what is stored. A program's last message may be on its way.
+func (st *descriptorStore) names() []string {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	return slices.Sorted(maps.Keys(st.fds))
+}
+
 // start starts the program with the descriptors that are stored, and waits until it reports that it is ready.
 func (st *descriptorStore) start(p *program) {
 	st.t.Helper()

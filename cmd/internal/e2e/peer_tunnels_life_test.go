@@ -4,9 +4,12 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
+	"slices"
 	"strings"
 	"testing"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"vstun/cmd/internal/api"
@@ -243,4 +246,79 @@ func TestPeerTunnelPath(t *testing.T) {
 	if st := s.tunnels()[1][0]; st.MTU != 1400-32 {
 		t.Errorf("the agent's MTU is %d", st.MTU)
 	}
+}
+
+// TestPeerTunnelOverRestart: a director that systemd starts again, also after a kill, leaves the devices of its tunnels
+// in place: a route that another program has made by one stays. A device that the next configuration does not have is
+// removed, and at the end all are.
+func TestPeerTunnelOverRestart(t *testing.T) {
+	t.Parallel()
+	s := newLifeSite(t, nil)
+	store := newDescriptorStore(t)
+	before := observe(t, s.Director)
+	s.acceptUploadsAt(s.Webs[0], ":8001")
+	s.configure(1, "")
+	s.configure(2, "")
+	s.agent.start()
+	store.start(s.director)
+	s.mustBeUp("at first")
+	was := s.device()
+	s.command(s.Director, "route add 10.77.0.0/24 dev site\n", "ip", "-batch", "-")
+	for how, end := range map[string]func(){"stop": s.director.stop, "kill": s.director.kill} {
+		end()
+		s.mustHaveRoute(how, true)
+		store.start(s.director)
+		s.mustBeUp("after a " + how)
+		s.mustHaveRoute("after the start", true)
+		if now := s.device(); now != was {
+			t.Errorf("%s: the device has the index %d, had %d", how, now, was)
+		}
+	}
+	s.configure(1, "encap_port = 6083") // the device stays
+	s.director.stop()
+	store.start(s.director)
+	s.mustHaveRoute("with another port", true)
+	s.configure(1, "none")
+	s.director.stop()
+	s.mustHaveRoute("before a start without the tunnel", true)
+	store.start(s.director)
+	s.mustHaveRoute("without the tunnel", false)
+	testkit.Eventually(t, "its device is stored no more", func() bool {
+		return !slices.Contains(store.names(), "tunnel-site")
+	})
+	for _, keys := range []string{"", "none", ""} { // reloads store and forget
+		s.configure(1, keys)
+		if got := s.director.command("reload", "-c", s.director.config); got.code != 0 {
+			t.Fatalf("exit status %d: %s%s", got.code, got.stdout, got.stderr)
+		}
+		testkit.Eventually(t, fmt.Sprintf("with the keys %q: stored: %v", keys, keys == ""), func() bool {
+			return slices.Contains(store.names(), "tunnel-site") == (keys == "")
+		})
+	}
+	s.mustBeUp("after reloads")
+	s.director.kill()
+	store.release() // the devices are gone, and the journal is not
+	store.start(s.director)
+	s.mustBeUp("after a kill without stored devices")
+	if err := os.Remove(s.director.config); err != nil { // no start would succeed
+		t.Fatal(err)
+	}
+	s.director.stop()
+	mustBecome(t, "the director has ended for good", before, s.Director)
+}
+
+// mustHaveRoute waits until the director's host has the route by the tunnel's device, or has it no more.
+func (s *lifeSite) mustHaveRoute(when string, want bool) {
+	s.t.Helper()
+	testkit.Eventually(s.t, fmt.Sprintf("%s: a route by the device: %v", when, want), func() bool {
+		has := false
+		err := s.Director.Do(func() error {
+			routes, err := netlink.RouteList(nil, netlink.FAMILY_V4)
+			has = slices.ContainsFunc(routes, func(r netlink.Route) bool {
+				return r.Dst != nil && r.Dst.String() == "10.77.0.0/24"
+			})
+			return err
+		})
+		return err == nil && has == want
+	})
 }

@@ -50,6 +50,7 @@ type Options struct {
 	Learn  bool
 	Sealed *wireguard.Device // nil: there is no [wireguard] table
 	Pinger *ping.Pinger      // of probes
+	Keeper Keeper            // nil: the devices end with the process
 }
 
 // Set is the tunnels of a program. It has none until Apply.
@@ -64,9 +65,11 @@ type Set struct {
 	kick      chan struct{} // a path may have changed, or a device is gone
 	workers   sync.WaitGroup
 
-	mu     sync.Mutex // held by Apply, follow and Close
-	shared uint16     // see Apply
+	mu     sync.Mutex       // held by Apply, follow and Close
+	shared uint16           // see Apply
+	kept   map[string][]int // descriptors of the last start's devices that have not been adopted, by name
 	want   []config.PointToPoint
+	leaves bool // see Leave
 	closed bool
 	all    atomic.Pointer[[]*tunnel] // in the configuration's order
 }
@@ -78,6 +81,7 @@ type tunnel struct {
 	setup   atomic.Pointer[setup] // in force
 	device  *tundev.Device
 	senders []io.Closer // of UDP
+	kept    bool        // the Keeper has its device's descriptors
 	sinks   []endpoint.EndSink
 	workers []*endpoint.Outbound
 	remote  atomic.Pointer[endpoint.Remote]
@@ -110,7 +114,7 @@ func Open(o Options) (_ *Set, err error) {
 			err = errors.Join(err, s.Close())
 		}
 	}()
-	if s.network, err = routing.Open(JournalPath(o.Control), o.Log); err != nil {
+	if s.network, err = s.openNetwork(JournalPath(o.Control)); err != nil {
 		return nil, fmt.Errorf("tunnels: %w", err)
 	}
 	if s.sender, err = wire.NewSender(); err != nil {
@@ -237,6 +241,7 @@ func (s *Set) apply(tunnels []config.PointToPoint, shared uint16) (err error) {
 		s.begin(t)
 	}
 	s.close(removed)
+	s.keep(next)
 	return nil
 }
 
@@ -262,13 +267,18 @@ func (s *Set) open(cfg *config.PointToPoint) (_ *tunnel, err error) {
 			err = fmt.Errorf("tunnel %s: %w", cfg.Name, err)
 		}
 	}()
-	if err := obstacles(cfg); err != nil {
+	o := tundev.Options{Queues: min(s.o.Queues, maxQueues), Plain: !s.o.Offload, TAP: cfg.TAP, Host: true}
+	if t.device, err = s.adopt(cfg.Name, o); err != nil {
 		return nil, err
 	}
-	t.device, err = tundev.Open(cfg.Name,
-		tundev.Options{Queues: min(s.o.Queues, maxQueues), Plain: !s.o.Offload, TAP: cfg.TAP, Host: true})
-	if err != nil {
+	t.kept = t.device != nil
+	if err := obstacles(cfg, t.kept); err != nil {
 		return nil, err
+	}
+	if !t.kept {
+		if t.device, err = tundev.Open(cfg.Name, o); err != nil {
+			return nil, err
+		}
 	}
 	if link, err := net.InterfaceByName(cfg.Name); err != nil {
 		return nil, err
@@ -298,11 +308,13 @@ func (s *Set) open(cfg *config.PointToPoint) (_ *tunnel, err error) {
 	return t, nil
 }
 
-// obstacles returns what keeps a tunnel's device from being made on this host.
-func obstacles(cfg *config.PointToPoint) error {
-	if there, err := query.LinkExists(cfg.Name); err != nil {
+// obstacles returns what keeps a tunnel's device from being made on this host, or a kept one from being used.
+func obstacles(cfg *config.PointToPoint, kept bool) error {
+	there, err := query.LinkExists(cfg.Name)
+	if err != nil {
 		return err
-	} else if there {
+	}
+	if there && !kept {
 		return fmt.Errorf("there is a device of this name: remove it (ip link del %s), or choose another name",
 			cfg.Name)
 	}
@@ -360,7 +372,7 @@ func (s *Set) Look() {
 	}
 }
 
-// close closes the devices and sockets of tunnels, which ends their workers.
+// close closes the devices and sockets of tunnels, which ends their workers. The devices stay if they are left.
 func (s *Set) close(tunnels []*tunnel) {
 	for _, t := range tunnels {
 		if t.device != nil {
@@ -368,6 +380,10 @@ func (s *Set) close(tunnels []*tunnel) {
 		}
 		for _, c := range t.senders {
 			_ = c.Close()
+		}
+		if t.kept && !s.leaves {
+			s.forget(t.name, !t.gone.Load())
+			t.kept = false
 		}
 	}
 }
@@ -382,10 +398,13 @@ func (s *Set) Close() error {
 	s.closed = true
 	s.peers.Store(nil)
 	var errs []error
-	if s.network != nil {
+	if s.network != nil && s.leaves {
+		s.network.Leave()
+	} else if s.network != nil {
 		errs = append(errs, s.network.Close())
 	}
 	s.close(*s.all.Load())
+	s.dropKept()
 	s.workers.Wait()
 	if s.sender != nil {
 		errs = append(errs, s.sender.Close())
