@@ -227,14 +227,18 @@ func TestWireGuardAgent(t *testing.T) {
 	}
 }
 
-// TestWireGuardSharedEndpoint: two peers at one address and port are a warning: one key only can answer there.
-func TestWireGuardSharedEndpoint(t *testing.T) {
+// TestWireGuardEndpoints: two peers at one address and port are a warning, since one key only can answer there, and so
+// is a peer at its address in the tunnel.
+func TestWireGuardEndpoints(t *testing.T) {
 	dir, _ := keyFiles(t)
 	for endpoint, want := range map[string]string{
 		"203.0.113.9:51820": `x.toml:15: service "web": realserver "10.99.0.3": wireguard: endpoint: ` +
 			`"203.0.113.9:51820" is also the endpoint of service "web": realserver "10.99.0.2", and one of them only ` +
 			"can be there: want the address and port of each",
 		"203.0.113.9:51821": "", "": "",
+		"10.99.0.3:51820": `x.toml:15: service "web": realserver "10.99.0.3": wireguard: endpoint: "10.99.0.3:51820" has ` +
+			"the peer's address in the tunnel, by which no message reaches it from outside, unless its host has the " +
+			"address there, too: want the outer one",
 	} {
 		d, err := config.ParseDirector("x.toml", []byte(sealed(dir)+strings.NewReplacer("B", publicB, "E",
 			endpoint).Replace("[[service.realserver]]\naddress = \"10.99.0.3\"\n"+

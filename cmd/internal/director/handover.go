@@ -201,7 +201,7 @@ func (k *keptTunnels) drop() error {
 
 // keeper returns what keeps the devices of tunnels, nil for nothing.
 func (h *handover) keeper() tunnel.Keeper {
-	if !h.allowed {
+	if !h.allowed && len(h.tunnels) == 0 {
 		return nil
 	}
 	return &h.tunnels
