@@ -337,7 +337,8 @@ func TestLearnPathMTU(t *testing.T) {
 					testkit.Eventually(t, fmt.Sprintf("an MTU is learned for protocol %d to %v", protocol, to),
 						func() bool { return mtuTo(t, to) == 1333 })
 					if before := to.Prev(); mtuTo(t, before) != 0 {
-						t.Errorf("protocol %d to %v: MTU %d while the learner rests", protocol, before, mtuTo(t, before))
+						t.Errorf("protocol %d to %v: MTU %d while the learner rests", protocol, before,
+							mtuTo(t, before))
 					}
 					if err := l.Close(); err != nil {
 						t.Error(err)

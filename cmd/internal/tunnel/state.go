@@ -135,8 +135,8 @@ func (s *Set) paths(tunnels []config.PointToPoint) map[string]path {
 	return all
 }
 
-// behind returns the tunnel that is behind a device by which the named tunnel's packets leave: the only ports of a bridge
-// can be devices of tunnels. Without one it returns the device.
+// behind returns the tunnel that is behind a device by which the named tunnel's packets leave: the only ports of a
+// bridge can be devices of tunnels. Without one it returns the device.
 func (s *Set) behind(tunnels []config.PointToPoint, name, device string) string {
 	if !slices.ContainsFunc(tunnels, func(p config.PointToPoint) bool { return p.Bridge == device }) {
 		return device
