@@ -33,6 +33,7 @@ type Balancer struct {
 	seed     maphash.Seed            // of frontend.tag
 	hints    *hints                  // nil: not made yet
 	kept     kept
+	former   map[string]*atomic.Pointer[Former] // by service
 }
 
 // Snapshot is one configuration. It doesn't change.
@@ -66,10 +67,12 @@ type service struct {
 // its counts. Dests for the same realserver in several snapshots share these counts.
 type Dest struct {
 	Realserver
-	Via      method.Method   // how packets get to it; nil: it is unreachable, see Reachable
-	Back     method.Returner // of VS/NAT: how its replies get to clients; nil: past the director
-	overhead int             // Via's
-	number   uint32          // in the connection table
+	Via      method.Method           // how packets get to it; nil: it is unreachable, see Reachable
+	Back     method.Returner         // of VS/NAT: how its replies get to clients; nil: past the director
+	Hops     method.Hopper           // Via, if its packets may name another realserver; else nil
+	former   *atomic.Pointer[Former] // of its service, with Hops
+	overhead int                     // Via's
+	number   uint32                  // in the connection table
 	counts   *conntab.Counts
 	stats    *destStats
 }
@@ -114,7 +117,7 @@ const forgetAfter = time.Minute
 func New(table *conntab.Table, workers int) *Balancer {
 	b := &Balancer{table: table, workers: workers, seed: maphash.MakeSeed(),
 		retired: map[realserverID]*retired{}, probed: map[Target]*probed{}, services: map[string]*service{},
-		left: map[mappingID]time.Time{}}
+		left: map[mappingID]time.Time{}, former: map[string]*atomic.Pointer[Former]{}}
 	b.current.Store(&Snapshot{balancer: b, table: table.View()})
 	return b
 }
@@ -156,6 +159,10 @@ func (b *Balancer) Apply(cfg Config) error {
 	for name, s := range former {
 		if b.services[name] == nil {
 			b.kept.forgetService(name)
+			if p := b.former[name]; p != nil {
+				p.Store(nil)
+				delete(b.former, name)
+			}
 			for _, d := range slices.Concat(s.list, s.down) {
 				b.retire(d)
 			}

@@ -3,6 +3,7 @@ package balancer
 import (
 	"maps"
 	"net/netip"
+	"sync/atomic"
 	"time"
 
 	"vstun/balancer/method"
@@ -59,6 +60,9 @@ func (b *Balancer) replace(d *Dest, r Realserver) *Dest {
 	}
 	next := &Dest{number: d.number, counts: d.counts, stats: d.stats}
 	next.reachAs(r)
+	if next.Hops != nil {
+		next.former = b.formerOf(d.stats.service)
+	}
 	next.counts.SetState(r.Down, !r.Down && r.Weight == 0)
 	next.counts.SetReplies(r.Kind == method.NAT)
 	b.kept.note(next)
@@ -68,10 +72,11 @@ func (b *Balancer) replace(d *Dest, r Realserver) *Dest {
 
 // reachAs sets d's parameters to r and makes its method. Via stays nil if the method needs a source and r has none.
 func (d *Dest) reachAs(r Realserver) {
-	d.Realserver, d.Via, d.Back, d.overhead = r, nil, nil, 0
+	d.Realserver, d.Via, d.Back, d.Hops, d.overhead = r, nil, nil, nil, 0
 	if m, err := method.New(r.Address, r.Config); err == nil {
 		d.Via, d.overhead = m, m.Overhead()
 		d.Back, _ = m.(method.Returner)
+		d.Hops, _ = m.(method.Hopper)
 	}
 }
 
@@ -88,6 +93,45 @@ func (d *Dest) Overhead() int { return d.overhead }
 
 // Inner returns the size of the largest packet that fits d's path without outer fragments, in bytes.
 func (d *Dest) Inner() int { return d.MTU - d.overhead }
+
+// Former finds the realservers to which a service's scheduler led clients before. Any goroutine may use it.
+type Former interface {
+	// NextHop returns another realserver than to that may have the connection of a client whose packets go to to. It
+	// allocates nothing.
+	NextHop(client netip.AddrPort, to netip.Addr) (next netip.Addr, ok bool)
+}
+
+// SetFormer makes f the Former of a service, by which packets to realservers with Hops name another one; nil: none. It
+// stays while other configurations come in force.
+func (b *Balancer) SetFormer(service string, f Former) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if f != nil {
+		b.formerOf(service).Store(&f)
+	} else if p := b.former[service]; p != nil {
+		p.Store(nil)
+	}
+}
+
+// formerOf returns where the Former of a service is. b.mu is held.
+func (b *Balancer) formerOf(service string) *atomic.Pointer[Former] {
+	if b.former[service] == nil {
+		b.former[service] = new(atomic.Pointer[Former])
+	}
+	return b.former[service]
+}
+
+// NextHop returns the realserver that the packets of a client to d, which has Hops, may go on to.
+func (d *Dest) NextHop(client netip.AddrPort) (next netip.Addr, ok bool) {
+	if d.former == nil { // a target of checks
+		return netip.Addr{}, false
+	}
+	f := d.former.Load()
+	if f == nil {
+		return netip.Addr{}, false
+	}
+	return (*f).NextHop(client, d.Address)
+}
 
 // retire notes that d has left the configuration. Its connections go on.
 func (b *Balancer) retire(d *Dest) {

@@ -52,6 +52,7 @@ func (t *Trace) template(s *Snapshot, client netip.Addr, svc *service, now connt
 type Explanation struct {
 	Trace
 	Drop       drop.Reason    // why the packet is dropped; Accept: it is not
+	NextHop    netip.Addr     // the realserver that the packet names, see Dest.NextHop; the zero value: none
 	Service    *ServiceStatus // nil: no service has VIP, protocol and port
 	Candidates []Candidate    // the service's realservers, in the order of the configuration
 }
@@ -67,10 +68,14 @@ type Candidate struct {
 // Explain returns the result of Decide for p, and the reasons. It changes neither table nor scheduler.
 func (s *Snapshot) Explain(p *packet.Info, now conntab.Ticks) Explanation {
 	var e Explanation
-	_, e.Drop = s.decide(p, now, &e.Trace)
+	var to *Dest
+	to, e.Drop = s.decide(p, now, &e.Trace)
 	svc := s.service(p)
 	if svc == nil {
 		return e
+	}
+	if to != nil && to.Hops != nil && (p.Flow.SrcPort != 0 || !svc.config.Flags.Port) {
+		e.NextHop, _ = to.NextHop(netip.AddrPortFrom(p.Flow.Src, p.Flow.SrcPort))
 	}
 	e.Service = svc.status()
 	all := slices.Concat(svc.list, svc.down)

@@ -11,6 +11,7 @@ import (
 
 	"vstun/balancer/conntab"
 	"vstun/balancer/method"
+	"vstun/encap"
 	"vstun/encap/packet"
 	"vstun/encap/packet/drop"
 )
@@ -136,5 +137,39 @@ func TestExplainRefusals(t *testing.T) {
 	apply(t, b, web("rr", rs(1, 1)))
 	if e := b.Snapshot().Explain(flow(1, packet.FlagACK), 0); e.Connection == nil || !e.Left {
 		t.Errorf("a connection of one that has left: %+v", e)
+	}
+}
+
+// former names one host for all clients.
+type former netip.Addr
+
+func (f former) NextHop(netip.AddrPort, netip.Addr) (netip.Addr, bool) { return netip.Addr(f), true }
+
+// TestExplainNextHop: Explain has the realserver that packets name, unless it depends on a port that is not known.
+func TestExplainNextHop(t *testing.T) {
+	next := netip.MustParseAddr("10.0.11.9")
+	for _, c := range []struct {
+		hop, byPort bool
+		port        uint16
+		want        netip.Addr
+	}{{true, true, 1024, next}, {true, false, 0, next}, {true, true, 0, netip.Addr{}},
+		{false, true, 1024, netip.Addr{}}} {
+		svc := web("mh", rs(1, 1))
+		svc.Flags.Port = c.byPort
+		r := &svc.Realservers[0]
+		r.Encap, r.EncapPort, r.Hop = encap.KindGUE, 6080, c.hop
+		b := New(conntab.New(conntab.Config{Max: 1024}), 1)
+		apply(t, b, svc)
+		b.SetFormer("web", former(next))
+		p := flow(1, packet.FlagSYN)
+		p.Flow.SrcPort = c.port
+		if e := b.Snapshot().Explain(p, 1); e.Drop != drop.Accept || e.NextHop != c.want {
+			t.Errorf("%+v: %v, next hop %v", c, e.Drop, e.NextHop)
+		}
+		apply(t, b)
+		apply(t, b, svc) // the service that has gone and come has no former choices
+		if e := b.Snapshot().Explain(p, 1); e.NextHop.IsValid() {
+			t.Errorf("%+v: a new service names %v", c, e.NextHop)
+		}
 	}
 }

@@ -128,6 +128,8 @@ type Config struct {
 	Checksum            bool   // GRE: with checksum; GUE and FOU: with UDP checksum
 	Key                 uint32 // of GRE, where HasKey is set
 	HasKey              bool
+	// Hop: the GUE header names one host that the packet may go on to, see Hops.
+	Hop bool
 	// Ethernet: the tunnel carries Ethernet frames, and not IP packets.
 	Ethernet bool
 	// TTL is the TTL or hop limit of the outer header; 0: that of the inner packet, as IPVS has it. With Ethernet it is
@@ -157,6 +159,8 @@ func (c *Config) check() error {
 	refuse(!c.Kind.HasChecksum() && c.Checksum, "checksum: %v has none", c.Kind)
 	refuse(!c.Kind.HasKey() && c.HasKey, "key: only gre has one")
 	refuse(!c.Kind.HasFrames() && c.Ethernet, "Ethernet: %v carries IP packets only", c.Kind)
+	refuse(c.Hop && (c.Kind != KindGUE || c.Ethernet || !c.Destination.Is4()),
+		"hop: only gue over IPv4 has one, with IP packets inside")
 	refuse(c.Ethernet && c.TTL == 0, "TTL 0: a frame has none to copy")
 	return errors.Join(errs...)
 }

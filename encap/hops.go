@@ -24,6 +24,15 @@ const (
 	hopsList  = hopsType + 4
 )
 
+// HopLen is what one hop adds to a GUE header, in bytes.
+const HopLen = hopsList - hopsType + 4
+
+// encodeHop makes the GUE header in h one with a hop, and returns the number of bytes that it has more.
+func encodeHop(h []byte) int {
+	h[0], h[hopsCount] = HopLen/4, 1 // the rest is 0
+	return HopLen
+}
+
 // parseHops returns the Hops at the front of b. ok is false if there are none.
 func parseHops(b []byte) (h Hops, ok bool) {
 	if len(b) < hopsList || b[0]&^0x1f != 0 || binary.BigEndian.Uint16(b[2:]) != 0 ||
@@ -56,12 +65,11 @@ func (e *Decapsulator) DecapHops(b *packet.Buf, protocol, class byte) (n int, d 
 	return len(h), checkInner(b, packet.GUE(h).Version(), class)
 }
 
-// Forward makes b the packet inner on its way to the next of its hops. There is one. from and to are UDP ports. The
+// Forward makes b the packet inner on its way to next, in place of the next of its hops. from and to are UDP ports. The
 // kernel fills in source, ID and checksum of the outer IPv4 header. There is no UDP checksum. It returns drop.TooBig
 // for a packet that no IP packet can carry.
-func (h Hops) Forward(b *packet.Buf, inner []byte, from, to uint16) drop.Reason {
+func (h Hops) Forward(b *packet.Buf, inner []byte, next netip.Addr, from, to uint16) drop.Reason {
 	const headers = packet.IPv4HeaderLen + packet.UDPHeaderLen
-	next, _ := h.Next()
 	n := headers + len(h) + len(inner)
 	if n > packet.MaxLen {
 		return drop.TooBig

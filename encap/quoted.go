@@ -84,6 +84,10 @@ func (t *Tunnel) matchHeader(up []byte, proto uint8) (version int, ok bool) {
 		}
 		if t.kind == KindGUE && whole {
 			h := packet.GUE(up[packet.UDPHeaderLen:])
+			if t.hop {
+				hops, ok := parseHops(h)
+				return h.Version(), ok && h.Version() != 0 && len(hops) == packet.GUEHeaderLen+HopLen
+			}
 			return h.Version(), h.Version() != 0 && h.Plain() && h.Variant() == 0
 		}
 	}

@@ -17,6 +17,7 @@ type Tunnel struct {
 	kind     Kind
 	checksum bool
 	ethernet bool
+	hop      bool  // the header has Hops of one hop
 	ttl      uint8 // of the outer header; 0: the inner packet's
 }
 
@@ -25,7 +26,7 @@ func New(c Config) (Tunnel, error) {
 	if err := c.check(); err != nil {
 		return Tunnel{}, fmt.Errorf("tunnel to %v: %w", c.Destination, err)
 	}
-	t := Tunnel{kind: c.Kind, checksum: c.Checksum, ethernet: c.Ethernet, ttl: c.TTL}
+	t := Tunnel{kind: c.Kind, checksum: c.Checksum, ethernet: c.Ethernet, hop: c.Hop, ttl: c.TTL}
 	proto := t.protocol()
 	if c.Destination.Is4() {
 		from := [4]byte{}
@@ -52,6 +53,9 @@ func New(c Config) (Tunnel, error) {
 		t.overhead = t.ip + uint8(n)
 	case KindGUE:
 		t.overhead = t.ip + packet.UDPHeaderLen + packet.GUEHeaderLen
+		if c.Hop {
+			t.overhead += uint8(encodeHop(t.header[t.ip+packet.UDPHeaderLen:]))
+		}
 	case KindFOU:
 		t.overhead = t.ip + packet.UDPHeaderLen
 	}
@@ -145,7 +149,14 @@ type Outer struct {
 // realserver's socket must accept it (UDP_NO_CHECK6_RX).
 //
 // Wrap does not set lengths and checksums for a GSO packet. The caller calls Seal for each of its segments.
-func (t *Tunnel) Wrap(b *packet.Buf, port uint16) Outer {
+func (t *Tunnel) Wrap(b *packet.Buf, port uint16) Outer { return t.wrap(b, port, [4]byte{}) }
+
+// WrapHop is Wrap of a tunnel with Config.Hop. next is the host that the packet may go on to.
+func (t *Tunnel) WrapHop(b *packet.Buf, port uint16, next [4]byte) Outer {
+	return t.wrap(b, port, next)
+}
+
+func (t *Tunnel) wrap(b *packet.Buf, port uint16, next [4]byte) Outer {
 	class, ttl, df, version := outerFields(b.Bytes())
 	if t.ttl != 0 {
 		ttl = t.ttl
@@ -159,6 +170,9 @@ func (t *Tunnel) Wrap(b *packet.Buf, port uint16) Outer {
 	case KindGUE:
 		packet.UDP(up).SetSrcPort(port)
 		packet.GUE(up[packet.UDPHeaderLen:]).SetProto(protocol(version))
+		if t.hop {
+			copy(up[packet.UDPHeaderLen+hopsList:], next[:])
+		}
 	case KindFOU:
 		packet.UDP(up).SetSrcPort(port)
 	}

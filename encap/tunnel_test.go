@@ -50,12 +50,17 @@ func configs() map[string]Config {
 		{Kind: KindGRE, Checksum: true, HasKey: true, Key: 7},
 		{Kind: KindGUE, Port: 6080},
 		{Kind: KindGUE, Port: 6080, Checksum: true},
+		{Kind: KindGUE, Port: 6080, Hop: true},
+		{Kind: KindGUE, Port: 6080, Hop: true, Checksum: true},
 		{Kind: KindFOU, Port: 5555},
 		{Kind: KindFOU, Port: 5555, Checksum: true},
 	} {
-		name := fmt.Sprintf("%v-%v-%v-%v", c.Kind, c.Checksum, c.HasKey, c.Key)
+		name := fmt.Sprintf("%v-%v-%v-%v-%v", c.Kind, c.Checksum, c.HasKey, c.Key, c.Hop)
 		c.Source, c.Destination = director, realserver
 		all[name+"-over4"] = c
+		if c.Hop {
+			continue
+		}
 		c.Source, c.Destination = director6, realserver6
 		all[name+"-over6"] = c
 	}
@@ -86,8 +91,15 @@ func deliver(c Config, b *packet.Buf) drop.Reason {
 	if c.Kind.UDP() {
 		b.Strip(packet.UDPHeaderLen)
 	}
+	if c.Hop {
+		_, d := e.DecapHops(b, proto, class)
+		return d
+	}
 	return e.Decap(b, proto, class)
 }
+
+// nextHop is the hop of tunnels with Config.Hop.
+var nextHop = [4]byte{10, 0, 11, 3}
 
 // TestBytes has headers that were put together by hand.
 func TestBytes(t *testing.T) {
@@ -136,6 +148,8 @@ func TestBytes(t *testing.T) {
 		// c93d, inverted 36c2.
 		"GUE, checksum": {Config{Kind: KindGUE, Port: 6080, Checksum: true}, in4, 0, v4("b8", 60, "40", "40", "11") +
 			"800017c0002836c2" + "00040000"},
+		"GUE, GLB's hop": {Config{Kind: KindGUE, Port: 19523, Hop: true}, in4, 0, v4("b8", 68, "40", "40", "11") +
+			"80004c4300300000" + "02040000" + "00000001" + "0a000b03"},
 		"FOU": {Config{Kind: KindFOU, Port: 5555}, in4, 1 << 63, v4("b8", 56, "40", "40", "11") +
 			"b72415b300240000"},
 		"FOU, over IPv6": {Config{Kind: KindFOU, Port: 5555, Source: director6, Destination: realserver6}, in6, 0,
@@ -148,7 +162,11 @@ func TestBytes(t *testing.T) {
 		}
 		tunnel := mustNew(t, c.c)
 		b := buf(c.in)
-		tunnel.Wrap(b, SourcePort(c.hash))
+		if c.c.Hop {
+			tunnel.WrapHop(b, SourcePort(c.hash), nextHop)
+		} else {
+			tunnel.Wrap(b, SourcePort(c.hash))
+		}
 		if got := hex.EncodeToString(b.Bytes()); got != c.header+hex.EncodeToString(c.in) {
 			t.Errorf("%s:\n%s, want\n%s", name, got[:2*tunnel.Overhead()], c.header)
 		}
@@ -165,7 +183,11 @@ func TestWrapUnwrap(t *testing.T) {
 				for _, in := range [][]byte{inner(100+tos, byte(tos), 33, tos&1 != 0), inner6(100+tos, byte(tos), 44)} {
 					b := buf(in)
 					hash := uint64(tos) << 55
-					tunnel.Wrap(b, SourcePort(hash))
+					if c.Hop {
+						tunnel.WrapHop(b, SourcePort(hash), nextHop)
+					} else {
+						tunnel.Wrap(b, SourcePort(hash))
+					}
 					if b.Len() != len(in)+tunnel.Overhead() {
 						t.Fatalf("%d bytes before the packet, want %d", b.Len()-len(in), tunnel.Overhead())
 					}
@@ -220,6 +242,9 @@ func reference(t *testing.T, c Config, in []byte, port uint16) []byte {
 	case KindGUE:
 		outer = append(outer, udp)
 		payload = append([]byte{0, byte(inside), 0, 0}, in...)
+		if c.Hop { // docs/development/gue-header.md of GLB: type 0, next hop 0, 1 hop
+			payload = append([]byte{2, byte(inside), 0, 0, 0, 0, 0, 1, 10, 0, 11, 3}, in...)
+		}
 	case KindFOU:
 		outer = append(outer, udp)
 	}
@@ -248,6 +273,7 @@ func TestTunnelSays(t *testing.T) {
 		{Config{Kind: KindGRE, Source: director, Destination: realserver, Checksum: true}, 28, true},
 		{Config{Kind: KindGRE, Source: director6, Destination: realserver6, Checksum: true, HasKey: true}, 52, false},
 		{Config{Kind: KindGUE, Source: director, Destination: realserver, Port: 1}, 32, true},
+		{Config{Kind: KindGUE, Source: director, Destination: realserver, Port: 1, Hop: true}, 40, true},
 		{Config{Kind: KindGUE, Source: director6, Destination: realserver6, Port: 1}, 52, false},
 		{Config{Kind: KindGUE, Source: director6, Destination: realserver6, Port: 1, Ethernet: true, TTL: 1},
 			MaxOverhead, false},
@@ -290,6 +316,7 @@ func TestNewRefuses(t *testing.T) {
 		"ipip has none":                          func(c *Config) { c.Checksum = true },
 		"only gre has one":                       func(c *Config) { c.HasKey = true },
 		"Ethernet: ipip carries IP packets only": func(c *Config) { c.Ethernet, c.TTL = true, 64 },
+		"hop: only gue over IPv4 has one":        func(c *Config) { c.Kind, c.Port, c.Hop = KindFOU, 1, true },
 		"TTL 0: a frame has none to copy":        func(c *Config) { c.Kind, c.Ethernet = KindGRE, true },
 	} {
 		c := four
@@ -432,6 +459,7 @@ func BenchmarkWrap(b *testing.B) {
 		"gre-csum": {Kind: KindGRE, Checksum: true},
 		"gue":      {Kind: KindGUE, Port: 6080},
 		"gue-csum": {Kind: KindGUE, Port: 6080, Checksum: true},
+		"gue-hop":  {Kind: KindGUE, Port: 6080, Hop: true},
 	} {
 		b.Run(name, func(b *testing.B) {
 			c.Source, c.Destination = director, realserver

@@ -56,10 +56,11 @@ const (
 	ConnectionsFull Refusal = iota // there is no room for more connections of its family
 	PathsFull                      // there is no room for the path to its realserver
 	PathError                      // the path cannot be made, or the kernel has refused it
+	SecondChance                   // its packets name another realserver, which the kernel does not write
 	refusals
 )
 
-var refusalNames = [refusals]string{"connections_full", "paths_full", "path_error"}
+var refusalNames = [refusals]string{"connections_full", "paths_full", "path_error", "second_chance"}
 
 // String is the reason in status and metrics.
 func (r Refusal) String() string { return refusalNames[r] }

@@ -501,6 +501,27 @@ func TestNoPath(t *testing.T) {
 	}
 }
 
+// TestHops: connections whose packets may name another realserver stay out of the kernel, also those that were there
+// before, and are counted.
+func TestHops(t *testing.T) {
+	w := newWorld(t, 64)
+	gue := real(realA, method.TUN)
+	gue.Encap, gue.EncapPort = encap.KindGUE, 6080
+	w.apply(gue)
+	w.open(1)
+	w.mustHave("a plain one", 1, true)
+	gue.Hop = true
+	w.apply(gue)
+	w.mustHave("one with a hop", 1, false)
+	w.account()
+	w.send(1, packet.FlagACK, 40)
+	w.lookNow()
+	w.mustHave("one with a hop, later", 1, false)
+	if n := w.Stats().Refused[SecondChance]; n == 0 {
+		t.Error("it is not counted")
+	}
+}
+
 // TestFullOfQuiet: where a map is full of connections that have no packets just now, no more of them make place than
 // there are others that want it.
 func TestFullOfQuiet(t *testing.T) {

@@ -51,7 +51,7 @@ func (c *Cache) via(id pathID) (v via, ok bool) {
 		return v, false
 	}
 	v.to = d.Target()
-	if d.Kind == method.TUN && d.Encap.Sealed() { // the kernel could not encrypt them
+	if d.Hop || d.Kind == method.TUN && d.Encap.Sealed() { // the kernel could not name a hop, nor encrypt them
 		return v, false
 	}
 	if d.Kind == method.DR {
@@ -93,6 +93,9 @@ func (c *Cache) get(id pathID) (ref bpf.Ref, ok bool) {
 	if !known {
 		v, ok := c.via(id)
 		if !ok {
+			if v.to.Hop {
+				c.refused[SecondChance].Add(1)
+			}
 			return ref, false
 		}
 		p = c.add(id, v)

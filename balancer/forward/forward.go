@@ -232,18 +232,30 @@ func (w *Worker) packet(snap *balancer.Snapshot, b *packet.Buf, p *packet.Info, 
 	if d := b.Finish(); d != drop.Accept {
 		return d
 	}
-	return w.send(b, p, dest)
+	return w.send(b, p, dest, &p.Flow)
 }
 
-// send encapsulates the packet in b for dest and adds it to w.out, in outer fragments if it doesn't fit.
-func (w *Worker) send(b *packet.Buf, p *packet.Info, dest *balancer.Dest) drop.Reason {
+// send encapsulates the packet in b for dest and adds it to w.out, in outer fragments if it doesn't fit. f is the flow
+// of the connection that the packet concerns.
+func (w *Worker) send(b *packet.Buf, p *packet.Info, dest *balancer.Dest, f *packet.Flow) drop.Reason {
 	if p.Len+dest.Overhead() > packet.MaxLen {
 		return drop.TooBig // no packet is that large, fragments or not
 	}
 	dest.Count(w.id, 1, uint64(p.Len))
-	hop := dest.Via.Out(b, p, w.out.SourcePort(p.Hash))
+	hop := w.wrap(b, p, dest, f)
 	w.out.AddWrapped(b, p, &hop, dest.MTU)
 	return drop.Accept
+}
+
+// wrap encapsulates the packet in b for dest, and returns its hop. f is the flow of its connection.
+func (w *Worker) wrap(b *packet.Buf, p *packet.Info, dest *balancer.Dest, f *packet.Flow) egress.Hop {
+	port := w.out.SourcePort(p.Hash)
+	if dest.Hops != nil {
+		if next, ok := dest.NextHop(netip.AddrPortFrom(f.Src, f.SrcPort)); ok {
+			return dest.Hops.OutHop(b, port, next.As4())
+		}
+	}
+	return dest.Via.Out(b, p, port)
 }
 
 // super processes a GSO packet. One look-up serves all its segments.
@@ -256,12 +268,12 @@ func (w *Worker) super(b *packet.Buf, p *packet.Info, dest *balancer.Dest, inner
 	if n > inner && p.DF && n > minMTU(p) {
 		return w.tooBig(b, p, max(inner, minMTU(p)), now)
 	}
-	cut.Overhead = dest.Overhead()
-	if cut.Overhead+n > packet.MaxLen {
+	if dest.Overhead()+n > packet.MaxLen {
 		return drop.TooBig
 	}
 	dest.Count(w.id, 1, uint64(p.Len))
-	hop := dest.Via.Out(b, p, w.out.SourcePort(p.Hash))
+	hop := w.wrap(b, p, dest, &p.Flow)
+	cut.Overhead = b.Len() - p.Len
 	w.out.AddSegments(dest.Via, b, p, &hop, cut, dest.MTU)
 	return drop.Accept
 }
@@ -302,7 +314,8 @@ func (w *Worker) icmp(snap *balancer.Snapshot, b *packet.Buf, p *packet.Info, mt
 	}
 	q, d := packet.QuotedFlow(b.Bytes())
 	if d == drop.Accept {
-		if dest := snap.Find(q.Flow.Reverse(), now); dest != nil {
+		f := q.Flow.Reverse()
+		if dest := snap.Find(f, now); dest != nil {
 			w.decided(dest, b.Bytes())
 			if dest.Kind == method.NAT {
 				return w.errorToServer(b, p, &q, dest, mtu)
@@ -310,7 +323,7 @@ func (w *Worker) icmp(snap *balancer.Snapshot, b *packet.Buf, p *packet.Info, mt
 			if w.ethernet && !packet.LowerTTL(b.Bytes()) {
 				return drop.TTL
 			}
-			return w.sendICMP(b, p, dest, now)
+			return w.sendICMP(b, p, dest, &f, now)
 		}
 		if w.errorToClient(snap, b, p, &q, mtu, now) {
 			return drop.Accept
@@ -326,7 +339,7 @@ func (w *Worker) icmp(snap *balancer.Snapshot, b *packet.Buf, p *packet.Info, mt
 	if f, ok := packet.EchoFlow(b.Bytes(), p); ok {
 		if dest := snap.Pinned(f, now); dest != nil {
 			w.decided(dest, b.Bytes())
-			return w.sendICMP(b, p, dest, now)
+			return w.sendICMP(b, p, dest, &f, now)
 		}
 	}
 	if !snap.HasVIP(p.Flow.Dst) {
@@ -343,12 +356,13 @@ func (w *Worker) icmp(snap *balancer.Snapshot, b *packet.Buf, p *packet.Info, mt
 	return drop.Accept
 }
 
-// sendICMP sends the complete ICMP message in b to a realserver.
-func (w *Worker) sendICMP(b *packet.Buf, p *packet.Info, dest *balancer.Dest, now conntab.Ticks) drop.Reason {
+// sendICMP sends the complete ICMP message in b to a realserver. f is the flow of the connection that it concerns.
+func (w *Worker) sendICMP(b *packet.Buf, p *packet.Info, dest *balancer.Dest, f *packet.Flow,
+	now conntab.Ticks) drop.Reason {
 	if dest.Kind == method.DR {
 		return w.toNeighbour(b, p, dest, now)
 	}
-	return w.send(b, p, dest)
+	return w.send(b, p, dest, f)
 }
 
 // sendWhole adds the packet in b to w.out, in fragments of mtu bytes if it is longer and has no options. p describes

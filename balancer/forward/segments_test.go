@@ -38,9 +38,11 @@ func (s *segments) Send(out []egress.Outgoing) (int, error) {
 }
 
 // TestSegmentsOverUDP: a GSO packet for a tunnel over UDP goes to the segment sink as it would go out by itself, with
-// the source port that the flow's other packets have; where the kernel refuses that, it goes out packet by packet.
+// the source port that the flow's other packets have; where the kernel refuses that, it goes out packet by packet. Each
+// of its packets has the hop of its connection.
 func TestSegmentsOverUDP(t *testing.T) {
-	for _, refuse := range []error{nil, unix.EIO} {
+	for i, refuse := range []error{nil, unix.EIO, nil, unix.EIO} {
+		hop := i >= 2
 		var s script
 		udp := &segments{err: refuse}
 		w := newWorker(t, &s, 1500)
@@ -48,10 +50,11 @@ func TestSegmentsOverUDP(t *testing.T) {
 			VIPs: w.balancer.Snapshot().Status()[0].VIPs, Protocol: packet.ProtoTCP,
 			Ports: []balancer.PortRange{{First: 80, Last: 80}}, Scheduler: "rr",
 			Realservers: []balancer.Realserver{{Address: real1, Weight: 1,
-				Config: method.Config{Source: source, Encap: encap.KindGUE, EncapPort: 6080,
+				Config: method.Config{Source: source, Encap: encap.KindGUE, EncapPort: 6080, Hop: hop,
 					MTU: 1500}}}}}}); err != nil {
 			t.Fatal(err)
 		}
+		w.balancer.SetFormer("web", &former{netip.AddrPortFrom(client, 4711), netip.MustParseAddr("10.0.11.3")})
 		w.out = egress.Output{}
 		w.out.Init(egress.Config{Raw: &s, UDP: udp, UDPPorts: udp.Ports(), IDs: w.shared.ids, Tally: &w.tally})
 		w.bufs[0].SetLen(copy(w.bufs[0].Room(), tcp(80, packet.FlagSYN, 0)))
@@ -81,8 +84,9 @@ func TestSegmentsOverUDP(t *testing.T) {
 			}
 			b := &packet.NewBufs(1)[0]
 			b.SetLen(copy(b.Room(), p[28:]))
-			if d := exit.Decap(b, packet.ProtoUDP, h.TOS()); d != drop.Accept {
-				t.Fatalf("packet %d: %v", i, d)
+			if n, d := exit.DecapHops(b, packet.ProtoUDP, h.TOS()); d != drop.Accept || (n > 0) != hop ||
+				hop && !bytes.Equal(b.Before(len(glbHop)), glbHop) {
+				t.Fatalf("packet %d: %v, %x", i, d, p[28:48])
 			}
 			in := packet.IPv4(b.Bytes())
 			if packet.Fold(packet.Sum(in.Payload(), in.PseudoSum(len(in.Payload())))) != 0xffff && i > 0 {

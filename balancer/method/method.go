@@ -65,6 +65,7 @@ type Config struct {
 	Key       uint32     // of encap.KindGRE, where HasKey is set
 	HasKey    bool       // encap.KindGRE only
 	Checksum  bool       // of TUN: GRE's or UDP's
+	Hop       bool       // of TUN, for encap.KindGUE over IPv4: packets may name a host to go on to, see Hopper
 	Port      uint16     // of NAT: the realserver's port; 0: the port that the client has sent the packet to
 	Own       bool       // of NAT: the realserver is an address of this host
 	// Source is the outer source address of TUN. If it is unset, and encap.Config needs none, the kernel sets its
@@ -99,6 +100,13 @@ type Method interface {
 	// quotes. payload is the offset of the data behind q's IP headers. ok reports whether Out can have made the quoted
 	// packet.
 	Quoted(q []byte, payload int) (inner []byte, ok bool)
+}
+
+// A Hopper is a Method whose packets may name the host that they may go on to, as encap.Hops.
+type Hopper interface {
+	Method
+	// OutHop is Out for a packet that may go on to next.
+	OutHop(b *packet.Buf, port uint16, next [4]byte) egress.Hop
 }
 
 // A Returner is a Method whose replies pass the director.

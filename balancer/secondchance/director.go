@@ -29,6 +29,7 @@ type Director struct {
 	unsent   map[string]bool   // services whose table has changed since the last datagrams
 	members  map[string][]netip.Addr
 	history  history
+	changes  uint64 // of history
 	agents   map[netip.Addr]*agent
 	tooLarge []string // services whose tables no datagram can carry
 	sent     uint64   // datagrams
@@ -70,9 +71,11 @@ func (d *Director) Set(tables []*Table, gets func(*Member) bool, now time.Time) 
 				members[t.Service] = append(members[t.Service], m.Address)
 			}
 		}
-		news := d.tables[t.Service] != content
-		d.history.note(t, content, 0, news, now)
-		if news {
+		begins := d.tables[t.Service] != content
+		if _, news := d.history.note(t, content, 0, begins, now); news {
+			d.changes++
+		}
+		if begins {
 			d.unsent[t.Service] = true
 		}
 	}
@@ -104,7 +107,9 @@ func (d *Director) Send(now time.Time, yield func(to netip.Addr, b []byte)) {
 	for name, content := range d.tables {
 		d.renew(name, content, now)
 	}
-	d.history.forget(now)
+	if d.history.forget(now) {
+		d.changes++
+	}
 	clear(d.unsent)
 	for _, to := range slices.SortedFunc(maps.Keys(d.agents), netip.Addr.Compare) {
 		d.sendTo(to, now, yield)
@@ -239,6 +244,7 @@ func (d *Director) former(e *envelope.Envelope, now time.Time, yield func(to net
 	}
 	age := time.Duration(min(binary.BigEndian.Uint32(e.Body[24:]), maxAge)) * time.Second
 	if _, news := d.history.note(t, string(e.Body[tableHead:]), age, false, now); news {
+		d.changes++
 		for _, to := range d.members[t.Service] {
 			d.sendService(t.Service, to, now, yield)
 		}

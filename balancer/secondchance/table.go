@@ -40,6 +40,11 @@ type Via struct {
 	Checksum bool
 }
 
+// Reaches reports whether realservers send packets on by tunnels of a kind.
+func Reaches(k encap.Kind) bool {
+	return k == encap.KindIPIP || k == encap.KindGRE || k == encap.KindGUE
+}
+
 // Bounds of a table, by its encoding. MaxSize is in bytes: a datagram carries one table.
 const (
 	MaxMembers = maglev.Slots

@@ -13,7 +13,6 @@ import (
 type Rules struct {
 	Directors     []netip.Prefix       // outer sources
 	Peers         []netip.Prefix       // outer sources of packets that other realservers have sent on
-	Hops          bool                 // GUE packets may have encap.Hops
 	VIPs          []netip.Addr         // inner destinations
 	Decapsulators []encap.Decapsulator // one for each kind; GUE and FOU are one
 	Port          uint16               // UDP port of GUE and FOU
@@ -29,7 +28,6 @@ type Policy struct {
 	directors  map[netip.Addr]struct{} // directors given as one address
 	prefixes   []netip.Prefix          // directors given as a prefix of several addresses
 	peers      []netip.Prefix          // other realservers
-	hops       bool                    // GUE packets may have encap.Hops
 	sealed     map[netip.Addr]struct{} // addresses of directors or prefixes that are refused
 	localAddrs map[netip.Addr]struct{} // this host's addresses, VIPs included
 	port       uint16
@@ -43,7 +41,7 @@ type Policy struct {
 func NewPolicy(r Rules) *Policy {
 	p := &Policy{vips: map[netip.Addr]struct{}{}, directors: map[netip.Addr]struct{}{},
 		sealed: map[netip.Addr]struct{}{}, localAddrs: map[netip.Addr]struct{}{}, mss4: r.MSS4, mss6: r.MSS6,
-		peers: r.Peers, hops: r.Hops}
+		peers: r.Peers}
 	for _, v := range r.VIPs {
 		p.vips[v], p.localAddrs[v] = struct{}{}, struct{}{}
 	}
@@ -185,7 +183,7 @@ func (p *Policy) outer(b *packet.Buf) (t arrival, d drop.Reason) {
 // inner takes the tunnel header off and checks the packet behind it. It returns drop.Accept if that packet may enter
 // this host.
 func (p *Policy) inner(b *packet.Buf, t *arrival) (in inside, d drop.Reason) {
-	if p.hops && t.decap == p.udp {
+	if t.decap == p.udp {
 		var n int
 		n, d = t.decap.DecapHops(b, t.proto, t.class)
 		t.hops = uint8(n)

@@ -18,6 +18,9 @@ type Elsewhere interface {
 	// ID of the exit that its packets have had, 0 for none: they keep it, since the host that has a connection does not
 	// change. unsettled reports that a way may become known soon.
 	Other(client, server netip.AddrPort, before uint8, now time.Time) (to *Exit, unsettled bool)
+	// Hop returns the way to next, a host that a packet with hops names, or the one with the ID before, if hops can
+	// lead there. nil: it is not known.
+	Hop(next netip.Addr, before uint8) *Exit
 }
 
 // Sockets reports whether this host has a TCP connection. One goroutine uses it.
@@ -142,7 +145,7 @@ func (c *SecondChance) takes(b *packet.Buf, in inside, t *arrival, p *Policy) (t
 		}
 	}
 	if t.hops > 0 {
-		return c.alongHops(b, in, t, p, hash, state)
+		return c.alongHops(b, in, t, p, known{hash, state, exit})
 	}
 	to, unsettled := c.elsewhere.Other(client, server, exit, c.now)
 	switch {
@@ -150,7 +153,7 @@ func (c *SecondChance) takes(b *packet.Buf, in inside, t *arrival, p *Policy) (t
 		if state != flowElsewhere || to.ID != exit {
 			c.flows.put(hash, flowElsewhere, to.ID, c.tick)
 		}
-		return true, c.send(b, in, t, to, p.mss(b))
+		return true, c.send(b, in, t, to, p.mss(b), hash)
 	case !unsettled:
 		c.flows.put(hash, flowAbsent, 0, c.tick)
 		return false, drop.Accept
@@ -164,18 +167,28 @@ func (c *SecondChance) takes(b *packet.Buf, in inside, t *arrival, p *Policy) (t
 	return true, drop.Unsettled
 }
 
-// alongHops is takes for a packet of a connection that this host does not have, with hops in front of it. hash and
-// state are those of the connection.
-func (c *SecondChance) alongHops(b *packet.Buf, in inside, t *arrival, p *Policy, hash uint64,
-	state flowState) (taken bool, d drop.Reason) {
+// known is what Flows have of a connection: its hash, its state, and the exit that it has had.
+type known struct {
+	hash  uint64
+	state flowState
+	exit  uint8
+}
+
+// alongHops is takes for a packet of the connection k, which this host does not have, with hops in front of it.
+func (c *SecondChance) alongHops(b *packet.Buf, in inside, t *arrival, p *Policy, k known) (taken bool,
+	d drop.Reason) {
 	hops := encap.Hops(b.Before(int(t.hops)))
 	next, ok := p.hop(hops)
+	id := uint8(0)
+	if to := c.elsewhere.Hop(next, k.exit); to != nil {
+		next, ok, id = to.Peer.Dst, true, to.ID
+	}
 	if !ok {
-		c.flows.put(hash, flowAbsent, 0, c.tick)
+		c.flows.put(k.hash, flowAbsent, 0, c.tick)
 		return false, drop.Accept
 	}
-	if state != flowElsewhere {
-		c.flows.put(hash, flowElsewhere, 0, c.tick)
+	if k.state != flowElsewhere || k.exit != id {
+		c.flows.put(k.hash, flowElsewhere, id, c.tick)
 	}
 	if d := offloaded(b, in, p.mss(b)); d != drop.Accept {
 		return true, d
@@ -187,7 +200,7 @@ func (c *SecondChance) alongHops(b *packet.Buf, in inside, t *arrival, p *Policy
 		return true, d
 	}
 	copied := &c.copies[0]
-	if d := hops.Forward(copied, b.Bytes(), encap.SourcePort(hash), p.port); d != drop.Accept {
+	if d := hops.Forward(copied, b.Bytes(), next, encap.SourcePort(k.hash), p.port); d != drop.Accept {
 		return true, d
 	}
 	c.hopPeer = egress.Peer{Dst: next, Src: netip.IPv4Unspecified()}
@@ -218,8 +231,9 @@ func (c *SecondChance) connection(b *packet.Buf, in inside) (client, server neti
 	return netip.AddrPortFrom(f.Src, f.SrcPort), netip.AddrPortFrom(f.Dst, f.DstPort), flags, true
 }
 
-// send sends the packet in b to another host. mss is the size of the segments of a GSO packet.
-func (c *SecondChance) send(b *packet.Buf, in inside, t *arrival, to *Exit, mss int) drop.Reason {
+// send sends the packet in b to another host. mss is the size of the segments of a GSO packet, hash that of its
+// connection.
+func (c *SecondChance) send(b *packet.Buf, in inside, t *arrival, to *Exit, mss int, hash uint64) drop.Reason {
 	if d := offloaded(b, in, mss); d != drop.Accept {
 		return d
 	}
@@ -238,7 +252,7 @@ func (c *SecondChance) send(b *packet.Buf, in inside, t *arrival, to *Exit, mss 
 		if b.Len()+to.Tunnel.Overhead() > packet.MaxLen {
 			return drop.TooBig
 		}
-		to.Tunnel.Wrap(b, 0)
+		to.Tunnel.Wrap(b, encap.SourcePort(hash))
 		c.out.AddWrapped(b, &c.info, &hop, to.MTU)
 		return drop.Accept
 	}
@@ -247,7 +261,7 @@ func (c *SecondChance) send(b *packet.Buf, in inside, t *arrival, to *Exit, mss 
 		return d
 	}
 	cut.Overhead = to.Tunnel.Overhead()
-	to.Tunnel.Wrap(b, 0)
+	to.Tunnel.Wrap(b, encap.SourcePort(hash))
 	c.out.AddSegments(&to.Tunnel, b, &c.info, &hop, cut, to.MTU)
 	return drop.Accept
 }

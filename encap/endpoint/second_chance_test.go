@@ -23,6 +23,8 @@ type chanceNet struct {
 	has       map[uint16]bool // sockets, by the client's port
 	asked     int
 	exit      *Exit
+	named     *Exit // to the hosts that packets name
+	kept      *Exit
 	unsettled bool
 	before    uint8 // of the last question
 	injected  [][]byte
@@ -32,6 +34,13 @@ type chanceNet struct {
 func (n *chanceNet) Other(_, _ netip.AddrPort, before uint8, _ time.Time) (*Exit, bool) {
 	n.before = before
 	return n.exit, n.unsettled
+}
+
+func (n *chanceNet) Hop(_ netip.Addr, before uint8) *Exit {
+	if n.kept != nil && n.kept.ID == before {
+		return n.kept
+	}
+	return n.named
 }
 
 func (n *chanceNet) Has(remote, local netip.AddrPort) (bool, error) {
@@ -185,12 +194,24 @@ func TestSecondChanceICMP(t *testing.T) {
 	}
 }
 
-// TestSecondChanceHops: a packet with hops goes on to the next one, if that is a peer and another host.
+// TestSecondChanceHops: a packet with hops goes on to the next one, if that is a peer and another host. The packets of
+// a connection keep the host to which they went on.
 func TestSecondChanceHops(t *testing.T) {
 	n := newChanceNet(t, encap.KindIPIP)
-	n.w.inForce.Load().hops = true
 	n.has[9] = true
 	self := realserver.As4()
+	tunnel, err := encap.New(encap.Config{Kind: encap.KindGUE, Source: director, Destination: realserver, Port: port,
+		Hop: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	written := buf(segment{port: 8, n: 10, flags: packet.FlagACK}.bytes()) // by vstun's director
+	tunnel.WrapHop(written, 40000, other.As4())
+	packet.IPv4(written.Bytes()).SetChecksum()
+	if _, sent := n.take(t, written.Bytes()); sent != 1 || packet.IPv4(n.sent[0]).Dst() != other ||
+		encap.Hops(n.sent[0][28:])[6] != 1 {
+		t.Errorf("a packet of vstun's director is not sent on: %x", n.sent)
+	}
 	for _, c := range []struct {
 		what           string
 		port           uint16
@@ -205,7 +226,14 @@ func TestSecondChanceHops(t *testing.T) {
 		{"none at all", 4, 0, nil, 1, 0},
 		{"this host", 5, 0, [][4]byte{self}, 1, 0},
 		{"no peer", 6, 0, [][4]byte{{10, 0, 99, 1}}, 1, 0},
+		{"a known host", 7, 0, [][4]byte{other.As4()}, 0, 1},
+		{"another host, later", 7, 0, [][4]byte{{10, 0, 11, 9}}, 0, 1},
+		{"this host, later", 7, 0, [][4]byte{self}, 0, 1},
 	} {
+		n.kept, n.named = &Exit{ID: 9, Peer: egress.Peer{Dst: other}}, nil
+		if c.what == "a known host" {
+			n.named = n.kept
+		}
 		inner := segment{port: c.port, n: 10, flags: packet.FlagACK}.bytes()
 		gue := []byte{byte(1 + len(c.hops)), packet.ProtoIPIP, 0, 0, 0, 0, c.index, byte(len(c.hops))}
 		for _, h := range c.hops {

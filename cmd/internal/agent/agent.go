@@ -66,7 +66,7 @@ func (a *agent) enforce(s *setup) {
 	rules := endpoint.Rules{Directors: s.cfg.Directors, VIPs: s.cfg.VIPs, Decapsulators: decapsulators(s.cfg),
 		Port: s.cfg.EncapPort, Sealed: peers(s.cfg), LocalAddrs: a.own, MSS4: s.mss4, MSS6: s.mss6}
 	if s.cfg.SecondChance.On {
-		rules.Peers, rules.Hops = s.cfg.SecondChance.Peers, true
+		rules.Peers = s.cfg.SecondChance.Peers
 	}
 	policy, inSealed := endpoint.NewPolicy(rules), endpoint.NewPolicy(sealedRules(rules, s.cfg))
 	a.fast.enforce(s.cfg, a.own, func() {

@@ -74,9 +74,17 @@ func TestOverhead(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if got := overhead(agentOf("198.51.100.80", "10.0.2.2/32", c.kind.String(), c.hasKey),
-				from.Is6()); got != want.Overhead() {
+			cfg := agentOf("198.51.100.80", "10.0.2.2/32", c.kind.String(), c.hasKey)
+			if got := overhead(cfg, from.Is6()); got != want.Overhead() {
 				t.Errorf("%+v over %v: %d, want %d", c, from, got, want.Overhead())
+			}
+			cfg.SecondChance.On = true
+			hop := 0
+			if c.kind == encap.KindGUE && from.Is4() {
+				hop = encap.HopLen
+			}
+			if got := overhead(cfg, from.Is6()); got != want.Overhead()+hop {
+				t.Errorf("%+v over %v, with second chances: %d, want %d", c, from, got, want.Overhead()+hop)
 			}
 		}
 	}

@@ -94,7 +94,8 @@ func tunnels(cfg *config.Realserver, endpoints map[netip.Addr]netip.Addr) (all [
 	return all
 }
 
-// overhead returns the most bytes that the tunnels of cfg add to a packet. Directors may give GRE a checksum.
+// overhead returns the most bytes that the tunnels of cfg add to a packet. Directors may give GRE a checksum, and with
+// second chances GUE over IPv4 a hop.
 func overhead(cfg *config.Realserver, over6 bool) (n int) {
 	for _, e := range decapsulators(cfg) {
 		n = max(n, e.Kind.Overhead4())
@@ -103,6 +104,9 @@ func overhead(cfg *config.Realserver, over6 bool) (n int) {
 			if e.HasKey {
 				n = max(n, e.Kind.Overhead4()+2*greOption)
 			}
+		}
+		if e.Kind == encap.KindGUE && cfg.SecondChance.On && !over6 {
+			n = max(n, e.Kind.Overhead4()+encap.HopLen)
 		}
 	}
 	if over6 {

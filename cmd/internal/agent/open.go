@@ -183,7 +183,7 @@ func (a *agent) openChances(cfg *config.Realserver) error {
 		c.workers = append(c.workers, a.workers[i])
 		c.senders = append(c.senders, a.answerSenders[i].Share())
 	}
-	return c.set(cfg.SecondChance)
+	return c.set(cfg.SecondChance, cfg.EncapPort)
 }
 
 // openAnswers opens an answer worker for each queue of the device. Their sockets are of both families, whatever the

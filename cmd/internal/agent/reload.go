@@ -87,7 +87,7 @@ func (a *agent) apply(cfg *config.Realserver) (err error) {
 		return errors.Join(err, a.sealed.set(&was.cfg.WireGuard),
 			a.tunnels.Apply(was.cfg.Tunnels, encapPort(was.cfg)), a.network.Set(before))
 	}
-	if err := a.chances.set(cfg.SecondChance); err != nil {
+	if err := a.chances.set(cfg.SecondChance, cfg.EncapPort); err != nil {
 		return errors.Join(err, a.sealed.set(&was.cfg.WireGuard),
 			a.tunnels.Apply(was.cfg.Tunnels, encapPort(was.cfg)), a.network.Set(before))
 	}

@@ -133,7 +133,7 @@ func peers(cfg *config.Realserver) (all []netip.Addr) {
 
 // sealedRules returns the rules for packets that WireGuard has brought. all are those for the other packets.
 func sealedRules(all endpoint.Rules, cfg *config.Realserver) endpoint.Rules {
-	all.Directors, all.Sealed, all.Decapsulators, all.Peers, all.Hops = nil, nil, nil, nil, false
+	all.Directors, all.Sealed, all.Decapsulators, all.Peers = nil, nil, nil, nil
 	if !accepts(cfg) {
 		return all
 	}

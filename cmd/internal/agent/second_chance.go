@@ -37,6 +37,7 @@ type chances struct {
 
 	mu      sync.Mutex // guards the fields below
 	cfg     config.SecondChance
+	port    uint16              // of gue
 	tables  *secondchance.Agent // nil: off
 	socket  *net.UDPConn        // to which directors send tables
 	own     []netip.Addr        // addresses of this host
@@ -51,6 +52,7 @@ type routes struct {
 	view  *secondchance.View
 	exits map[secondchance.Via]*endpoint.Exit
 	byID  [256]*endpoint.Exit
+	byHop map[netip.Addr]*endpoint.Exit // those by gue over IPv4, which packets may name
 }
 
 // Other is endpoint.Elsewhere.
@@ -67,10 +69,21 @@ func (c *chances) Other(client, server netip.AddrPort, before uint8, now time.Ti
 	return r.exits[via], false // nil: not in peers
 }
 
-// set puts cfg in force. On an error nothing has changed.
-func (c *chances) set(cfg config.SecondChance) error {
+// Hop is endpoint.Elsewhere.
+func (c *chances) Hop(next netip.Addr, before uint8) *endpoint.Exit {
+	r := c.routes.Load()
+	if to := r.byID[before]; to != nil && r.byHop[to.Peer.Dst] == to {
+		return to
+	}
+	return r.byHop[next]
+}
+
+// set puts cfg in force. port is the UDP port of tunnels here and at the other realservers. On an error nothing has
+// changed.
+func (c *chances) set(cfg config.SecondChance, port uint16) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.port = port
 	if !cfg.On {
 		c.end()
 		c.cfg = cfg
@@ -233,7 +246,8 @@ func (c *chances) follow(own []netip.Addr) {
 
 // refresh makes the choices by the present tables, addresses and paths. c.mu is held.
 func (c *chances) refresh() {
-	r := &routes{view: c.tables.View(c.owns), exits: map[secondchance.Via]*endpoint.Exit{}}
+	r := &routes{view: c.tables.View(c.owns), exits: map[secondchance.Via]*endpoint.Exit{},
+		byHop: map[netip.Addr]*endpoint.Exit{}}
 	vias := r.view.Vias()
 	var asked []netip.Addr
 	for _, v := range vias {
@@ -252,6 +266,9 @@ func (c *chances) refresh() {
 			c.missing = err
 		} else {
 			r.exits[v] = exit
+			if v.Kind == encap.KindGUE && v.Address.Is4() {
+				r.byHop[v.Address] = exit
+			}
 			if exit.ID = c.id(v); exit.ID != 0 {
 				r.byID[exit.ID] = exit
 			}
@@ -264,15 +281,19 @@ func (c *chances) refresh() {
 func (c *chances) exit(v secondchance.Via, paths map[netip.Addr]query.Path) (*endpoint.Exit, error) {
 	path, known := paths[v.Address]
 	switch {
-	case v.Kind != encap.KindIPIP && v.Kind != encap.KindGRE:
-		return nil, fmt.Errorf("realserver %v has neither ipip nor gre", v.Address)
+	case !secondchance.Reaches(v.Kind):
+		return nil, fmt.Errorf("realserver %v has neither ipip nor gre nor gue", v.Address)
 	case !slices.ContainsFunc(c.cfg.Peers, func(p netip.Prefix) bool { return p.Contains(v.Address) }):
 		return nil, fmt.Errorf("realserver %v is not in peers", v.Address)
 	case !known:
 		return nil, fmt.Errorf("no path to realserver %v", v.Address)
 	}
-	tunnel, err := encap.New(encap.Config{Kind: v.Kind, Source: path.Source, Destination: v.Address, Key: v.Key,
-		HasKey: v.HasKey, Checksum: v.Checksum})
+	config := encap.Config{Kind: v.Kind, Source: path.Source, Destination: v.Address, Key: v.Key, HasKey: v.HasKey,
+		Checksum: v.Checksum}
+	if v.Kind.UDP() {
+		config.Port = c.port
+	}
+	tunnel, err := encap.New(config)
 	if err != nil {
 		return nil, err
 	}

@@ -21,6 +21,7 @@ type Explanation struct {
 	Drop       string      `json:"drop,omitempty"`       // the reason of the drop
 	Why        string      `json:"why"`                  // the reason of the decision, in one line
 	FastPath   bool        `json:"fast_path,omitempty"`  // the kernel forwards the flow's packets
+	NextHop    string      `json:"next_hop,omitempty"`   // the realserver that gives the packets a second chance
 	Role       string      `json:"role,omitempty"`       // its role in VRRP sends the VIP's packets elsewhere
 	Service    string      `json:"service,omitempty"`    // with the VIP, protocol and port
 	Scheduler  string      `json:"scheduler,omitempty"`

@@ -83,6 +83,9 @@ func printExplanation(out io.Writer, e *api.Explanation) error {
 		goes = "is dropped: " + e.Drop
 	}
 	fmt.Fprintf(&w, "%s\n%s\n", goes, Wrapped("  because "+e.Why, width, "    "))
+	if e.NextHop != "" {
+		fmt.Fprintf(&w, "second chance: its packets name %s as the next hop\n", e.NextHop)
+	}
 	if e.Role != "" {
 		fmt.Fprintln(&w, Wrapped("note: "+e.Role, width, "    "))
 	}

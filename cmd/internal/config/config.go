@@ -181,6 +181,12 @@ type Service struct {
 // HasSorry reports whether the service has a sorry server.
 func (s *Service) HasSorry() bool { return s.Sorry.Address.IsValid() }
 
+// HasTables reports whether agents get tables of s for second chances: it is for TCP, by mh, without persistence, whose
+// templates lead clients elsewhere.
+func (s *Service) HasTables() bool {
+	return s.Protocol == "tcp" && s.Scheduler == "mh" && s.Persistence.Timeout == 0
+}
+
 // IsRealserver reports whether id is the ID of one of the service's realservers.
 func (s *Service) IsRealserver(id netip.AddrPort) bool {
 	return slices.ContainsFunc(s.Realservers, func(r RealserverRef) bool { return r.ID() == id })

@@ -33,9 +33,7 @@ func readDirectorChance(root *table, d *Director) (c SecondChance) {
 	c.KeyFile, c.Key = readKeyFile(t, "the same here and on all agents")
 	c.Port = t.integer("port", 8849, 1, 65535, "1 to 65535")
 	switch {
-	case !slices.ContainsFunc(d.Services, func(s Service) bool {
-		return s.Protocol == "tcp" && s.Scheduler == "mh" && s.Persistence.Timeout == 0
-	}):
+	case !slices.ContainsFunc(d.Services, func(s Service) bool { return s.HasTables() }):
 		t.warnAt("key", "no service for tcp has the scheduler mh and no persistence, so that agents get no tables")
 	case !d.HashUnknown && !d.Connections.SloppyTCP:
 		t.warnAt("key", `unknown_flows is not "hash": packets of connections that the director does not have get to `+

@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vstun/balancer"
 	"vstun/balancer/health"
 	"vstun/balancer/health/notify"
 	"vstun/balancer/keep"
@@ -153,7 +154,7 @@ func (d *director) wire(cfg *config.Director) {
 	d.checks.notifier = notify.New(func(err error) { d.log.Error("notification failed", "error", err) })
 	d.checks.notifier.Set(cfg.Notify)
 	d.controller.notify, d.roles.notify = d.checks.notifier.Send, d.checks.notifier.Send
-	d.tables.open(d.log)
+	d.tables.open(d.log, func(service string, f balancer.Former) { d.plane.balancer.SetFormer(service, f) })
 	d.controller.tables = &d.tables
 	d.controller.roles, d.roles.rejoined = &d.roles, d.sync.rejoin
 	d.controller.announcers = d.announcers

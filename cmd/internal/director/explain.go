@@ -67,6 +67,9 @@ func (d *director) explain(q url.Values) (any, error) {
 	if out.FastPath = d.plane.fast.has(first.Flow); out.FastPath {
 		out.Why += "; the kernel forwards its packets (fast path), but for those that end it"
 	}
+	if e.NextHop.IsValid() {
+		out.NextHop = e.NextHop.String()
+	}
 	out.Role = roleOf(cfg, st.inputs.Roles, vip.Addr())
 	if e.Service == nil && e.Connection == nil {
 		switch {

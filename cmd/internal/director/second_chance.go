@@ -21,10 +21,12 @@ import (
 	"vstun/encap/wire"
 )
 
-// tables sends the tables of the scheduler mh to the agents of realservers: see package secondchance. The zero value
-// sends none.
+// tables sends the tables of the scheduler mh to the agents of realservers, and gives the balancer those before the
+// present ones, by which packets to realservers by gue name another one: see package secondchance. The zero value does
+// nothing.
 type tables struct {
 	log  *slog.Logger
+	give func(service string, f balancer.Former)
 	wake chan struct{}
 
 	mu       sync.Mutex // guards the fields below
@@ -33,10 +35,14 @@ type tables struct {
 	socket   *net.UDPConn
 	tooLarge []string // services of which the log has that
 	err      error    // the last one of the socket
+	named    []string // services whose packets may name another realserver
+	given    uint64   // secondchance.Director.Changes that the balancer has
 }
 
-// open makes t ready for follow.
-func (t *tables) open(log *slog.Logger) { t.log, t.wake = log, make(chan struct{}, 1) }
+// open makes t ready for follow. give is the balancer's SetFormer.
+func (t *tables) open(log *slog.Logger, give func(string, balancer.Former)) {
+	t.log, t.give, t.wake = log, give, make(chan struct{}, 1)
+}
 
 // follow puts the configuration and the tables of st in force. The controller calls it.
 func (t *tables) follow(st *state) {
@@ -50,16 +56,40 @@ func (t *tables) follow(st *state) {
 		return
 	}
 	var all []*secondchance.Table
+	var named []string
 	for _, m := range st.snapshot.MaglevTables() {
-		all = append(all, chanceTable(&m))
+		table := chanceTable(&m)
+		if all = append(all, table); table.Named() {
+			named = append(named, table.Service)
+		}
 	}
-	if !t.sender.Set(all, getsTables, time.Now()) {
+	changed := t.sender.Set(all, getsTables, time.Now())
+	t.giveChoices(named)
+	if !changed {
 		return
 	}
 	select {
 	case t.wake <- struct{}{}:
 	default:
 	}
+}
+
+// giveChoices gives the balancer the choices for the services named, if they have changed. t.mu is held.
+func (t *tables) giveChoices(named []string) {
+	if slices.Equal(named, t.named) && t.sender.Changes() == t.given {
+		return
+	}
+	for _, name := range t.named {
+		if !slices.Contains(named, name) {
+			t.give(name, nil)
+		}
+	}
+	for _, name := range named {
+		if c := t.sender.Choices(name); c != nil {
+			t.give(name, c)
+		}
+	}
+	t.named, t.given = named, t.sender.Changes()
 }
 
 // socketBuffer is the size of the socket's buffers, in bytes. The datagrams to a realserver that does not answer ARP
@@ -77,6 +107,7 @@ func (t *tables) begin(c config.SecondChance) {
 		return
 	}
 	wire.SetBuffers(socket, socketBuffer)
+	t.given = 0
 	t.sender, t.socket, t.cfg, t.err = secondchance.NewDirector([]byte(c.Key)), socket, c, nil
 	go t.receive(t.sender, socket)
 }
@@ -86,6 +117,10 @@ func (t *tables) end() {
 	if t.socket != nil {
 		t.socket.Close() // ends receive
 	}
+	for _, name := range t.named {
+		t.give(name, nil)
+	}
+	t.named = nil
 	t.sender, t.socket, t.cfg = nil, nil, config.SecondChance{}
 }
 
@@ -117,6 +152,7 @@ func (t *tables) run(ctx context.Context) error {
 		t.mu.Lock()
 		if t.sender != nil {
 			send(t.sender)
+			t.giveChoices(t.named)
 			t.warnTooLarge()
 		}
 		t.mu.Unlock()
@@ -137,6 +173,7 @@ func (t *tables) receive(sender *secondchance.Director, socket *net.UDPConn) {
 		t.mu.Lock()
 		if t.sender == sender {
 			sender.Take(b[:n], time.Now(), t.send)
+			t.giveChoices(t.named)
 		}
 		t.mu.Unlock()
 	}
@@ -161,12 +198,10 @@ func (t *tables) warnTooLarge() {
 	t.tooLarge = list
 }
 
-// getsTables reports whether the agent of a realserver gets tables: it has a tunnel of ipip or gre.
-func getsTables(m *secondchance.Member) bool {
-	return m.Kind == encap.KindIPIP || m.Kind == encap.KindGRE
-}
+// getsTables reports whether the agent of a realserver gets tables: it has a tunnel by which others can send to it.
+func getsTables(m *secondchance.Member) bool { return secondchance.Reaches(m.Kind) }
 
-// chanceTable returns what an agent needs of m. A member that no tunnel of ipip or gre leads to gets no packets.
+// chanceTable returns what an agent needs of m. A member that no such tunnel leads to gets no packets.
 func chanceTable(m *balancer.MaglevTable) *secondchance.Table {
 	s := m.Service
 	t := &secondchance.Table{Service: s.Name, VIPs: s.VIPs, Port: m.Port, SrcPort: s.Flags.Port,

@@ -2,9 +2,12 @@ package doctor
 
 import (
 	"fmt"
+	"slices"
 
 	"vstun/cmd/internal/api"
+	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/words"
+	"vstun/encap"
 )
 
 // tables examines whether the agents of realservers have the running director's tables.
@@ -16,12 +19,16 @@ func (d *Director) tables(res *result, st *api.DirectorStatus) {
 	for _, a := range t.Agents {
 		switch {
 		case a.Heard == nil:
-			res.find(Finding{Severity: Warning, Where: "realserver " + a.Address,
+			f := Finding{Severity: Warning, Where: "realserver " + a.Address,
 				What: "its agent has not answered the director's tables",
 				Why:  "packets that come to the wrong realserver end their connections",
 				Causes: []string{"its agent has no [second_chance], or another key",
 					fmt.Sprintf("a firewall drops UDP port %d there, or the answers", d.Config.SecondChance.Port)},
-				Fix: "on " + a.Address + ": realserver doctor"})
+				Fix: "on " + a.Address + ": realserver doctor"}
+			if d.byGUE(a.Address) {
+				f.Remarks = []string{"GLB's redirect module in place of an agent needs no tables"}
+			}
+			res.find(f)
 		case !a.Current && *a.Heard > 3*tablesEvery:
 			res.find(Finding{Severity: Warning, Where: "realserver " + a.Address,
 				What: "its agent has not got the director's last tables",
@@ -36,6 +43,15 @@ func (d *Director) tables(res *result, st *api.DirectorStatus) {
 	if len(res.findings) == 0 {
 		res.fine("%s", words.Count(len(t.Agents), "agent"))
 	}
+}
+
+// byGUE reports whether packets to a realserver go by gue.
+func (d *Director) byGUE(address string) bool {
+	return slices.ContainsFunc(d.Config.Services, func(s config.Service) bool {
+		return slices.ContainsFunc(s.Realservers, func(r config.RealserverRef) bool {
+			return r.Address.String() == address && r.Encap == encap.KindGUE.String()
+		})
+	})
 }
 
 // tablesEvery is the period of tables, in seconds.
@@ -55,7 +71,7 @@ func (res *result) secondChance(c *api.SecondChance) {
 		res.find(Finding{Severity: Warning, What: "no director has sent tables",
 			Why: "packets of unknown connections get no second chance",
 			Causes: []string{"no director has [second_chance]",
-				"no service of a director has the scheduler mh, and this host as its realserver by ipip or gre",
+				"no service of a director has the scheduler mh, and this host as its realserver by ipip, gre or gue",
 				fmt.Sprintf("a firewall drops UDP port %d", c.Port)},
 			Fix: "at the director: director doctor"})
 	}

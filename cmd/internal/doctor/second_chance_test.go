@@ -9,6 +9,21 @@ import (
 	"vstun/cmd/internal/config"
 )
 
+// TestUnheardTables: a realserver that has not answered is a finding. One by gue may have GLB's module.
+func TestUnheardTables(t *testing.T) {
+	d := Director{Config: &config.Director{Services: []config.Service{{}}}}
+	for address, encap := range map[string]string{"10.0.11.2": "ipip", "10.0.11.3": "gue"} {
+		s := &d.Config.Services[0]
+		s.Realservers = append(s.Realservers, config.RealserverRef{Address: netip.MustParseAddr(address),
+			Tunnel: config.Tunnel{Encap: encap}})
+		var res result
+		d.tables(&res, &api.DirectorStatus{Tables: &api.Tables{Agents: []api.TablesAgent{{Address: address}}}})
+		if len(res.findings) != 1 || (len(res.findings[0].Remarks) > 0) != (encap == "gue") {
+			t.Errorf("%s: %+v", encap, res.findings)
+		}
+	}
+}
+
 // TestSilentTables: a director whose tables have stopped is a finding, one that sends them is none.
 func TestSilentTables(t *testing.T) {
 	for heard, want := range map[float64]string{

@@ -23,6 +23,7 @@ type chanceSite struct {
 	encap string
 	key   string
 	on    bool
+	deaf  bool // the agents refuse the director's tables
 }
 
 // newChanceSite builds the hosts. Without on, neither the director nor the agents have [second_chance].
@@ -41,12 +42,19 @@ func newChanceSite(t *testing.T, webs int, encap string, ipv6, on bool) *chanceS
 // agent returns keys of realserver.toml.
 func (s *chanceSite) agent() string {
 	text := fmt.Sprintf("encap = %q\n", s.encap)
+	key := s.key
+	if s.deaf {
+		key += ".other"
+		if err := os.WriteFile(key, slices.Repeat([]byte("lock"), 8), 0o600); err != nil {
+			s.t.Fatal(err)
+		}
+	}
 	if s.on {
 		var peers []netip.Addr
 		for _, web := range s.Webs {
 			peers = append(peers, web.Addr)
 		}
-		text += fmt.Sprintf("[second_chance]\nenabled = true\npeers = [%s]\nkey = %q\n", quoted(peers), s.key)
+		text += fmt.Sprintf("[second_chance]\nenabled = true\npeers = [%s]\nkey = %q\n", quoted(peers), key)
 	}
 	return text
 }
@@ -54,6 +62,9 @@ func (s *chanceSite) agent() string {
 // configure gives the director realservers with these weights. A negative one leaves a realserver out.
 func (s *chanceSite) configure(ports string, weights ...int) {
 	more := "unknown_flows = \"hash\"\n[connections]\nmax = 10_000\nkeep = \"\""
+	if s.deaf {
+		more += "\nexpire_nodest = true"
+	}
 	if s.on {
 		more += fmt.Sprintf("\n[second_chance]\nkey = %q", s.key)
 	}
@@ -65,7 +76,7 @@ func (s *chanceSite) configure(ports string, weights ...int) {
 // haveTables waits until the agents have the director's tables.
 func (s *chanceSite) haveTables(agents int) {
 	s.t.Helper()
-	if !s.on {
+	if !s.on || s.deaf {
 		return
 	}
 	testkit.Within(s.t, "the agents have the tables", 4*soon, func() bool {
@@ -94,15 +105,18 @@ func (s *chanceSite) sentOn() (sent, received uint64) {
 
 // TestSecondChance kills a director while the realservers change: one is added, one is removed and runs on. The next
 // director has no connections. With second chances all downloads go on. Without them those break whose slots have
-// moved.
+// moved. Agents without tables follow the hops of a director that does not die, and forgets the connections of the
+// realserver that it has no longer.
 func TestSecondChance(t *testing.T) {
 	for _, c := range []struct {
 		name, encap string
 		ipv6, on    bool
-	}{{"ipip", "ipip", false, true}, {"gre6", "gre", true, true}, {"without", "ipip", false, false}} {
+	}{{"ipip", "ipip", false, true}, {"gre6", "gre", true, true}, {"gue", "gue", false, true},
+		{"hops", "gue", false, true}, {"without", "ipip", false, false}} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			s := newChanceSite(t, 4, c.encap, c.ipv6, c.on)
+			s.deaf = c.name == "hops"
 			s.startAgents(s.agent())
 			for _, web := range s.Webs {
 				s.pacedDownloads(web, 80, 4096, 20*time.Millisecond)
@@ -114,8 +128,12 @@ func TestSecondChance(t *testing.T) {
 			downloads.mustGoOn(t, "before", 1<<15)
 
 			s.configure("80", 1, 1, -1, 1)
-			s.director.kill()
-			s.director.start()
+			if s.deaf {
+				s.mustReload()
+			} else {
+				s.director.kill()
+				s.director.start()
+			}
 			if !c.on {
 				n, why := downloads.broken()
 				t.Logf("without second chances %d of %d downloads are broken: %v", n, downloads.n, why)
@@ -129,11 +147,27 @@ func TestSecondChance(t *testing.T) {
 			if sent, received := s.sentOn(); sent == 0 || received == 0 { // GRO may merge packets on the way
 				t.Errorf("%d packets sent on, %d received", sent, received)
 			}
+			if s.deaf {
+				s.mustName(s.Webs[2].Addr)
+				return
+			}
 			s.configure("80", -1, 1, -1, 1) // the director does not die
 			s.mustReload()
 			downloads.mustGoOn(t, "after a reload", 1<<16)
 		})
 	}
+}
+
+// mustName fails the test unless explain names a realserver as the next hop of some packets.
+func (s *chanceSite) mustName(want netip.Addr) {
+	s.t.Helper()
+	for port := range 40 {
+		client := netip.AddrPortFrom(s.Client.Addr, uint16(1024+port))
+		if e := s.explain(client.String(), s.at(80)); e.NextHop == want.String() {
+			return
+		}
+	}
+	s.t.Errorf("explain names %v for no client", want)
 }
 
 // TestSecondChanceOnce gives two agents tables that contradict each other: each has the other one as the realserver of

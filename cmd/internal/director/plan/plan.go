@@ -152,6 +152,9 @@ func Plan(in Inputs, before map[string]ServiceState) (Desired, []Event) {
 			b.Realservers = append(b.Realservers, sorryServer(s, cfg.Source, in.Paths,
 				is.Sorry && in.Neighbours.fault(&s.Sorry) == ""))
 		}
+		if cfg.SecondChance.On && s.HasTables() {
+			nameHops(b.Realservers)
+		}
 		in.Neighbours.link(b.Realservers)
 		d.Balancer.Services = append(d.Balancer.Services, b)
 		d.Services[s.Name] = is

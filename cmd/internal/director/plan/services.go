@@ -92,6 +92,14 @@ func realserver(s *config.Service, r *config.RealserverRef, sources config.Sourc
 	return rs
 }
 
+// nameHops lets packets to those of a service's realservers name another one that have a tunnel for that.
+func nameHops(list []balancer.Realserver) {
+	for i := range list {
+		r := &list[i]
+		r.Hop = r.Kind == method.TUN && r.Encap == encap.KindGUE && r.Address.Is4()
+	}
+}
+
 // sorryServer returns the sorry server of s as a realserver. While it is not in use it is down, so that its connections
 // that can be rescheduled move to other realservers.
 func sorryServer(s *config.Service, sources config.Sources, paths Paths, inUse bool) balancer.Realserver {

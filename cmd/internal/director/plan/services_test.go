@@ -241,3 +241,36 @@ func TestOptions(t *testing.T) {
 		}
 	}
 }
+
+// TestHops: with [second_chance] packets name hops where agents get tables of the service, to realservers by gue over
+// IPv4.
+func TestHops(t *testing.T) {
+	ref := func(address string, forward method.Kind, encap string) config.RealserverRef {
+		return config.RealserverRef{Address: netip.MustParseAddr(address), Weight: 1, Forward: forward,
+			Tunnel: config.Tunnel{Encap: encap}}
+	}
+	for _, c := range []struct {
+		on                  bool
+		protocol, scheduler string
+		persistence         time.Duration
+		to                  config.RealserverRef
+		want                bool
+	}{
+		{true, "tcp", "mh", 0, ref("10.0.11.2", method.TUN, "gue"), true},
+		{false, "tcp", "mh", 0, ref("10.0.11.2", method.TUN, "gue"), false},
+		{true, "udp", "mh", 0, ref("10.0.11.2", method.TUN, "gue"), false},
+		{true, "tcp", "rr", 0, ref("10.0.11.2", method.TUN, "gue"), false},
+		{true, "tcp", "mh", time.Minute, ref("10.0.11.2", method.TUN, "gue"), false},
+		{true, "tcp", "mh", 0, ref("fd00:11::2", method.TUN, "gue"), false},
+		{true, "tcp", "mh", 0, ref("10.0.11.2", method.TUN, "fou"), false},
+		{true, "tcp", "mh", 0, ref("10.0.11.2", method.DR, ""), false},
+	} {
+		cfg := &config.Director{SecondChance: config.SecondChance{On: c.on}, Services: []config.Service{{Name: "web",
+			Protocol: c.protocol, Scheduler: c.scheduler, EncapPort: 6080,
+			Persistence: config.Persistence{Timeout: c.persistence}, Realservers: []config.RealserverRef{c.to}}}}
+		d, _ := Plan(Inputs{File: cfg, Config: cfg}, nil)
+		if got := d.Balancer.Services[0].Realservers[0].Hop; got != c.want {
+			t.Errorf("%+v: %v", c, got)
+		}
+	}
+}

@@ -1,0 +1,69 @@
+package secondchance
+
+import (
+	"net/netip"
+	"slices"
+
+	"vstun/encap"
+)
+
+// Choices is the tables of a service at its director, the newest first. It does not change.
+type Choices struct{ entries []*entry }
+
+// Changes counts the changes of what Choices returns.
+func (d *Director) Changes() uint64 { return d.changes }
+
+// Choices returns the tables of a service in force and before, nil for none.
+func (d *Director) Choices(service string) *Choices {
+	s := d.history[service]
+	if s == nil {
+		return nil
+	}
+	c := &Choices{}
+	for _, e := range s.entries {
+		e.build()
+		c.entries = append(c.entries, e)
+	}
+	return c
+}
+
+// NextHop returns the realserver that a client's packets to the realserver to may go on to: the one that may have the
+// connection if to does not. That is the choice of the newest table before the one that has led the connection to to,
+// or else of the newest of all, which is another realserver. ok is false if there is none, or encap.Hops cannot name
+// it. NextHop allocates nothing.
+func (c *Choices) NextHop(client netip.AddrPort, to netip.Addr) (next netip.Addr, ok bool) {
+	var newest *Member
+	led := false
+	for _, e := range c.entries {
+		i := e.choose(client)
+		if i < 0 {
+			continue
+		}
+		m := &e.table.Members[i]
+		switch {
+		case m.Address == to:
+			led = true
+		case led:
+			return m.hop()
+		case newest == nil:
+			newest = m
+		}
+	}
+	if newest == nil {
+		return netip.Addr{}, false
+	}
+	return newest.hop()
+}
+
+// Named reports whether packets to a member of t may name another one.
+func (t *Table) Named() bool {
+	return slices.ContainsFunc(t.Members, func(m Member) bool {
+		_, ok := m.hop()
+		return ok
+	})
+}
+
+// hop returns the address of m as a hop. ok is false if it has another tunnel, or is of IPv6.
+func (m *Member) hop() (a netip.Addr, ok bool) {
+	return m.Address, m.Kind == encap.KindGUE && m.Address.Is4()
+}
