@@ -1,6 +1,7 @@
 package encap
 
 import (
+	"encoding/binary"
 	"fmt"
 	"math/bits"
 
@@ -149,14 +150,15 @@ type Outer struct {
 // realserver's socket must accept it (UDP_NO_CHECK6_RX).
 //
 // Wrap does not set lengths and checksums for a GSO packet. The caller calls Seal for each of its segments.
-func (t *Tunnel) Wrap(b *packet.Buf, port uint16) Outer { return t.wrap(b, port, [4]byte{}) }
+func (t *Tunnel) Wrap(b *packet.Buf, port uint16) Outer { return t.wrap(b, port, 0) }
 
 // WrapHop is Wrap of a tunnel with Config.Hop. next is the host that the packet may go on to.
 func (t *Tunnel) WrapHop(b *packet.Buf, port uint16, next [4]byte) Outer {
-	return t.wrap(b, port, next)
+	return t.wrap(b, port, binary.BigEndian.Uint32(next[:]))
 }
 
-func (t *Tunnel) wrap(b *packet.Buf, port uint16, next [4]byte) Outer {
+// wrap is WrapHop. An array would not be passed in a register.
+func (t *Tunnel) wrap(b *packet.Buf, port uint16, next uint32) Outer {
 	class, ttl, df, version := outerFields(b.Bytes())
 	if t.ttl != 0 {
 		ttl = t.ttl
@@ -171,7 +173,7 @@ func (t *Tunnel) wrap(b *packet.Buf, port uint16, next [4]byte) Outer {
 		packet.UDP(up).SetSrcPort(port)
 		packet.GUE(up[packet.UDPHeaderLen:]).SetProto(protocol(version))
 		if t.hop {
-			copy(up[packet.UDPHeaderLen+hopsList:], next[:])
+			binary.BigEndian.PutUint32(up[packet.UDPHeaderLen+hopsList:], next)
 		}
 	case KindFOU:
 		packet.UDP(up).SetSrcPort(port)

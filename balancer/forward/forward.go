@@ -242,18 +242,20 @@ func (w *Worker) send(b *packet.Buf, p *packet.Info, dest *balancer.Dest, f *pac
 		return drop.TooBig // no packet is that large, fragments or not
 	}
 	dest.Count(w.id, 1, uint64(p.Len))
-	hop := w.wrap(b, p, dest, f)
+	var hop egress.Hop
+	if port := w.out.SourcePort(p.Hash); dest.Hops == nil {
+		hop = dest.Via.Out(b, p, port)
+	} else {
+		hop = named(b, p, dest, f, port)
+	}
 	w.out.AddWrapped(b, p, &hop, dest.MTU)
 	return drop.Accept
 }
 
-// wrap encapsulates the packet in b for dest, and returns its hop. f is the flow of its connection.
-func (w *Worker) wrap(b *packet.Buf, p *packet.Info, dest *balancer.Dest, f *packet.Flow) egress.Hop {
-	port := w.out.SourcePort(p.Hash)
-	if dest.Hops != nil {
-		if next, ok := dest.NextHop(netip.AddrPortFrom(f.Src, f.SrcPort)); ok {
-			return dest.Hops.OutHop(b, port, next.As4())
-		}
+// named encapsulates the packet in b for dest, which has Hops, and returns its hop. f is the flow of its connection.
+func named(b *packet.Buf, p *packet.Info, dest *balancer.Dest, f *packet.Flow, port uint16) egress.Hop {
+	if next, ok := dest.NextHop(netip.AddrPortFrom(f.Src, f.SrcPort)); ok {
+		return dest.Hops.OutHop(b, port, next.As4())
 	}
 	return dest.Via.Out(b, p, port)
 }
@@ -272,7 +274,12 @@ func (w *Worker) super(b *packet.Buf, p *packet.Info, dest *balancer.Dest, inner
 		return drop.TooBig
 	}
 	dest.Count(w.id, 1, uint64(p.Len))
-	hop := w.wrap(b, p, dest, &p.Flow)
+	var hop egress.Hop
+	if port := w.out.SourcePort(p.Hash); dest.Hops == nil {
+		hop = dest.Via.Out(b, p, port)
+	} else {
+		hop = named(b, p, dest, &p.Flow, port)
+	}
 	cut.Overhead = b.Len() - p.Len
 	w.out.AddSegments(dest.Via, b, p, &hop, cut, dest.MTU)
 	return drop.Accept

@@ -13,6 +13,7 @@ import (
 	"vstun/balancer"
 	"vstun/balancer/conntab"
 	"vstun/balancer/method"
+	"vstun/encap"
 	"vstun/encap/egress"
 	"vstun/encap/packet"
 	"vstun/encap/packet/drop"
@@ -485,16 +486,27 @@ func TestMisplacedChecksum(t *testing.T) {
 	}
 }
 
-// BenchmarkForward is a batch of 60-byte UDP packets, without the system calls.
+// BenchmarkForward is a batch of 60-byte UDP packets, or of a TCP connection, without the system calls.
 func BenchmarkForward(b *testing.B) {
-	w := newWorker(b, &script{}, 1500)
-	w.sendBy(discard{})
-	p := udp(53, false, 32)
-	for b.Loop() {
-		for i := range w.bufs {
-			w.bufs[i].SetLen(copy(w.bufs[i].Room(), p))
-		}
-		w.forward(w.bufs)
+	plain, hops := newWorker(b, &script{}, 1500), hopSite(b, &script{})
+	hops.balancer.SetFormer("web", &former{netip.AddrPortFrom(client, 4711), real1})
+	gue := testWorker(&script{}, &script{}, nil, newSite(b, real1, encap.KindGUE, 1500), NewShared(),
+		func() conntab.Ticks { return 1 })
+	for _, c := range []struct {
+		name string
+		w    *Worker
+		p    packet.IPv4
+	}{{"ipip", plain, udp(53, false, 32)}, {"gue", gue, udp(53, false, 32)},
+		{"gue with hops", hops, tcp(80, packet.FlagSYN, 20)}} {
+		b.Run(c.name, func(b *testing.B) {
+			c.w.sendBy(discard{})
+			for b.Loop() {
+				for i := range c.w.bufs {
+					c.w.bufs[i].SetLen(copy(c.w.bufs[i].Room(), c.p))
+				}
+				c.w.forward(c.w.bufs)
+			}
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/batch, "ns/packet")
+		})
 	}
-	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/batch, "ns/packet")
 }
