@@ -261,6 +261,24 @@ func TestSecondChanceHops(t *testing.T) {
 	}
 }
 
+// TestHopsWithoutSecondChance: a worker without second chances takes hops off, as Linux does.
+func TestHopsWithoutSecondChance(t *testing.T) {
+	n := newChanceNet(t, encap.KindIPIP)
+	n.w.Give(nil)
+	inner := segment{port: 1, n: 10, flags: packet.FlagACK}.bytes()
+	tunnel, err := encap.New(encap.Config{Kind: encap.KindGUE, Source: director, Destination: realserver, Port: port,
+		Hop: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := buf(inner)
+	tunnel.WrapHop(b, 40000, other.As4())
+	packet.IPv4(b.Bytes()).SetChecksum()
+	if injected, sent := n.take(t, b.Bytes()); injected != 1 || sent != 0 || !slices.Equal(n.injected[0], inner) {
+		t.Errorf("%d injected, %d sent on: %x", injected, sent, n.injected)
+	}
+}
+
 // TestSecondChanceBound: beyond its questions a worker leaves packets of unknown connections to the host.
 func TestSecondChanceBound(t *testing.T) {
 	n := newChanceNet(t, encap.KindIPIP)

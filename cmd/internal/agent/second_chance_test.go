@@ -11,6 +11,11 @@ import (
 	"vstun/balancer/secondchance"
 	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/config"
+	"vstun/encap"
+	"vstun/encap/egress"
+	"vstun/encap/endpoint"
+	"vstun/encap/packet"
+	"vstun/routing/query"
 )
 
 // TestNoSecondChanceHere: a realserver of a table that is this host gets no packets by a tunnel, also before the agent
@@ -115,5 +120,40 @@ func TestSecondChanceSwitchedOn(t *testing.T) {
 	chanceChanges(&all, &config.SecondChance{}, &config.SecondChance{On: true, Port: 8849, Key: "key"})
 	if len(all) != 1 || all[0].Text != "second_chance: enabled false -> true" {
 		t.Errorf("%+v", all)
+	}
+}
+
+// TestHopsFindExits: a hop leads to the realserver of the tables that has its address, but the packets of a connection
+// keep the one that they have had. Its tunnel has the port of this agent.
+func TestHopsFindExits(t *testing.T) {
+	one, two := netip.MustParseAddr("10.0.11.2"), netip.MustParseAddr("10.0.11.3")
+	self := netip.MustParseAddr("10.0.11.1")
+	c := &chances{port: 19523, cfg: config.SecondChance{Peers: []netip.Prefix{netip.MustParsePrefix("10.0.11.0/31"),
+		netip.PrefixFrom(one, 32)}}}
+	paths := map[netip.Addr]query.Path{one: {Source: self, MTU: 1500}, two: {Source: self, MTU: 1500}}
+	exit, err := c.exit(secondchance.Via{Address: one, Kind: encap.KindGUE, Checksum: true}, paths)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if h := packet.UDP(exit.Tunnel.Header(4)[packet.IPv4HeaderLen:]); h.DstPort() != 19523 ||
+		exit.Tunnel.Kind() != encap.KindGUE {
+		t.Errorf("a tunnel by %v to port %d", exit.Tunnel.Kind(), h.DstPort())
+	}
+	if _, err := c.exit(secondchance.Via{Address: two, Kind: encap.KindGUE}, paths); err == nil {
+		t.Error("a realserver that is not in peers has a tunnel")
+	}
+	exit.ID = 1
+	byIPIP := &endpoint.Exit{ID: 2, Peer: egress.Peer{Dst: two}}
+	r := &routes{byHop: map[netip.Addr]*endpoint.Exit{one: exit}}
+	r.byID[1], r.byID[2] = exit, byIPIP
+	c.routes.Store(r)
+	for _, row := range []struct {
+		next   netip.Addr
+		before uint8
+		want   *endpoint.Exit
+	}{{one, 0, exit}, {two, 0, nil}, {two, 1, exit}, {one, 2, exit}, {netip.Addr{}, 1, exit}, {netip.Addr{}, 0, nil}} {
+		if got := c.Hop(row.next, row.before); got != row.want {
+			t.Errorf("to %v after %d: %+v", row.next, row.before, got)
+		}
 	}
 }
