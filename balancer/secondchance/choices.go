@@ -1,6 +1,7 @@
 package secondchance
 
 import (
+	"maps"
 	"net/netip"
 	"slices"
 
@@ -10,8 +11,12 @@ import (
 // Choices is the tables of a service at its director, the newest first. It does not change.
 type Choices struct{ entries []*entry }
 
-// Changes counts the changes of what Choices returns.
-func (d *Director) Changes() uint64 { return d.changes }
+// Fresh returns the services whose Choices have changed since the last call, in ascending order.
+func (d *Director) Fresh() []string {
+	names := slices.Sorted(maps.Keys(d.fresh))
+	clear(d.fresh)
+	return names
+}
 
 // Choices returns the tables of a service in force and before, nil for none.
 func (d *Director) Choices(service string) *Choices {

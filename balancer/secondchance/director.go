@@ -29,7 +29,7 @@ type Director struct {
 	unsent   map[string]bool   // services whose table has changed since the last datagrams
 	members  map[string][]netip.Addr
 	history  history
-	changes  uint64 // of history
+	fresh    map[string]bool // services whose history has changed since Fresh
 	agents   map[netip.Addr]*agent
 	tooLarge []string // services whose tables no datagram can carry
 	sent     uint64   // datagrams
@@ -51,7 +51,7 @@ type agent struct {
 // NewDirector returns a director without tables.
 func NewDirector(key []byte) *Director {
 	return &Director{sealer: envelope.New(key, protocol), session: envelope.Random(), history: history{},
-		unsent: map[string]bool{}, agents: map[netip.Addr]*agent{}}
+		unsent: map[string]bool{}, fresh: map[string]bool{}, agents: map[netip.Addr]*agent{}}
 }
 
 // Set puts tables in force, and reports whether they differ from those before. Members with an address of which gets
@@ -73,7 +73,7 @@ func (d *Director) Set(tables []*Table, gets func(*Member) bool, now time.Time) 
 		}
 		begins := d.tables[t.Service] != content
 		if _, news := d.history.note(t, content, 0, begins, now); news {
-			d.changes++
+			d.fresh[t.Service] = true
 		}
 		if begins {
 			d.unsent[t.Service] = true
@@ -108,7 +108,9 @@ func (d *Director) Send(now time.Time, yield func(to netip.Addr, b []byte)) {
 		d.renew(name, content, now)
 	}
 	if d.history.forget(now) {
-		d.changes++
+		for name := range d.tables {
+			d.fresh[name] = true
+		}
 	}
 	clear(d.unsent)
 	for _, to := range slices.SortedFunc(maps.Keys(d.agents), netip.Addr.Compare) {
@@ -244,7 +246,7 @@ func (d *Director) former(e *envelope.Envelope, now time.Time, yield func(to net
 	}
 	age := time.Duration(min(binary.BigEndian.Uint32(e.Body[24:]), maxAge)) * time.Second
 	if _, news := d.history.note(t, string(e.Body[tableHead:]), age, false, now); news {
-		d.changes++
+		d.fresh[t.Service] = true
 		for _, to := range d.members[t.Service] {
 			d.sendService(t.Service, to, now, yield)
 		}

@@ -35,8 +35,7 @@ type tables struct {
 	socket   *net.UDPConn
 	tooLarge []string // services of which the log has that
 	err      error    // the last one of the socket
-	named    []string // services whose packets may name another realserver
-	given    uint64   // secondchance.Director.Changes that the balancer has
+	named    []string // services whose packets may name another realserver, in ascending order
 }
 
 // open makes t ready for follow. give is the balancer's SetFormer.
@@ -64,6 +63,7 @@ func (t *tables) follow(st *state) {
 		}
 	}
 	changed := t.sender.Set(all, getsTables, time.Now())
+	slices.Sort(named)
 	t.giveChoices(named)
 	if !changed {
 		return
@@ -74,22 +74,27 @@ func (t *tables) follow(st *state) {
 	}
 }
 
-// giveChoices gives the balancer the choices for the services named, if they have changed. t.mu is held.
+// giveChoices gives the balancer the choices for the services named, which are in ascending order, as far as they have
+// changed. t.mu is held.
 func (t *tables) giveChoices(named []string) {
-	if slices.Equal(named, t.named) && t.sender.Changes() == t.given {
-		return
+	fresh := t.sender.Fresh()
+	has := func(list []string, name string) bool {
+		_, found := slices.BinarySearch(list, name)
+		return found
 	}
 	for _, name := range t.named {
-		if !slices.Contains(named, name) {
+		if !has(named, name) {
 			t.give(name, nil)
 		}
 	}
 	for _, name := range named {
-		if c := t.sender.Choices(name); c != nil {
-			t.give(name, c)
+		if has(fresh, name) || !has(t.named, name) {
+			if c := t.sender.Choices(name); c != nil {
+				t.give(name, c)
+			}
 		}
 	}
-	t.named, t.given = named, t.sender.Changes()
+	t.named = named
 }
 
 // socketBuffer is the size of the socket's buffers, in bytes. The datagrams to a realserver that does not answer ARP
@@ -107,7 +112,6 @@ func (t *tables) begin(c config.SecondChance) {
 		return
 	}
 	wire.SetBuffers(socket, socketBuffer)
-	t.given = 0
 	t.sender, t.socket, t.cfg, t.err = secondchance.NewDirector([]byte(c.Key)), socket, c, nil
 	go t.receive(t.sender, socket)
 }
