@@ -9,6 +9,9 @@ import (
 	"vstun/routing/announce"
 )
 
+// bfdBegins is the time in which BFD comes up after a session, in seconds.
+const bfdBegins = 5
+
 // bgp examines the sessions of the running director with routers.
 func (res *result) bgp(b *api.BGP) {
 	if b == nil {
@@ -45,7 +48,7 @@ func (res *result) bgp(b *api.BGP) {
 		case p.Routes >= announce.ManyRoutes:
 			res.find(Finding{Severity: Warning, Where: where, What: fmt.Sprintf("it sends %d routes", p.Routes),
 				Why: "the director keeps them in memory, and uses none", Fix: "director peers", Remarks: remarks})
-		case p.BFD == "down" || p.BFD == "init":
+		case (p.BFD == "down" || p.BFD == "init") && p.Since > bfdBegins:
 			res.find(Finding{Severity: Warning, Where: where, What: "BFD is " + p.BFD + " and the session is up",
 				Why: "the router finds a dead director only after the hold time", Fix: "director peers",
 				Remarks: []string{"switch BFD on for this neighbour at the router; let UDP port 3784 pass"}})

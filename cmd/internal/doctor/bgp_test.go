@@ -27,12 +27,14 @@ func TestBGPFindings(t *testing.T) {
 			State: "established", Missing: []string{"ipv6"}, Fix: "set next_hop"}}},
 			[]string{"warning BGP peer 10.0.2.1: it gets no VIPs of ipv6 [set next_hop]"}},
 		{"no BFD", &api.BGP{State: "announcing", Announced: vips, Peers: []api.BGPPeer{{Address: "10.0.2.1",
-			State: "established", BFD: "down"}}}, []string{
+			State: "established", Since: 6, BFD: "down"}}}, []string{
 			"warning BGP peer 10.0.2.1: BFD is down and the session is " +
 				"up [switch BFD on for this neighbour at the router; let UDP port 3784 pass]"}},
 		{"many routes", &api.BGP{State: "announcing", Announced: vips, Peers: []api.BGPPeer{{Address: "10.0.2.1",
 			State: "established", Routes: 1000, Fix: "a filter"}}},
 			[]string{"warning BGP peer 10.0.2.1: it sends 1000 routes [a filter]"}},
+		{"no BFD yet", &api.BGP{State: "announcing", Announced: vips, Peers: []api.BGPPeer{{Address: "10.0.2.1",
+			State: "established", Since: 1, BFD: "down"}}}, nil},
 		{"standby", &api.BGP{State: "standby", Peers: []api.BGPPeer{up}},
 			[]string{"warning BGP: this director is on standby []"}},
 		{"no quorum", &api.BGP{State: "announcing", Withdrawn: vips, Peers: []api.BGPPeer{up}},

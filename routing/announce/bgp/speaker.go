@@ -42,9 +42,9 @@ func New(report func(Event)) *Speaker {
 	return s
 }
 
-// settle adapts the engine to the session with a peer: BFD runs while there is a session. A router may make its BFD anew
-// for a new session, as FRR does, and the engine would end this session because of it. A peer whose next session a
-// stale reset would end is made anew.
+// settle adapts the engine to the session with a peer: BFD runs while there is a session. A router may make its BFD
+// anew for a new session, as FRR does, and the engine would end this session because of it. A peer whose next session
+// a stale reset would end is made anew.
 func (s *Speaker) settle(a netip.Addr) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -242,6 +242,8 @@ func (s *Speaker) heard() bool {
 func (s *Speaker) stop() {
 	for i := range s.cfg.Peers {
 		s.sessions.end(s.cfg.Peers[i].Addr)
+		// One by one: GoBGP 4.8.0 hangs if it ends several at once while BFD finds one of them silent.
+		_ = s.engine.remove(&s.cfg.Peers[i])
 	}
 	s.engine.stop()
 	s.engine, s.cfg = nil, announce.Config{}

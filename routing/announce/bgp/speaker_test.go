@@ -4,7 +4,9 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -203,6 +205,49 @@ func TestStaleReset(t *testing.T) {
 	})
 	if st := s.Status().Sessions[0]; st.Ups != 1 {
 		t.Errorf("the reset has ended a session: %+v", st)
+	}
+}
+
+// TestCloseInSilence: the end of a speaker does not hang while BFD finds many peers silent.
+func TestCloseInSilence(t *testing.T) {
+	if os.Getenv(inNamespace) == "" {
+		t.Skip("SKIPPED: needs root, to make a network namespace")
+	}
+	var peers []announce.Peer
+	var from []net.Conn
+	for i := range 32 {
+		a := netip.AddrFrom4([4]byte{127, 0, 1, byte(i + 1)})
+		peers = append(peers, announce.Peer{Addr: a, AS: routerAS, HoldTime: 9 * time.Second, IPv4: true,
+			BFD: announce.BFD{Interval: 500 * time.Millisecond, Multiplier: 3}})
+		c, err := (&net.Dialer{LocalAddr: &net.UDPAddr{IP: a.AsSlice()}}).Dial("udp", "127.0.0.1:3784")
+		kerneltest.Must(t, err)
+		defer c.Close()
+		from = append(from, c)
+	}
+	s := New(func(Event) {})
+	kerneltest.Must(t, s.Set(config(peers...)))
+	for i := range peers {
+		kerneltest.Must(t, s.engine.setBFD(&peers[i], true))
+	}
+	has := func(state string) bool {
+		return slices.ContainsFunc(s.Status().Sessions, func(v announce.Session) bool { return v.BFD == state })
+	}
+	down := []byte{1 << 5, 1 << 6, 3, 24, 0, 0, 0, 1, 0, 0, 0, 0, 0, 1, 0x86, 0xa0, 0, 1, 0x86, 0xa0, 0, 0, 0, 0}
+	testkit.Eventually(t, "BFD of all peers", func() bool {
+		for _, c := range from {
+			_, _ = c.Write(down)         // refused until the engine listens
+			time.Sleep(time.Millisecond) // they are silent one after the other
+		}
+		return !has("down")
+	})
+	testkit.Eventually(t, "BFD to find a peer silent", func() bool { return has("down") })
+	ended := make(chan error, 1)
+	go func() { ended <- s.Close() }()
+	select {
+	case err := <-ended:
+		kerneltest.Must(t, err)
+	case <-time.After(testkit.Patience):
+		t.Fatal("the speaker does not end")
 	}
 }
 
