@@ -192,6 +192,42 @@ func TestBFD(t *testing.T) {
 	waitState(t, s, announce.Established)
 }
 
+// TestBFDOfEveryPeer: BFD begins with the session, whatever else the peer has, and disturbs it not.
+func TestBFDOfEveryPeer(t *testing.T) {
+	var peers []announce.Peer
+	for _, c := range []struct {
+		as         uint32
+		ipv6       bool
+		statements string
+		change     func(*bird, *announce.Peer)
+	}{
+		{routerAS, false, "", func(b *bird, p *announce.Peer) { p.Source, p.IPv6 = b.addr(1, false), false }},
+		{routerAS, false, `password "secret";`, func(_ *bird, p *announce.Peer) { p.Password = "secret" }},
+		{routerAS, false, "ttl security on;", func(_ *bird, p *announce.Peer) { p.TTLSecurity = true }},
+		{routerAS, true, "", func(*bird, *announce.Peer) {}},
+		{ownAS, false, "direct; ", func(_ *bird, p *announce.Peer) { p.HoldTime = 6 * time.Second }},
+	} {
+		b := newBird(t)
+		b.run(c.as, ownAS, c.ipv6, c.statements+"bfd yes;")
+		p := b.peer(c.as, c.ipv6, func(p *announce.Peer) {
+			p.BFD = announce.BFD{Interval: 500 * time.Millisecond, Multiplier: 3}
+			c.change(b, p)
+		})
+		peers = append(peers, p)
+	}
+	s, _ := speak(t, peers...)
+	testkit.Eventually(t, "sessions that last, with BFD", func() bool {
+		return !slices.ContainsFunc(s.Status().Sessions, func(v announce.Session) bool {
+			return v.State != announce.Established || v.Since < 2*time.Second || v.BFD != "up"
+		})
+	})
+	for _, v := range s.Status().Sessions {
+		if v.Ups != 1 {
+			t.Errorf("%d sessions: %+v", v.Ups, v)
+		}
+	}
+}
+
 // TestStaleReset: the engine has got a reset while there is no session. The next session lasts.
 func TestStaleReset(t *testing.T) {
 	b := newBird(t)
