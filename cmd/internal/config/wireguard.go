@@ -221,8 +221,8 @@ func (r *peerReader) add(t *table, p wireguard.Peer) {
 		r.keys[k] = t.path[:max(len(t.path)-2, 0)]
 	}
 	if p.Endpoint.Addr() == p.Address {
-		t.warnAt("endpoint", "\"%v\" has the peer's address in the tunnel, by which no message reaches it from outside, "+
-			"unless its host has the address there, too: want the outer one", p.Endpoint)
+		t.warnAt("endpoint", "\"%v\" has the peer's address in the tunnel, by which no message reaches it from "+
+			"outside, unless its host has the address there, too: want the outer one", p.Endpoint)
 	}
 	if where, there := r.ends[p.Endpoint]; there {
 		t.warnAt("endpoint", "\"%v\" is also the endpoint of %s, and one of them only can be there: want the address "+

@@ -236,9 +236,9 @@ func TestWireGuardEndpoints(t *testing.T) {
 			`"203.0.113.9:51820" is also the endpoint of service "web": realserver "10.99.0.2", and one of them only ` +
 			"can be there: want the address and port of each",
 		"203.0.113.9:51821": "", "": "",
-		"10.99.0.3:51820": `x.toml:15: service "web": realserver "10.99.0.3": wireguard: endpoint: "10.99.0.3:51820" has ` +
-			"the peer's address in the tunnel, by which no message reaches it from outside, unless its host has the " +
-			"address there, too: want the outer one",
+		"10.99.0.3:51820": `x.toml:15: service "web": realserver "10.99.0.3": wireguard: endpoint: ` +
+			`"10.99.0.3:51820" has the peer's address in the tunnel, by which no message reaches it from outside, ` +
+			"unless its host has the address there, too: want the outer one",
 	} {
 		d, err := config.ParseDirector("x.toml", []byte(sealed(dir)+strings.NewReplacer("B", publicB, "E",
 			endpoint).Replace("[[service.realserver]]\naddress = \"10.99.0.3\"\n"+

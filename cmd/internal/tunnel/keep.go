@@ -45,14 +45,14 @@ func (s *Set) adopt(name string, o tundev.Options) (*tundev.Device, error) {
 		s.o.Log.Info("took over the device of the last start, with the packets that wait in it", "tunnel", name)
 		return d, nil
 	}
-	s.o.Log.Info("the device of the last start is given up: packets that wait in it are lost", "tunnel", name, "reason",
-		err)
+	s.o.Log.Info("the device of the last start is given up: packets that wait in it are lost", "tunnel", name,
+		"reason", err)
 	s.forget(name, failed == nil && is == name)
 	return nil, nil
 }
 
-// keep gives the devices of tunnels to the Keeper that it does not have yet, and removes those of the last start that no
-// tunnel has.
+// keep gives the devices of tunnels to the Keeper that it does not have yet, and removes those of the last start that
+// no tunnel has.
 func (s *Set) keep(tunnels []*tunnel) {
 	s.dropKept()
 	if s.o.Keeper == nil {
