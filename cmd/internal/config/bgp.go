@@ -91,8 +91,8 @@ func warnAnnounceWhen(r *serviceReader, d *Director) {
 		case set && !d.BGP.On():
 			t.warnAt("announce_when", "without [bgp] no VIP is announced to routers: leave it out, or add [bgp]")
 		case d.BGP.On() && s.HasSorry() && !s.AnnounceAlways && aloneAt(d.Services, i):
-			t.warnAt("sorry_server", "without its quorum the VIP is withdrawn from routers, so that no client comes to "+
-				"it: set announce_when = \"always\"")
+			t.warnAt("sorry_server", "without its quorum the VIP is withdrawn from routers, so that no client comes "+
+				"to it: set announce_when = \"always\"")
 		}
 	}
 }

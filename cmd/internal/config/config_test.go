@@ -148,12 +148,12 @@ func TestSyntax(t *testing.T) {
 		{"max = 0123\n", `1:7: max: invalid integer "0123": cannot have leading zeroes: want TOML (https://toml.io)`},
 		{"a = 1\n\x00", `1:6: TOML files cannot contain control characters: '0x00': want TOML (https://toml.io)`},
 		{"a = \"\xff\"\n", `1:5: a: invalid UTF-8 byte: 0xff: want TOML (https://toml.io)`},
-		{"\nb = 1\n" + strings.Repeat("a.", 16) + "a = 1", `3: a value is in more than 16 tables and arrays: want fewer ` +
-			`dots and brackets`},
-		{"[" + strings.Repeat("a.", 10_000) + "a]", `1: a value is in more than 16 tables and arrays: want fewer dots ` +
-			`and brackets`},
-		{"[a.b]\nc = " + strings.Repeat("[{a=", 8) + "1", `2: a value is in more than 16 tables and arrays: want fewer ` +
-			`dots and brackets`},
+		{"\nb = 1\n" + strings.Repeat("a.", 16) + "a = 1", `3: a value is in more than 16 tables and ` +
+			`arrays: want fewer dots and brackets`},
+		{"[" + strings.Repeat("a.", 10_000) + "a]", `1: a value is in more than 16 tables and arrays: want ` +
+			`fewer dots and brackets`},
+		{"[a.b]\nc = " + strings.Repeat("[{a=", 8) + "1", `2: a value is in more than 16 tables and ` +
+			`arrays: want fewer dots and brackets`},
 		{"a = " + strings.Repeat("[{a=", 501), `1: more than 1000 brackets are open at once: close them`},
 	} {
 		_, errDirector := config.ParseDirector("x.toml", []byte(c.text))

@@ -87,8 +87,9 @@ func (r *routers) status(of *state, st *api.DirectorStatus) {
 
 func bgpPeer(s *announce.Session, as uint32) api.BGPPeer {
 	p := api.BGPPeer{Address: s.Peer.Addr.String(), AS: s.Peer.AS, State: s.State.String(), Since: s.Since.Seconds(),
-		Reason: s.Reason, Fault: s.Fault.String(), Announced: s.Announced, Missing: s.Missing, Routes: s.Routes, BFD: s.BFD, Ups: s.Ups,
-		Downs: s.Downs, Sent: s.Sent, Received: s.Received, HoldTime: s.HoldTime.Seconds()}
+		Reason: s.Reason, Fault: s.Fault.String(), Announced: s.Announced, Missing: s.Missing,
+		Routes: s.Routes, BFD: s.BFD, Ups: s.Ups, Downs: s.Downs, Sent: s.Sent, Received: s.Received,
+		HoldTime: s.HoldTime.Seconds()}
 	if s.Local.IsValid() {
 		p.Local = s.Local.String()
 	}

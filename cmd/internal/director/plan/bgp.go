@@ -25,8 +25,8 @@ func Speaker(in Inputs) announce.Config {
 }
 
 // nextHop returns an address of the family that the session with p does not have, of the device by which p is a
-// neighbour; the zero Addr: there is none. Of several it is the least, since the kernel lists new ones of IPv6 first. It
-// is none that the master of an instance of VRRP has, since that moves.
+// neighbour; the zero Addr: there is none. Of several it is the least: the kernel lists new ones of IPv6 first. It is
+// none that the master of an instance of VRRP has, since that moves.
 func nextHop(p *announce.Peer, devices []query.Device, roles []config.VRRP) (hop netip.Addr) {
 	moves := func(a netip.Addr) bool {
 		return slices.ContainsFunc(roles, func(v config.VRRP) bool {
