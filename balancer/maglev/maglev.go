@@ -78,11 +78,14 @@ func New(members []Member, order []int32) *Table {
 // Key returns the key of a client's packets. port is the client's, or 0 if it is no part of the key.
 func Key(client netip.Addr, port uint16) uint32 { return Fold(client) + uint32(port) }
 
+// Slot returns the slot of a key.
+func Slot(key uint32) uint32 { return hsiphash(key, key1) % Slots }
+
 // Choose returns the index of the member that has the key's slot. If that is not available, Choose tries other slots
 // with fallback, and returns -1 without, or if no member is available. The caller ensures that one is available if
 // fallback is set.
 func (t *Table) Choose(key uint32, fallback bool, available func(member int) bool) int {
-	slot := hsiphash(key, key1) % Slots
+	slot := Slot(key)
 	if i := int(t[slot]); available(i) {
 		return i
 	}

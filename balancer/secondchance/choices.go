@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"slices"
 
+	"vstun/balancer/maglev"
 	"vstun/encap"
 )
 
@@ -39,13 +40,14 @@ func (d *Director) Choices(service string) *Choices {
 func (c *Choices) NextHop(client netip.AddrPort, to netip.Addr) (next netip.Addr, ok bool) {
 	var newest *Member
 	led := false
-	for _, e := range c.entries {
-		i := e.choose(client)
-		if i < 0 {
-			continue
+	var key, slot uint32 // of most tables: computed once
+	for n, e := range c.entries {
+		if k := e.key(client); n == 0 || k != key {
+			key, slot = k, maglev.Slot(k)
 		}
-		m := &e.table.Members[i]
+		m := e.member(client, slot)
 		switch {
+		case m == nil:
 		case m.Address == to:
 			led = true
 		case led:
@@ -58,6 +60,20 @@ func (c *Choices) NextHop(client netip.AddrPort, to netip.Addr) (next netip.Addr
 		return netip.Addr{}, false
 	}
 	return newest.hop()
+}
+
+// member returns the choice for a client whose key has this slot, nil for none.
+func (e *entry) member(client netip.AddrPort, slot uint32) *Member {
+	if e.slots == nil {
+		return nil
+	}
+	if m := &e.table.Members[e.slots[slot]]; m.Available {
+		return m
+	}
+	if i := e.choose(client); i >= 0 {
+		return &e.table.Members[i]
+	}
+	return nil
 }
 
 // Named reports whether packets to a member of t may name another one.

@@ -34,14 +34,18 @@ func (e *entry) choose(client netip.AddrPort) int {
 	if e.slots == nil {
 		return -1
 	}
-	port := uint16(0)
-	if e.table.SrcPort {
-		port = client.Port()
-	}
 	members := e.table.Members
 	available := func(i int) bool { return members[i].Available }
 	fallback := e.table.Fallback && slices.ContainsFunc(members, func(m Member) bool { return m.Available })
-	return e.slots.Choose(maglev.Key(client.Addr(), port), fallback, available)
+	return e.slots.Choose(e.key(client), fallback, available)
+}
+
+// key returns the key of a client.
+func (e *entry) key(client netip.AddrPort) uint32 {
+	if e.table.SrcPort {
+		return maglev.Key(client.Addr(), client.Port())
+	}
+	return maglev.Key(client.Addr(), 0)
 }
 
 // build makes the table of slots.
