@@ -214,6 +214,31 @@ func (s *site) owners(h *lab.Host, a netip.Addr) (all []neigh.Owner) {
 	return all
 }
 
+// TestLANWithBGP: neighbours are answered until routers send no packets any more: a director that stops still forwards
+// meanwhile.
+func TestLANWithBGP(t *testing.T) {
+	t.Parallel()
+	s := newLAN(t, false)
+	s.bird(s.Director)
+	s.director = s.prepare(s.Director, "director")
+	s.director.configure(s.lanTOML("", s.VIP) + strings.Replace(s.bgpTOML(s.Director, ""), `"1s"`, `"3s"`, 1))
+	s.director.start()
+	s.awaitHops(s.VIP, s.Director)
+	stopped := make(chan struct{})
+	go func() {
+		defer close(stopped)
+		s.director.stop()
+	}()
+	s.awaitHops(s.VIP)
+	begin := time.Now()
+	owners := s.owners(s.Insider, s.VIP)
+	if took := time.Since(begin); took < 2*time.Second && len(owners) != 1 {
+		t.Errorf("%d hosts answer for the VIP after the withdrawal", len(owners))
+	}
+	<-stopped
+	s.mustHaveNoTrace()
+}
+
 // mustHaveNoTrace fails the test if the director's host still answers for the VIP, or is in its multicast group.
 func (s *site) mustHaveNoTrace() {
 	s.t.Helper()
