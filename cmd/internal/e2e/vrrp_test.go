@@ -152,7 +152,7 @@ func TestVRRP(t *testing.T) {
 		p.role(p.first, "master")
 		p.role(p.second, "backup")
 		p.holder(p.first, hop)
-		testkit.Eventually(t, "peers names the role", func() bool { // load may pause a master, which loses its role then
+		testkit.Eventually(t, "peers names the role", func() bool { // a master that load pauses loses its role
 			text := p.ask("peers").stdout
 			return strings.Contains(text, "VI_1") && strings.Contains(text, "master")
 		})
