@@ -85,7 +85,8 @@ func (s *spread) configure(i int, realservers ...*lab.Host) {
 	if i == 1 {
 		slices.Reverse(list)
 	}
-	const bfd = "bfd = { interval = \"100ms\" }"
+	// The short form asks for no time, and a busy machine must end no session.
+	bfd := fmt.Sprintf("bfd = { interval = %q }", long(100*time.Millisecond, 500*time.Millisecond, 500*time.Millisecond))
 	bgp := s.bgpTOML(d.host, bfd)
 	if s.second != nil {
 		bgp += peerTOML(atSecond(i, 1), bfd)
