@@ -86,7 +86,8 @@ func (s *spread) configure(i int, realservers ...*lab.Host) {
 		slices.Reverse(list)
 	}
 	// The short form asks for no time, and a busy machine must end no session.
-	bfd := fmt.Sprintf("bfd = { interval = %q }", long(100*time.Millisecond, 500*time.Millisecond, 500*time.Millisecond))
+	interval := long(100*time.Millisecond, 500*time.Millisecond, 500*time.Millisecond)
+	bfd := fmt.Sprintf("bfd = { interval = %q }", interval)
 	bgp := s.bgpTOML(d.host, bfd)
 	if s.second != nil {
 		bgp += peerTOML(atSecond(i, 1), bfd)
