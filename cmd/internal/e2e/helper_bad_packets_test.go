@@ -341,7 +341,7 @@ func (s *site) headers(g tunnelEnd, version int, good []byte, add func(name, rea
 		udp("variant 2", gue(0x80, proto, 0))
 		udp("variant 3", gue(0xc0, proto, 0))
 		udp("the control bit", gue(0x20, proto, 0))
-		udp("extension fields", append(gue(0x01, proto, 0), 0, 0, 0, 0))
+		udp("extension fields that are no hops", append(gue(0x01, proto, 0), 0, 1, 0, 0))
 		udp("extension fields that are not there", gue(0x1f, proto, 0))
 		for bit := range 16 {
 			udp(fmt.Sprintf("flag %d", bit), gue(0, proto, 1<<bit))
