@@ -128,6 +128,9 @@ func TestBGPSpread(t *testing.T) {
 		"BIRD": (*site).birdOn, "FRR": (*site).frrOn}
 	for name, other := range map[string]string{"BIRD": "FRR", "FRR": "BIRD"} {
 		t.Run(name, func(t *testing.T) {
+			if name == "FRR" {
+				needFull(t, "TestBGP has FRR, too")
+			}
 			t.Parallel()
 			s := newSpread(t, 2, long(1, 0, 0), plain)
 			routers[name](s.site, s.Router, s.sources[:3]...)

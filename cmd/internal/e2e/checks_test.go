@@ -203,14 +203,17 @@ type span struct {
 
 // TestDeathUnderLoad kills, under load, a web server, and then an agent, or the host, of a web server that lives. Each
 // is out in time, later requests do not fail, and it comes back. In the end the machine is in its former state. With
-// VSTUN_FULL=1 (`make long`) there are 250 requests a second and family, else 50.
+// VSTUN_FULL=1 (`make long`) there are 250 requests a second and family, else 50, and one family for each method.
 func TestDeathUnderLoad(t *testing.T) {
 	t.Parallel()
 	for family, ipv6 := range map[string]bool{"IPv4": false, "IPv6": true} {
 		t.Run(family, func(t *testing.T) {
 			t.Parallel()
 			for _, m := range []method{tun, dr, nat} {
-				t.Run(string(m), func(t *testing.T) { testDeathUnderLoad(t, m, ipv6) })
+				t.Run(string(m), func(t *testing.T) {
+					needFamily(t, m, ipv6)
+					testDeathUnderLoad(t, m, ipv6)
+				})
 			}
 		})
 	}

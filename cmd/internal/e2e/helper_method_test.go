@@ -41,11 +41,17 @@ func byMethod(t *testing.T, test func(t *testing.T, m method, ipv6 bool)) {
 // byMethodOnce is byMethod with one family for each method, and with both in the long form.
 func byMethodOnce(t *testing.T, test func(t *testing.T, m method, ipv6 bool)) {
 	byMethod(t, func(t *testing.T, m method, ipv6 bool) {
-		if ipv6 != (m == dr) {
-			needFull(t, "the other family has run")
-		}
+		needFamily(t, m, ipv6)
 		test(t, m, ipv6)
 	})
+}
+
+// needFamily skips a test for the second family of a method, except in the long form.
+func needFamily(t *testing.T, m method, ipv6 bool) {
+	t.Helper()
+	if ipv6 != (m == dr) {
+		needFull(t, "the other family has run")
+	}
 }
 
 // network returns the lab's network that a method needs.
