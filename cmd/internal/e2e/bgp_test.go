@@ -93,10 +93,10 @@ func TestBGP(t *testing.T) {
 	both()
 }
 
-// manualBlock returns the code block of bgp.md, of any language, behind a line that has this text.
-func manualBlock(t *testing.T, after string) string {
+// manualBlock returns the code block of a page of the director's, of any language, behind a line that has this text.
+func manualBlock(t *testing.T, page, after string) string {
 	t.Helper()
-	text, err := os.ReadFile(filepath.Join(testkit.Root(t), "cmd/director/bgp.md"))
+	text, err := os.ReadFile(filepath.Join(testkit.Root(t), "cmd/director", page))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -104,7 +104,7 @@ func manualBlock(t *testing.T, after string) string {
 	_, block, isCode := strings.Cut(rest, "\n```")
 	_, block, _ = strings.Cut(block, "\n")
 	if !found || !isCode {
-		t.Fatalf("bgp.md has no block behind %q", after)
+		t.Fatalf("%s has no block behind %q", page, after)
 	}
 	block, _, _ = strings.Cut(block, "\n```\n")
 	return block + "\n"
@@ -116,9 +116,9 @@ func TestBGPOfAnotherProgram(t *testing.T) {
 	t.Parallel()
 	for name, speak := range map[string]func(s *site){
 		"BIRD": func(s *site) {
-			s.runBird(s.Director, "log stderr all;\nrouter id 10.0.2.2;\n"+manualBlock(t, "`/etc/bird/bird.conf` on"))
+			s.runBird(s.Director, "log stderr all;\nrouter id 10.0.2.2;\n"+manualBlock(t, "bgp.md", "`/etc/bird/bird.conf` on"))
 		},
-		"FRR": func(s *site) { s.runFRR(s.Director, manualBlock(t, "`/etc/frr/frr.conf` on")) },
+		"FRR": func(s *site) { s.runFRR(s.Director, manualBlock(t, "bgp.md", "`/etc/frr/frr.conf` on")) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -146,11 +146,11 @@ func TestBGPRouterOfManual(t *testing.T) {
 	for name, route := range map[string]func(s *site){
 		"BIRD": func(s *site) {
 			s.removeRoutes()
-			s.runBird(s.Router, "log stderr all;\nrouter id 10.0.2.1;\n"+manualBlock(t, "### BIRD on the router"))
+			s.runBird(s.Router, "log stderr all;\nrouter id 10.0.2.1;\n"+manualBlock(t, "bgp.md", "### BIRD on the router"))
 		},
 		"FRR": func(s *site) {
 			s.removeRoutes()
-			s.runFRR(s.Router, manualBlock(t, "Switch `bgpd` and `bfdd` on in"))
+			s.runFRR(s.Router, manualBlock(t, "bgp.md", "Switch `bgpd` and `bfdd` on in"))
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -161,7 +161,7 @@ func TestBGPRouterOfManual(t *testing.T) {
 			for _, web := range s.Webs {
 				s.namedEchoAt(web, ":80")
 			}
-			s.startDirectorWith(manualBlock(t, "### A director"))
+			s.startDirectorWith(manualBlock(t, "bgp.md", "### A director"))
 			s.awaitHops(s.VIP, s.Director)
 			s.awaitBFD(s.director)
 			s.mustBeServedBy(80, "")

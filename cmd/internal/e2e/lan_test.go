@@ -64,6 +64,33 @@ func (s *site) startOnLAN(more string) {
 	s.director.start()
 }
 
+// TestLANOfManual runs the configurations of the cluster in methods.md: by dr, and the neighbours announce the VIP.
+func TestLANOfManual(t *testing.T) {
+	t.Parallel()
+	needTool(t, "nginx", "nginx-light")
+	s := newMethodSite(t, dr, false, 3, nil)
+	for _, web := range s.Webs {
+		s.nginx(web)
+		p := s.prepare(web, "realserver")
+		p.configure(fmt.Sprintf("realserver.control = %q\n", p.socket) +
+			manualBlock(t, "methods.md", "On each web server, `/etc/vstun/realserver.toml`"))
+		p.start()
+	}
+	s.startDirectorWith(manualBlock(t, "methods.md", "On the director, `/etc/vstun/director.toml`"))
+	s.awaitHealth("up up up")
+	l := s.startLoad(2)
+	l.more(t, 30)
+	l.end(t)
+	if text := s.ask("status").stdout; !strings.Contains(text, "announced on eth0") {
+		t.Errorf("status:\n%s", text)
+	}
+	for _, r := range s.director.balance().Services[0].Realservers {
+		if r.Connections == 0 {
+			t.Errorf("%s has got nothing", r.Address)
+		}
+	}
+}
+
 // TestLAN: clients in the VIP's subnet and behind its router reach the VIP, without delay. A killed director answers no
 // more and leaves nothing; its next start takes the VIP again.
 func TestLAN(t *testing.T) {

@@ -187,7 +187,7 @@ func TestVRRPWithBGP(t *testing.T) {
 	for i, d := range []*program{p.first, p.second} {
 		p.director = d
 		own := strings.NewReplacer("= 150", fmt.Sprintf("= %d", 150-50*i), `"10.0.2.2"`, `"`+d.host.Addr.String()+`"`)
-		d.configure(own.Replace(p.fileWith(manualBlock(t, "The file of lb1"))))
+		d.configure(own.Replace(p.fileWith(manualBlock(t, "bgp.md", "The file of lb1"))))
 	}
 	p.director = p.first
 	begin := func(d *program) {
