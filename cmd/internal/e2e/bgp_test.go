@@ -116,7 +116,8 @@ func TestBGPOfAnotherProgram(t *testing.T) {
 	t.Parallel()
 	for name, speak := range map[string]func(s *site){
 		"BIRD": func(s *site) {
-			s.runBird(s.Director, "log stderr all;\nrouter id 10.0.2.2;\n"+manualBlock(t, "bgp.md", "`/etc/bird/bird.conf` on"))
+			s.runBird(s.Director, "log stderr all;\nrouter id 10.0.2.2;\n"+
+				manualBlock(t, "bgp.md", "`/etc/bird/bird.conf` on"))
 		},
 		"FRR": func(s *site) { s.runFRR(s.Director, manualBlock(t, "bgp.md", "`/etc/frr/frr.conf` on")) },
 	} {
@@ -146,7 +147,8 @@ func TestBGPRouterOfManual(t *testing.T) {
 	for name, route := range map[string]func(s *site){
 		"BIRD": func(s *site) {
 			s.removeRoutes()
-			s.runBird(s.Router, "log stderr all;\nrouter id 10.0.2.1;\n"+manualBlock(t, "bgp.md", "### BIRD on the router"))
+			s.runBird(s.Router, "log stderr all;\nrouter id 10.0.2.1;\n"+
+				manualBlock(t, "bgp.md", "### BIRD on the router"))
 		},
 		"FRR": func(s *site) {
 			s.removeRoutes()
