@@ -364,6 +364,8 @@ func TestKeyboard(t *testing.T) {
 		tab.Wait("the service opens or closes", fmt.Sprintf("%s.getAttribute('aria-expanded') === '%v' && "+
 			"(document.querySelectorAll('tbody')[0].rows.length === 5) === %v", focus, open, open))
 	}
+	tab.Wait("the charts are drawn", "[...document.querySelectorAll('.spark')].every(e => !e.checkVisibility() || "+
+		"e.getAttribute('aria-label'))")
 	nameless := pagetest.Eval[[]string](tab, `[...document.querySelectorAll('button, input, select, a, [role=img]')]
 		.filter(e => e.checkVisibility() &&
 		!(e.innerText?.trim() || e.getAttribute('aria-label') || e.labels?.[0]?.innerText.trim()))

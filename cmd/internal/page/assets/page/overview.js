@@ -23,6 +23,15 @@ const tiles = [
   },
 ];
 
+// fit brings a table to n rows of cells, the last of which is for words.
+function fit(body, n, cells, numbers) {
+  while (body.rows.length > n) body.deleteRow(-1);
+  while (body.rows.length < n) {
+    body.append(row(cells, "", numbers)[0].parentNode);
+    body.rows[body.rows.length - 1].cells[cells - 1].className = "";
+  }
+}
+
 function sum(m, index) {
   return m.services.reduce((n, s) => n + s.figures[index], 0);
 }
@@ -159,11 +168,7 @@ export class Overview {
   #roles(m) {
     $("roles").hidden = !m.roles.length;
     const body = $("roles").querySelector("tbody");
-    while (body.rows.length > m.roles.length) body.deleteRow(-1);
-    while (body.rows.length < m.roles.length) {
-      body.append(row(6, "", 3)[0].parentNode);
-      body.rows[body.rows.length - 1].cells[5].className = "";
-    }
+    fit(body, m.roles.length, 6, 3);
     m.roles.forEach((x, i) => {
       [x.name, x.interface, x.conflict ? `${x.role}, CONFLICT` : x.role, x.priority, span(m.now() - x.since), x.note].forEach((words, j) => text(body.rows[i].cells[j], words));
     });
@@ -175,11 +180,7 @@ export class Overview {
     if (!x) return;
     text($("exchanged"), `Connections are exchanged in the mode ${x.mode}: ${plural(x.sent, "record")} sent, ${count(x.received)} received, ${plural(x.lost, "datagram")} lost.`);
     const body = $("exchange").querySelector("tbody");
-    while (body.rows.length > x.peers.length) body.deleteRow(-1);
-    while (body.rows.length < x.peers.length) {
-      body.append(row(6, "", 2)[0].parentNode);
-      body.rows[body.rows.length - 1].cells[5].className = "";
-    }
+    fit(body, x.peers.length, 6, 2);
     x.peers.forEach((p, i) => {
       const table = p.table ? `complete ${span(m.now() - p.table)} ago` : x.mode === "vstun" ? "incomplete" : "";
       [p.address, p.alive ? "alive" : "silent", `${span(m.now() - p.heard)} ago`, count(p.records), count(p.lost), table].forEach((words, j) => text(body.rows[i].cells[j], words));
@@ -193,11 +194,7 @@ export class Overview {
     const state = { announcing: "", held: " It waits for the connections of its peers.", graceful_shutdown: " They will be withdrawn.", standby: " It is on standby." }[x.state] ?? "";
     text($("announced"), `This director announces ${plural(x.announced, "VIP")} to routers by BGP; ${count(x.withdrawn)} are not announced.${state}`);
     const body = $("sessions").querySelector("tbody");
-    while (body.rows.length > x.peers.length) body.deleteRow(-1);
-    while (body.rows.length < x.peers.length) {
-      body.append(row(6, "", 2)[0].parentNode);
-      body.rows[body.rows.length - 1].cells[5].className = "";
-    }
+    fit(body, x.peers.length, 6, 2);
     x.peers.forEach((p, i) => {
       const bfd = p.bfd ? `, BFD ${p.bfd}` : "";
       [p.address, (p.up ? "established" : "DOWN") + bfd, String(p.as), span(m.now() - p.since), count(p.vips), p.note].forEach((words, j) => text(body.rows[i].cells[j], words));
@@ -209,11 +206,7 @@ export class Overview {
     $("names").hidden = !x;
     if (!x) return;
     const body = $("names").querySelector("tbody");
-    while (body.rows.length > x.list.length) body.deleteRow(-1);
-    while (body.rows.length < x.list.length) {
-      body.append(row(5, "", 3)[0].parentNode);
-      body.rows[body.rows.length - 1].cells[4].className = "";
-    }
+    fit(body, x.list.length, 5, 3);
     x.list.forEach((n, i) => {
       [n.name, n.services, n.state, n.answered ? `${span(m.now() - n.answered)} ago` : "", n.note].forEach((words, j) => text(body.rows[i].cells[j], words));
     });
