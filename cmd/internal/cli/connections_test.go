@@ -134,7 +134,7 @@ func (p *closedPipe) Write(b []byte) (int, error) {
 func TestPipeEnds(t *testing.T) {
 	stopped := make(chan struct{})
 	at := listen(t, func(s *api.Server) { s.Handle("GET /connections", api.JSONLines(endless(stopped))) })
-	for _, args := range [][]string{nil, {"--json"}} {
+	for _, args := range [][]string{{}, {"--json"}} {
 		c := ConnectionsCommand(someStates, at)
 		c.SetOut(&closedPipe{100_000})
 		c.SetArgs(args)

@@ -41,7 +41,7 @@ func execute(c *cobra.Command, args ...string) (string, error) {
 	c.SetOut(&out)
 	c.SetErr(&out)
 	c.SilenceUsage, c.SilenceErrors = true, true
-	c.SetArgs(args)
+	c.SetArgs(append([]string{}, args...)) // for nil, cobra takes the process's arguments
 	err := c.Execute()
 	return out.String(), err
 }
