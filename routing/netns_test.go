@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/netip"
 	"os"
@@ -167,7 +168,13 @@ func kill(cmd *exec.Cmd) {
 // open returns a Manager that is closed at the test's end, if the test doesn't close it.
 func open(t *testing.T) *Manager {
 	t.Helper()
-	m, err := Open(filepath.Join(t.TempDir(), "run", "journal.json"), nil)
+	return openLogged(t, nil)
+}
+
+// openLogged is open with a log.
+func openLogged(t *testing.T, log *slog.Logger) *Manager {
+	t.Helper()
+	m, err := Open(filepath.Join(t.TempDir(), "run", "journal.json"), log)
 	must(t, err)
 	t.Cleanup(func() {
 		if err := m.Close(); err != nil {

@@ -3,7 +3,6 @@ package routing
 import (
 	"log/slog"
 	"net"
-	"path/filepath"
 	"strings"
 	"testing"
 
@@ -102,9 +101,7 @@ func TestWatchGoesOnAfterTrouble(t *testing.T) {
 	t.Parallel()
 	newHost(t)
 	log := &testkit.Log{}
-	m, err := Open(filepath.Join(t.TempDir(), "journal.json"), slog.New(slog.NewTextHandler(log, nil)))
-	must(t, err)
-	defer m.Close()
+	m := openLogged(t, slog.New(slog.NewTextHandler(log, nil))) // is closed after the end of watch
 	must(t, m.Set(fullState()))
 	watch(t, m)
 	must(t, netlink.LinkDel(linkOf(t, "vs0")))
