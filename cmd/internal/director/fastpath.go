@@ -39,14 +39,19 @@ type fastPath struct {
 	tracks func() (bool, error)                                  // query.TracksConnections
 	again  chan struct{}                                         // followWays asks again when it gets a value
 
+	// held while the program comes to devices: the kernel may let that wait, and mu must not, which status needs
+	attaching sync.Mutex
+	devices   *ingress.Devices
+	unused    bool // no device has the program
+	secure    ingress.Policies
+
 	mu      sync.Mutex
-	reason  string // why it is off
-	devices *ingress.Devices
+	reason  string         // why it is off
 	host    []query.Device // of this host
 	wanted  config.FastPath
-	unused  bool     // no device has the program
-	left    []string // devices that it is not at, and why
-	secure  ingress.Policies
+	at      []string                   // devices that it is at, and
+	left    []string                   // that it is not at, and why
+	faults  []string                   // of the last call of put
 	ipsec   bool                       // see followIPsec
 	paths   plan.Paths                 // in force
 	servers map[netip.Addr]method.Kind // see routed
@@ -110,10 +115,10 @@ func hasTracked() bool {
 // failed ends the fast path after an error of the kernel.
 func (f *fastPath) failed(err error) {
 	f.mu.Lock()
-	defer f.mu.Unlock()
 	f.reason = err.Error()
+	f.mu.Unlock()
 	f.log.Error("the fast path has failed: all packets take the TUN device until a restart", "error",
-		errors.Join(err, f.devices.Follow(nil)))
+		errors.Join(err, f.detach()))
 }
 
 // noPath logs why the kernel does not have the path to a realserver.
@@ -146,8 +151,8 @@ func (f *fastPath) follow(st *state) {
 		f.setWays(paths, l, err) // followWays asks again, and logs the error
 		f.askAgain()             // followWays may have asked before, for other addresses, and answer later
 	}
-	f.put()
 	f.mu.Unlock()
+	f.put()
 }
 
 // attach brings the program to those of the host's present devices that it belongs to.
@@ -156,31 +161,61 @@ func (f *fastPath) attach(host []query.Device) {
 		return
 	}
 	f.mu.Lock()
-	defer f.mu.Unlock()
 	f.host = host
+	f.mu.Unlock()
 	f.put()
 }
 
-// put is attach for the known devices. f.mu is held.
+// put is attach for the known devices.
 func (f *fastPath) put() {
+	f.attaching.Lock()
+	defer f.attaching.Unlock()
 	var devices []query.Device
+	f.mu.Lock()
 	if f.left = nil; f.reason == "" && !f.wanted.Off {
 		devices, f.left = ingress.Select(f.host, f.wanted.Devices), ingress.LeftOut(f.host, f.wanted.Devices)
 	}
+	f.mu.Unlock()
 	f.unused = len(devices) == 0
-	f.followIPsec()
+	f.lookForIPsec()
 	if err := f.devices.Follow(devices); err != nil {
 		f.log.Warn("packets of a device do not take the fast path", "error", err)
 	}
 	f.devices.Log(f.log)
+	f.show()
+}
+
+// show gives status the devices. f.attaching is held.
+func (f *fastPath) show() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.at, f.faults = f.devices.Names(), f.devices.Faults()
+}
+
+// detach takes the program from its devices.
+func (f *fastPath) detach() error {
+	f.attaching.Lock()
+	defer f.attaching.Unlock()
+	defer f.show()
+	return f.devices.Follow(nil)
 }
 
 // followIPsec keeps all connections out of the kernel while there is an IPsec policy: the program would send packets
-// on without it. f.mu is held.
+// on without it.
 func (f *fastPath) followIPsec() {
-	_, f.ipsec = f.secure.Look(f.log)
-	f.secure.Log(f.log, f.ipsec)
-	f.cache.Pause(f.unused || f.ipsec)
+	f.attaching.Lock()
+	defer f.attaching.Unlock()
+	f.lookForIPsec()
+}
+
+// lookForIPsec is followIPsec while f.attaching is held.
+func (f *fastPath) lookForIPsec() {
+	_, has := f.secure.Look(f.log)
+	f.secure.Log(f.log, has)
+	f.cache.Pause(f.unused || has)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.ipsec = has
 }
 
 // run gives connections to the kernel, and follows the ways to the realservers, until ctx is cancelled.
@@ -232,7 +267,7 @@ func (f *fastPath) status() api.FastPath {
 		return api.FastPath{Reason: f.reason}
 	}
 	s := f.cache.Stats()
-	st := api.FastPath{Reason: f.reason, Devices: f.devices.Names(), Connections: s.Connections, Promoted: s.Promoted,
+	st := api.FastPath{Reason: f.reason, Devices: slices.Clone(f.at), Connections: s.Connections, Promoted: s.Promoted,
 		Taken: api.Traffic{Packets: s.InPackets, Bytes: s.InBytes}}
 	for r, n := range s.Refused {
 		if n > 0 {
@@ -242,7 +277,7 @@ func (f *fastPath) status() api.FastPath {
 			st.Refused[fastpath.Refusal(r).String()] = n
 		}
 	}
-	faults := slices.Concat(f.left, f.devices.Faults())
+	faults := slices.Concat(f.left, f.faults)
 	st.Resumes = st.Reason == "" && !f.wanted.Off
 	switch {
 	case st.Reason != "":
@@ -270,9 +305,7 @@ func (f *fastPath) end() error {
 	if f.cache == nil {
 		return nil
 	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	err := f.devices.Follow(nil)
+	err := f.detach()
 	f.ended.Do(f.cache.Close)
 	return err
 }

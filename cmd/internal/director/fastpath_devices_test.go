@@ -28,7 +28,8 @@ import (
 // noKernel is a program without flows. It has the devices that it is attached to.
 type noKernel struct {
 	at   []int
-	full error // of Add
+	full error  // of Add
+	wait func() // before Attach, if it is not nil
 
 	mu    sync.Mutex
 	paths []bpf.Kind // that were added
@@ -54,6 +55,9 @@ func (*noKernel) Delete([]packet.Flow, func(packet.Flow, bpf.State)) error { ret
 func (*noKernel) Read(func(packet.Flow, bpf.State, bool)) error            { return nil }
 
 func (k *noKernel) Attach(device int) error {
+	if k.wait != nil {
+		k.wait()
+	}
 	k.at = append(k.at, device)
 	return nil
 }
@@ -113,6 +117,33 @@ func TestFastPathDevices(t *testing.T) {
 	f.follow(st)
 	if !slices.Equal(k.at, []int{2}) {
 		t.Errorf("without the first: %v", k.at)
+	}
+}
+
+// TestStatusDuringAttach: status answers while the kernel lets the program wait for other changes of devices, such as
+// those of a host where many namespaces come and go.
+func TestStatusDuringAttach(t *testing.T) {
+	f, k := newTestFastPath(t)
+	waits, free := make(chan struct{}), make(chan struct{})
+	k.wait = func() { close(waits); <-free }
+	attached := make(chan struct{})
+	go func() {
+		f.follow(stateWith([]query.Device{{Name: "eth1", Index: 1, Up: true, Ethernet: true, Kind: "device"}}))
+		close(attached)
+	}()
+	testkit.Receive(t, "the program waits", waits)
+	answered := make(chan struct{})
+	go func() {
+		if st := f.status(); st.On || len(st.Devices) > 0 {
+			t.Errorf("status has %+v before the program is at a device", st)
+		}
+		close(answered)
+	}()
+	testkit.Receive(t, "status", answered)
+	close(free)
+	testkit.Receive(t, "the program is at its device", attached)
+	if st := f.status(); !st.On || !slices.Equal(st.Devices, []string{"eth1"}) {
+		t.Errorf("status has %+v", st)
 	}
 }
 

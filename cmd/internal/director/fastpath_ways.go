@@ -45,8 +45,8 @@ func (f *fastPath) followWays(ctx context.Context) error {
 		case <-f.again:
 		}
 		begin := time.Now()
-		f.mu.Lock()
 		f.followIPsec()
+		f.mu.Lock()
 		to, servers := slices.Collect(maps.Keys(f.paths)), f.servers
 		f.mu.Unlock()
 		paths, err := f.ask(to)
