@@ -114,8 +114,21 @@ func (f *frr) signal(signal syscall.Signal) {
 }
 
 // TestLastingSessions: BIRD and FRR are lost at the same time, by a kill and without a word, get another interval of
-// BFD, and FRR switches its BFD off. Each has one more session afterwards, which lasts.
+// BFD, and FRR switches its BFD off. Each has one more session afterwards, which lasts. BFD may end sessions of a
+// machine that lets programs wait for longer than its 1.5 s: then all is done again, twice at most.
 func TestLastingSessions(t *testing.T) {
+	for range 3 {
+		var ended []string
+		if !t.Run("", func(t *testing.T) { ended = lastingSessions(t) }) || len(ended) == 0 {
+			return
+		}
+		t.Log(strings.Join(ended, "; "))
+	}
+	t.Error("sessions ended that should last")
+}
+
+// lastingSessions is TestLastingSessions, and returns which sessions ended that should last.
+func lastingSessions(t *testing.T) (ended []string) {
 	f, b := newFRR(t), newBird(t)
 	run := func() {
 		f.run()
@@ -137,42 +150,45 @@ func TestLastingSessions(t *testing.T) {
 			return !slices.ContainsFunc(s.Status().Sessions, func(v announce.Session) bool { return !ok(v) })
 		})
 	}
-	last := func(what string, ups, downs uint64) {
+	note := func(what string, downs uint64) {
+		for i, v := range s.Status().Sessions {
+			if v.Downs > downs {
+				ended = append(ended, fmt.Sprintf("%s: %d ends of session %d, want %d", what, v.Downs, i, downs))
+			}
+		}
+	}
+	last := func(what string, downs uint64) {
 		t.Helper()
 		sessions("sessions that last "+what, func(v announce.Session) bool {
 			return v.State == announce.Established && v.Since > 2*time.Second && v.BFD == "up"
 		})
-		for i, v := range s.Status().Sessions {
-			if v.Ups != ups || v.Downs != downs {
-				t.Errorf("%s: session %d: %d ups and %d downs, want %d and %d", what, i, v.Ups, v.Downs, ups, downs)
-			}
-		}
+		note(what, downs)
 	}
 	lost := func(v announce.Session) bool { return v.State == announce.Down }
 
-	last("at first", 1, 0)
+	last("at first", 0)
 	b.end(syscall.SIGKILL)
 	f.end(syscall.SIGKILL)
 	sessions("no sessions", lost)
 	run()
-	last("after a kill", 2, 1)
+	last("after a kill", 1)
 
 	f.signal(syscall.SIGSTOP)
 	kerneltest.Must(t, b.cmd.Process.Signal(syscall.SIGSTOP))
 	sessions("BFD to end the sessions", lost)
 	f.signal(syscall.SIGCONT)
 	kerneltest.Must(t, b.cmd.Process.Signal(syscall.SIGCONT))
-	last("after a silence", 3, 2)
+	last("after a silence", 2)
 
 	kerneltest.Must(t, s.Set(config(with(600*time.Millisecond)...)))
-	last("with another interval", 4, 2)
+	last("with another interval", 2)
+	downs := s.Status().Sessions[0].Downs
 	f.bfdOff()
-	testkit.Eventually(t, "the end of FRR's session", func() bool { return s.Status().Sessions[0].Downs == 3 })
+	testkit.Eventually(t, "the end of FRR's session", func() bool { return s.Status().Sessions[0].Downs > downs })
 	testkit.Eventually(t, "a session without BFD that lasts", func() bool {
 		v := s.Status().Sessions[0]
-		return v.State == announce.Established && v.Since > 2*time.Second
+		return v.State == announce.Established && v.Since > 2*time.Second && v.BFD == "down"
 	})
-	if v := s.Status().Sessions[0]; v.Downs != 3 || v.BFD != "down" {
-		t.Errorf("without BFD at FRR: %+v", v)
-	}
+	note("without BFD at FRR", 3)
+	return ended
 }
