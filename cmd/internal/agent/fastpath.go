@@ -21,7 +21,7 @@ import (
 type fastPath struct {
 	log *slog.Logger
 
-	mu      sync.Mutex
+	changes sync.Mutex      // of all but view; the kernel may let them wait, and status must not
 	program *bpf.Realserver // nil: there is none
 	devices *ingress.Devices
 	list    func() ([]query.Device, error) // of this host
@@ -36,6 +36,35 @@ type fastPath struct {
 	left    []string     // devices that it is not at, and why
 	secure  ingress.Policies
 	past    map[netip.Addr]bpf.Taken // of a program that has been closed
+
+	mu   sync.Mutex
+	view view
+}
+
+// view is what status and read know of a fastPath: its state after the last change.
+type view struct {
+	program *bpf.Realserver
+	past    map[netip.Addr]bpf.Taken
+	cfg     *config.Realserver
+	off     string
+	up      bool // the agent's device
+	rules   bool
+	devices []string // that have the program
+	faults  []string
+}
+
+// show gives status and read what is so now. f.changes is held.
+func (f *fastPath) show() {
+	v := view{program: f.program, past: f.past, cfg: f.cfg, off: f.off, up: f.tun.Up, rules: f.rules.Device != 0}
+	if f.program != nil {
+		v.devices, v.faults = f.devices.Names(), slices.Concat(f.left, f.devices.Faults())
+		if f.refused != "" {
+			v.faults = append(v.faults, f.refused)
+		}
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.view = v
 }
 
 // mostHeard bounds the directors of prefixes that the program knows. The sockets get the packets of all others.
@@ -54,7 +83,10 @@ const noFastPath = "no fast path: the sockets take all packets"
 
 // load loads the program if cfg allows it. It takes no packet before enforce. A failure is one line of the log.
 func (f *fastPath) load(log *slog.Logger, cfg *config.Realserver) {
-	f.log, f.secure.Ask = log, query.HasIPsec
+	f.changes.Lock()
+	defer f.changes.Unlock()
+	defer f.show()
+	f.log, f.cfg, f.secure.Ask = log, cfg, query.HasIPsec
 	if cfg.FastPath.Off {
 		f.off = ingress.OffByKey
 		return
@@ -76,8 +108,9 @@ func (f *fastPath) needsCapability() bool { return f.program != nil && bpf.Needs
 // enforce puts cfg in force for the program, with the addresses of this host. swap puts the same in force for the
 // workers. While the two differ, the program takes no packet: it takes none that the workers would refuse.
 func (f *fastPath) enforce(cfg *config.Realserver, own []netip.Addr, swap func()) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
+	f.changes.Lock()
+	defer f.changes.Unlock()
+	defer f.show()
 	f.cfg, f.own = cfg, slices.Clone(own)
 	slices.SortFunc(f.own, netip.Addr.Compare)
 	f.own = slices.Compact(f.own)
@@ -103,7 +136,7 @@ func inPrefixes(cfg *config.Realserver, a netip.Addr) bool {
 	return slices.ContainsFunc(cfg.Directors, func(d netip.Prefix) bool { return !d.IsSingleIP() && d.Contains(a) })
 }
 
-// wanted returns the rules that the program should have. f.mu is held.
+// wanted returns the rules that the program should have. f.changes is held.
 func (f *fastPath) wanted() bpf.Rules {
 	if !f.tun.Up || f.cfg.SecondChance.On { // the kernel would drop the packets; a worker must see each packet
 		return bpf.Rules{}
@@ -128,7 +161,7 @@ func (f *fastPath) wanted() bpf.Rules {
 	return r
 }
 
-// pause lets the program take no packet. f.mu is held, and there is a program.
+// pause lets the program take no packet. f.changes is held, and there is a program.
 func (f *fastPath) pause() {
 	f.rules = bpf.Rules{}
 	if err := f.program.Pause(); err != nil {
@@ -137,7 +170,7 @@ func (f *fastPath) pause() {
 	}
 }
 
-// set gives the program the rules that it should have. f.mu is held, and there is a program.
+// set gives the program the rules that it should have. f.changes is held, and there is a program.
 func (f *fastPath) set() {
 	rules, was := f.wanted(), f.refused
 	f.refused = ""
@@ -160,8 +193,8 @@ func (f *fastPath) set() {
 // hear gives the program the directors of prefixes that the sockets have heard from. Until then it leaves their packets
 // to the sockets. The caller ensures that no other configuration comes in force meanwhile.
 func (f *fastPath) hear(directors []api.Counted) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
+	f.changes.Lock()
+	defer f.changes.Unlock()
 	if f.program == nil || f.rules.Device == 0 || f.full {
 		return
 	}
@@ -185,37 +218,34 @@ func (f *fastPath) hear(directors []api.Counted) {
 func (f *fastPath) read(t map[netip.Addr]bpf.Taken) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for a, n := range f.past {
+	for a, n := range f.view.past {
 		t[a] = t[a].Plus(n)
 	}
-	if f.program != nil {
-		_ = f.program.Read(t) // an error: the agent has lost a right, and a later call of Set reports it
+	if f.view.program != nil {
+		_ = f.view.program.Read(t) // an error: the agent has lost a right, and a later call of Set reports it
 	}
 }
 
 // status returns what the fast path does. taken is what it has taken from all directors.
 func (f *fastPath) status(taken bpf.Taken) api.FastPath {
 	f.mu.Lock()
-	defer f.mu.Unlock()
-	st := api.FastPath{Reason: f.off, Taken: api.Traffic{Packets: taken.Packets, Bytes: taken.Bytes}}
-	if f.program == nil {
+	v := f.view
+	f.mu.Unlock()
+	st := api.FastPath{Reason: v.off, Taken: api.Traffic{Packets: taken.Packets, Bytes: taken.Bytes}}
+	if v.program == nil {
 		return st
 	}
-	st.Devices, st.Resumes = f.devices.Names(), true
-	faults := slices.Concat(f.left, f.devices.Faults())
-	if f.refused != "" {
-		faults = append(faults, f.refused)
-	}
-	st.On = f.rules.Device != 0 && len(st.Devices) > 0
+	st.Devices, st.Resumes = v.devices, true
+	st.On = v.rules && len(v.devices) > 0
 	switch {
-	case len(faults) > 0:
-		st.Reason = strings.Join(faults, "; ")
+	case len(v.faults) > 0:
+		st.Reason = strings.Join(v.faults, "; ")
 	case st.On:
-	case len(f.cfg.Encaps) == 0:
+	case len(v.cfg.Encaps) == 0:
 		st.Reason = offNoTunnel
-	case f.cfg.SecondChance.On:
+	case v.cfg.SecondChance.On:
 		st.Reason = offSecondChance
-	case !f.tun.Up:
+	case !v.up:
 		st.Reason = offDown
 	default:
 		st.Reason = ingress.OffNoDevice
@@ -225,19 +255,20 @@ func (f *fastPath) status(taken bpf.Taken) api.FastPath {
 
 // close detaches the program from all devices.
 func (f *fastPath) close() {
-	f.mu.Lock()
-	defer f.mu.Unlock()
+	f.changes.Lock()
+	defer f.changes.Unlock()
 	if f.program != nil {
 		f.end("the agent is ending")
 	}
 }
 
-// end is close for this reason. What the program has taken stays in the counts. f.mu is held, and there is a program.
+// end is close for this reason. What the program has taken stays in the counts. f.changes is held, and there is a program.
 func (f *fastPath) end(reason string) {
-	f.past = map[netip.Addr]bpf.Taken{}
-	_ = f.program.Read(f.past)
-	if err := f.program.Close(); err != nil {
+	past, program := map[netip.Addr]bpf.Taken{}, f.program
+	_ = program.Read(past)
+	f.program, f.rules, f.off, f.past = nil, bpf.Rules{}, reason, past
+	f.show() // before the program is closed, which read uses
+	if err := program.Close(); err != nil {
 		f.log.Error("cannot detach the fast path's program", "error", err)
 	}
-	f.program, f.rules, f.off = nil, bpf.Rules{}, reason
 }

@@ -20,9 +20,9 @@ const ipsecEvery = 10 * time.Second
 
 // run attaches the program to devices that come, until ctx is cancelled.
 func (f *fastPath) run(ctx context.Context) error {
-	f.mu.Lock()
+	f.changes.Lock()
 	loaded := f.program != nil
-	f.mu.Unlock()
+	f.changes.Unlock()
 	if !loaded {
 		<-ctx.Done()
 		return nil
@@ -31,9 +31,9 @@ func (f *fastPath) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	f.mu.Lock()
+	f.changes.Lock()
 	f.list = watch.Devices
-	f.mu.Unlock()
+	f.changes.Unlock()
 	followed := make(chan struct{})
 	go func() {
 		defer close(followed)
@@ -59,14 +59,15 @@ func (f *fastPath) run(ctx context.Context) error {
 
 // follow attaches the program to the devices by which packets come to this host now.
 func (f *fastPath) follow() {
-	f.mu.Lock()
-	defer f.mu.Unlock()
+	f.changes.Lock()
+	defer f.changes.Unlock()
+	defer f.show()
 	if f.program != nil {
 		f.update()
 	}
 }
 
-// update gives the program its rules and devices. f.mu is held.
+// update gives the program its rules and devices. f.changes is held.
 func (f *fastPath) update() {
 	if f.program == nil {
 		return
@@ -101,7 +102,7 @@ func (f *fastPath) update() {
 }
 
 // protected reports whether this host has IPsec policies for packets that come: the program would take those that a
-// policy refuses. f.mu is held.
+// policy refuses. f.changes is held.
 func (f *fastPath) protected() bool {
 	in, _ := f.secure.Look(f.log)
 	f.secure.Log(f.log, in)
@@ -109,7 +110,7 @@ func (f *fastPath) protected() bool {
 }
 
 // filtered reports whether the strict reverse-path filter of a device can drop a director's packets. The program would
-// take them: it comes before the filter. f.mu is held.
+// take them: it comes before the filter. f.changes is held.
 func (f *fastPath) filtered(d query.Device) bool {
 	if !routing.FiltersStrictly(d.Name) {
 		return false

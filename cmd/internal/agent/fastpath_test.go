@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"testing"
 
 	"github.com/vishvananda/netlink"
@@ -13,6 +14,7 @@ import (
 	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/ingress"
 	"vstun/encap/bpf"
+	"vstun/routing/query"
 	"vstun/testdata/testkit"
 )
 
@@ -59,6 +61,54 @@ func TestProgramAndWorkers(t *testing.T) {
 	enforce("198.51.100.80", "10.0.2.2/32", true)
 	enforce("198.51.100.80", "10.0.2.2/32 10.0.2.3/32", true)
 	enforce("198.51.100.80", "10.0.2.2/32 10.0.2.3/32", false)
+}
+
+// slowProgram is a program that the kernel lets wait: it receives from free.
+type slowProgram struct {
+	waits chan<- struct{}
+	free  <-chan struct{}
+}
+
+func (p slowProgram) Attach(int) error {
+	close(p.waits)
+	<-p.free
+	return nil
+}
+
+func (slowProgram) Detach(int) error { return nil }
+func (slowProgram) Hook() string     { return "TCX" }
+
+// TestStatusDuringAttach: status and counts answer while the kernel lets the program wait for other changes of devices,
+// such as those of a host where many namespaces come and go.
+func TestStatusDuringAttach(t *testing.T) {
+	f := testFastPath(t)
+	waits, free := make(chan struct{}), make(chan struct{})
+	f.devices = ingress.New(slowProgram{waits, free})
+	cfg := agentOf("198.51.100.80", "10.0.2.2/32", "ipip", false)
+	cfg.TUN, cfg.FastPath.Devices = "lo", []string{"eth1"}
+	f.list = func() ([]query.Device, error) {
+		return []query.Device{{Name: "lo", Index: 1, Up: true}, {Name: "eth1", Index: 2, Up: true}}, nil
+	}
+	attached := make(chan struct{})
+	go func() {
+		f.enforce(cfg, nil, func() {})
+		close(attached)
+	}()
+	testkit.Receive(t, "the program waits", waits)
+	answered := make(chan struct{})
+	go func() {
+		f.read(map[netip.Addr]bpf.Taken{})
+		if st := f.status(bpf.Taken{}); st.On || len(st.Devices) > 0 {
+			t.Errorf("status has %+v before the program is at a device", st)
+		}
+		close(answered)
+	}()
+	testkit.Receive(t, "status", answered)
+	close(free)
+	testkit.Receive(t, "the program is at its device", attached)
+	if st := f.status(bpf.Taken{}); !st.On || !slices.Equal(st.Devices, []string{"eth1"}) {
+		t.Errorf("status has %+v", st)
+	}
 }
 
 // TestIPsec: while there is an IPsec policy for packets that come, the program is at no device.
