@@ -333,21 +333,34 @@ func (p *program) get(into any) error {
 	return api.Get(ctx, p.socket, "/status", into)
 }
 
+// mustGet is get, and fails the test if that fails. A program that does not answer writes where its goroutines are, and
+// ends.
+func (p *program) mustGet(into any) {
+	p.t.Helper()
+	err := p.get(into)
+	if errors.Is(err, api.ErrSilent) && p.Signal(unix.SIGQUIT) == nil {
+		select {
+		case <-p.Done():
+			p.ending = true
+		case <-time.After(soon):
+		}
+	}
+	if err != nil {
+		p.t.Fatalf("status of %s: %v", p, err)
+	}
+}
+
 // balance returns a director's status.
 func (p *program) balance() (st api.DirectorStatus) {
 	p.t.Helper()
-	if err := p.get(&st); err != nil {
-		p.t.Fatalf("status of %s: %v", p, err)
-	}
+	p.mustGet(&st)
 	return st
 }
 
 // intake returns an agent's status.
 func (p *program) intake() (st api.RealserverStatus) {
 	p.t.Helper()
-	if err := p.get(&st); err != nil {
-		p.t.Fatalf("status of %s: %v", p, err)
-	}
+	p.mustGet(&st)
 	return st
 }
 
