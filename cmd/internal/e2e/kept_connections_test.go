@@ -7,6 +7,8 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os/exec"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -65,6 +67,9 @@ func TestKeptConnections(t *testing.T) {
 				at = half.realserver()
 			}
 			before := s.director.balance()
+			if !end.with {
+				s.mustBeAcknowledged()
+			}
 			end.end()
 			s.director.start()
 			downloads.mustGoOn(t, "after "+end.name, 1<<16)
@@ -96,6 +101,16 @@ func TestKeptConnections(t *testing.T) {
 				}
 			}
 		}
+	})
+}
+
+// mustBeAcknowledged waits until the clients have acknowledged all that the servers sent. They do so 40 ms later.
+func (s *site) mustBeAcknowledged() {
+	s.t.Helper()
+	testkit.Within(s.t, "all is acknowledged", soon, func() bool {
+		return !slices.ContainsFunc(s.Webs, func(web *lab.Host) bool {
+			return strings.Contains(run(s.t, web, exec.Command("ss", "-Htin")).stdout, "unacked:")
+		})
 	})
 }
 
