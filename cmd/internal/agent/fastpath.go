@@ -262,7 +262,8 @@ func (f *fastPath) close() {
 	}
 }
 
-// end is close for this reason. What the program has taken stays in the counts. f.changes is held, and there is a program.
+// end is close for this reason. What the program has taken stays in the counts. f.changes is held, and there is a
+// program.
 func (f *fastPath) end(reason string) {
 	past, program := map[netip.Addr]bpf.Taken{}, f.program
 	_ = program.Read(past)
