@@ -45,7 +45,8 @@ test: deps
 race: deps
 	$(if $(shell command -v gcc),$(GO) test -race -short -timeout 30m ./...,@echo "SKIPPED: go test -race needs gcc")
 
-# The end-to-end tests beside four busy loops, RUNS times. RUN=NAME is for the tests whose names match.
+# The end-to-end tests beside four busy loops, RUNS times. RUN=NAME is for the tests whose names match. The machine should have nothing else to
+# do: the kernel gives the programs of another session as much time as all of these together, and lets one of these wait for seconds.
 busy: deps
 	.ci/busy $(or $(RUNS),1) $(RUN)
 
