@@ -45,23 +45,12 @@ type fastPath struct {
 type view struct {
 	program *bpf.Realserver
 	past    map[netip.Addr]bpf.Taken
-	cfg     *config.Realserver
-	off     string
-	up      bool // the agent's device
-	rules   bool
-	devices []string // that have the program
-	faults  []string
+	status  api.FastPath
 }
 
 // show gives status and read what is so now. f.changes is held.
 func (f *fastPath) show() {
-	v := view{program: f.program, past: f.past, cfg: f.cfg, off: f.off, up: f.tun.Up, rules: f.rules.Device != 0}
-	if f.program != nil {
-		v.devices, v.faults = f.devices.Names(), slices.Concat(f.left, f.devices.Faults())
-		if f.refused != "" {
-			v.faults = append(v.faults, f.refused)
-		}
-	}
+	v := view{f.program, f.past, f.state()}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.view = v
@@ -229,23 +218,33 @@ func (f *fastPath) read(t map[netip.Addr]bpf.Taken) {
 // status returns what the fast path does. taken is what it has taken from all directors.
 func (f *fastPath) status(taken bpf.Taken) api.FastPath {
 	f.mu.Lock()
-	v := f.view
+	st := f.view.status
 	f.mu.Unlock()
-	st := api.FastPath{Reason: v.off, Taken: api.Traffic{Packets: taken.Packets, Bytes: taken.Bytes}}
-	if v.program == nil {
+	st.Taken = api.Traffic{Packets: taken.Packets, Bytes: taken.Bytes}
+	return st
+}
+
+// state is status without what was taken. f.changes is held.
+func (f *fastPath) state() api.FastPath {
+	st := api.FastPath{Reason: f.off}
+	if f.program == nil {
 		return st
 	}
-	st.Devices, st.Resumes = v.devices, true
-	st.On = v.rules && len(v.devices) > 0
+	st.Devices, st.Resumes = f.devices.Names(), true
+	faults := slices.Concat(f.left, f.devices.Faults())
+	if f.refused != "" {
+		faults = append(faults, f.refused)
+	}
+	st.On = f.rules.Device != 0 && len(st.Devices) > 0
 	switch {
-	case len(v.faults) > 0:
-		st.Reason = strings.Join(v.faults, "; ")
+	case len(faults) > 0:
+		st.Reason = strings.Join(faults, "; ")
 	case st.On:
-	case len(v.cfg.Encaps) == 0:
+	case len(f.cfg.Encaps) == 0:
 		st.Reason = offNoTunnel
-	case v.cfg.SecondChance.On:
+	case f.cfg.SecondChance.On:
 		st.Reason = offSecondChance
-	case !v.up:
+	case !f.tun.Up:
 		st.Reason = offDown
 	default:
 		st.Reason = ingress.OffNoDevice

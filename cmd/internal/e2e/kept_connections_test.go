@@ -104,12 +104,16 @@ func TestKeptConnections(t *testing.T) {
 	})
 }
 
-// mustBeAcknowledged waits until the clients have acknowledged all that the servers sent. They do so 40 ms later.
+// mustBeAcknowledged waits until the clients have acknowledged all that the servers sent. They do so up to 40 ms later.
 func (s *site) mustBeAcknowledged() {
 	s.t.Helper()
 	testkit.Within(s.t, "all is acknowledged", soon, func() bool {
 		return !slices.ContainsFunc(s.Webs, func(web *lab.Host) bool {
-			return strings.Contains(run(s.t, web, exec.Command("ss", "-Htin")).stdout, "unacked:")
+			got := run(s.t, web, exec.Command("ss", "-Htin"))
+			if got.code != 0 {
+				s.t.Fatalf("ss: exit status %d: %s", got.code, got.stderr)
+			}
+			return strings.Contains(got.stdout, "unacked:")
 		})
 	})
 }

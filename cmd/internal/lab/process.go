@@ -177,7 +177,7 @@ func (p *Process) Stop() error {
 	}
 }
 
-// Output returns the last 64 KiB that the process has written to standard output and error so far.
+// Output returns the last 256 KiB that the process has written to standard output and error so far.
 func (p *Process) Output() string { return p.output.String() }
 
 // tail is a writer that keeps the end of its input.
@@ -186,7 +186,7 @@ type tail struct {
 	buf []byte
 }
 
-const tailSize = 64 << 10
+const tailSize = 256 << 10 // the goroutines of a program
 
 // Write implements io.Writer. It never fails.
 func (t *tail) Write(b []byte) (int, error) {

@@ -150,38 +150,36 @@ func lastingSessions(t *testing.T) (ended []string) {
 			return !slices.ContainsFunc(s.Status().Sessions, func(v announce.Session) bool { return !ok(v) })
 		})
 	}
-	note := func(what string, downs uint64) {
-		for i, v := range s.Status().Sessions {
-			if v.Downs > downs {
-				ended = append(ended, fmt.Sprintf("%s: %d ends of session %d, want %d", what, v.Downs, i, downs))
-			}
-		}
-	}
-	last := func(what string, downs uint64) {
+	last := func(what string, ups, downs uint64) {
 		t.Helper()
 		sessions("sessions that last "+what, func(v announce.Session) bool {
 			return v.State == announce.Established && v.Since > 2*time.Second && v.BFD == "up"
 		})
-		note(what, downs)
+		for i, v := range s.Status().Sessions {
+			if v.Ups != ups || v.Downs != downs {
+				ended = append(ended, fmt.Sprintf("%s: session %d: %d ups and %d downs, want %d and %d", what, i, v.Ups,
+					v.Downs, ups, downs))
+			}
+		}
 	}
 	lost := func(v announce.Session) bool { return v.State == announce.Down }
 
-	last("at first", 0)
+	last("at first", 1, 0)
 	b.end(syscall.SIGKILL)
 	f.end(syscall.SIGKILL)
 	sessions("no sessions", lost)
 	run()
-	last("after a kill", 1)
+	last("after a kill", 2, 1)
 
 	f.signal(syscall.SIGSTOP)
 	kerneltest.Must(t, b.cmd.Process.Signal(syscall.SIGSTOP))
 	sessions("BFD to end the sessions", lost)
 	f.signal(syscall.SIGCONT)
 	kerneltest.Must(t, b.cmd.Process.Signal(syscall.SIGCONT))
-	last("after a silence", 2)
+	last("after a silence", 3, 2)
 
 	kerneltest.Must(t, s.Set(config(with(600*time.Millisecond)...)))
-	last("with another interval", 2)
+	last("with another interval", 4, 2)
 	downs := s.Status().Sessions[0].Downs
 	f.bfdOff()
 	testkit.Eventually(t, "the end of FRR's session", func() bool { return s.Status().Sessions[0].Downs > downs })
@@ -189,6 +187,8 @@ func lastingSessions(t *testing.T) (ended []string) {
 		v := s.Status().Sessions[0]
 		return v.State == announce.Established && v.Since > 2*time.Second && v.BFD == "down"
 	})
-	note("without BFD at FRR", 3)
+	if v := s.Status().Sessions[0]; v.Downs != downs+1 {
+		ended = append(ended, fmt.Sprintf("without BFD at FRR: %+v", v))
+	}
 	return ended
 }
